@@ -1,0 +1,12 @@
+"""The ways to compute a peripheral convolution, one file each."""
+
+from .base import Backend
+from .dense import DenseBackend
+from .fft import FFTBackend
+
+#: Every backend by name, in the order in which a choice prefers them.
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (DenseBackend(), FFTBackend())
+}
+
+__all__ = ['BACKENDS', 'Backend']

@@ -1,0 +1,49 @@
+"""What a backend of the peripheral convolution has to offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..sharing_grid import SharingGrid
+
+
+class Backend(ABC):
+    """One way to compute a peripheral convolution and its weight gradient.
+
+    The gradient to the input needs no method of its own: the grid is
+    symmetric, so it is the convolution of the output's gradient with the
+    flipped weight.
+
+    Arguments arrive checked: ``input`` and ``grad_output`` are
+    ``(N, C, H, W)`` with any strides, N may be 0, and share device and dtype
+    with ``weight``. Results may have any strides.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def can_run(self, device: torch.device,
+                dtype: torch.dtype) -> tuple[bool, str]:
+        """Whether this backend runs there, and the reason if it does not.
+
+        Never raises and never builds anything.
+        """
+
+    @abstractmethod
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
+                grid: SharingGrid) -> Tensor:
+        """Convolve ``input`` with ``weight`` ``(C, 1, k', k')``."""
+
+    @abstractmethod
+    def weight_grad(self, input: Tensor, grad_output: Tensor,
+                    grid: SharingGrid) -> Tensor:
+        """Gradient ``(C, 1, k', k')`` of the weight."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,223 @@
+"""Geometry of the peripheral convolution: which weight covers which cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+
+def _integer(name: str, value: object, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f'{name} must be an integer, got {value!r} of type '
+            f'{type(value).__name__}')
+    if value < minimum:
+        raise ValueError(
+            f'{name} must be at least {minimum}, got {int(value)}')
+    return int(value)
+
+
+def _exponential_sizes(kernel_size: int, center_radius: int,
+                       base: int) -> tuple[int, ...]:
+    """Cell sizes of Eq. 2, the outermost cell cut to end at the border."""
+    focus = 2 * center_radius + 1
+    if kernel_size < focus:
+        raise ValueError(
+            f'a kernel of size {kernel_size} has no room for a centre of '
+            f'{focus}x{focus} unshared weights (center_radius='
+            f'{center_radius}); use center_radius <= '
+            f'{(kernel_size - 1) // 2}')
+    side: list[int] = []
+    left = (kernel_size - focus) // 2
+    size = base
+    while left > 0:
+        side.append(min(size, left))
+        left -= side[-1]
+        size *= base
+    return (*reversed(side), *[1] * focus, *side)
+
+
+@dataclass(frozen=True, init=False)
+class SharingGrid:
+    """The cells of a peripheral convolution's kernel.
+
+    The K x K positions of the kernel are cut into k' x k' cells, cell
+    ``(a, b)`` being ``sizes[a]`` rows by ``sizes[b]`` columns, and all
+    positions of a cell share one weight (Eq. 1 of `PeLK
+    <https://arxiv.org/abs/2403.07589>`_). The centre keeps
+    ``(2 * center_radius + 1) ** 2`` cells of one position each; outside of it
+    the sizes grow as ``base ** distance`` (Eq. 2) and the outermost cell is
+    cut so that the sizes add up to K.
+
+    A grid is immutable, hashable and compares by its sizes.
+
+    Args:
+        kernel_size (int): K, odd, in pixels of the feature map.
+        center_radius (int): r_c, the number of unshared positions on each
+            side of the central one. Default: 2.
+        base (int): m, the factor by which cells grow; 1 gives a grid of
+            ones, which is an ordinary depthwise convolution. Default: 2.
+
+    Raises:
+        TypeError: If an argument is not an integer.
+        ValueError: If ``kernel_size`` is even or smaller than the centre, or
+            an argument is out of range.
+
+    Example:
+        >>> SharingGrid(31).sizes
+        (7, 4, 2, 1, 1, 1, 1, 1, 2, 4, 7)
+    """
+
+    sizes: tuple[int, ...]
+
+    def __init__(self,
+                 kernel_size: int,
+                 center_radius: int = 2,
+                 base: int = 2) -> None:
+        kernel_size = _integer('kernel_size', kernel_size, 1)
+        center_radius = _integer('center_radius', center_radius, 0)
+        base = _integer('base', base, 1)
+        if kernel_size % 2 == 0:
+            raise ValueError(
+                f'kernel_size must be odd, got {kernel_size}; use '
+                f'{kernel_size - 1} or {kernel_size + 1}')
+        object.__setattr__(
+            self, 'sizes',
+            _exponential_sizes(kernel_size, center_radius, base))
+
+    @classmethod
+    def from_sizes(cls, sizes: Sequence[int]) -> SharingGrid:
+        """Build a grid from its cell sizes, first to last.
+
+        Args:
+            sizes (Sequence[int]): k' positive sizes, symmetric, with an odd
+                sum.
+
+        Returns:
+            SharingGrid: The grid with exactly these cells.
+
+        Raises:
+            TypeError: If ``sizes`` is not a sequence of integers.
+            ValueError: If it is empty, not symmetric, holds a size below 1 or
+                adds up to an even kernel.
+        """
+        if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Sequence):
+            raise TypeError(
+                'sizes must be a sequence of integers, got '
+                f'{type(sizes).__name__}')
+        if not sizes:
+            raise ValueError('a sharing grid needs at least one cell, got '
+                             'an empty sequence')
+        whole = tuple(
+            _integer(f'sizes[{i}]', size, 1) for i, size in enumerate(sizes))
+        if whole != whole[::-1]:
+            raise ValueError(
+                'a sharing grid must be symmetric (the same sizes from both '
+                f'ends), got {list(whole)}')
+        if sum(whole) % 2 == 0:
+            raise ValueError(
+                f'the sizes must add up to an odd kernel size, got '
+                f'{sum(whole)} from {list(whole)}')
+        grid = cls.__new__(cls)
+        object.__setattr__(grid, 'sizes', whole)
+        return grid
+
+    def __repr__(self) -> str:
+        return f'SharingGrid.from_sizes({list(self.sizes)})'
+
+    @cached_property
+    def kernel_size(self) -> int:
+        """K, the number of rows and of columns that the kernel covers."""
+        return sum(self.sizes)
+
+    @property
+    def num_cells(self) -> int:
+        """k', the number of cells along one axis."""
+        return len(self.sizes)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First kernel row (or column) of every cell, counted from 0."""
+        return (0, *accumulate(self.sizes[:-1]))
+
+    @cached_property
+    def unshared_radius(self) -> int:
+        """Unshared positions on each side of the centre; -1 if it is shared.
+
+        A parallel small kernel of up to ``2 * unshared_radius + 1`` merges
+        exactly into the compact weight.
+        """
+        middle = self.num_cells // 2
+        radius = -1
+        while radius < middle and self.sizes[middle + radius + 1] == 1:
+            radius += 1
+        return radius
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """Write the compact weight out as the full kernel (Eq. 1).
+
+        Args:
+            weight (Tensor): ``(..., k', k')``, any dtype.
+
+        Returns:
+            Tensor: ``(..., K, K)``, same dtype and device; differentiable.
+
+        Raises:
+            ValueError: If the last two dimensions are not k' x k'.
+        """
+        self._check_plane('weight', weight, self.num_cells)
+        repeats = torch.tensor(self.sizes, device=weight.device)
+        rows = weight.repeat_interleave(
+            repeats, -2, output_size=self.kernel_size)
+        return rows.repeat_interleave(
+            repeats, -1, output_size=self.kernel_size)
+
+    def reduce(self, kernel: Tensor) -> Tensor:
+        """Sum a full kernel over every cell: the adjoint of :meth:`expand`.
+
+        Args:
+            kernel (Tensor): ``(..., K, K)``, floating point.
+
+        Returns:
+            Tensor: ``(..., k', k')``, same dtype and device; differentiable.
+
+        Raises:
+            ValueError: If the last two dimensions are not K x K.
+        """
+        self._check_plane('kernel', kernel, self.kernel_size)
+        for dim in (-2, -1):
+            parts = kernel.split(self.sizes, dim)
+            kernel = torch.stack([part.sum(dim) for part in parts], dim)
+        return kernel
+
+    def project(self, kernel: Tensor) -> Tensor:
+        """Average a full kernel over every cell.
+
+        This is the compact weight whose expansion is nearest to ``kernel`` in
+        the least-squares sense, and exact where ``kernel`` is constant on the
+        cells.
+
+        Args:
+            kernel (Tensor): ``(..., K, K)``, floating point.
+
+        Returns:
+            Tensor: ``(..., k', k')``, same dtype and device; differentiable.
+
+        Raises:
+            ValueError: If the last two dimensions are not K x K.
+        """
+        sizes = kernel.new_tensor(self.sizes)
+        return self.reduce(kernel) / (sizes[:, None] * sizes)
+
+    @staticmethod
+    def _check_plane(name: str, tensor: Tensor, expected: int) -> None:
+        if tensor.ndim < 2 or tuple(tensor.shape[-2:]) != (expected, expected):
+            raise ValueError(
+                f'{name} must end in {expected} x {expected}, got shape '
+                f'{tuple(tensor.shape)}')
