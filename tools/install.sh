@@ -60,29 +60,30 @@ logged "$packages" pip install -c $constraints -r requirements/build.txt
 step '2/6 torch and torchvision (about 4 GB to download)'
 logged "$packages" pip install -c $constraints -r requirements/torch.txt
 
-step '3/6 mmcv with its ops (built from source: 8 to 25 minutes on two cores the first time, then from the cache)'
-build_mmcv() {
-    logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p; s/^ *(Successfully .{1,90}).*/  \1/p' \
-        env MMCV_WITH_OPS=1 "$venv/bin/python" -m pip \
-        --disable-pip-version-check install -v --no-build-isolation \
-        -c $constraints -r requirements/mmcv.txt "$@"
-}
-has_ops() { "$venv/bin/python" -c 'import mmcv.ops' 2>>"$log"; }
-build_mmcv
+step '3/6 mmengine, mmdet, mmsegmentation, mmpretrain'
+logged "$packages" pip install -c $constraints -r requirements/openmmlab.txt
 # Without a system libGL the desktop build of OpenCV does not import.
 if ! "$venv/bin/python" -c 'import cv2' 2>>"$log"; then
     echo '  this machine has no libGL: OpenCV without a display is used'
     logged "$packages" pip uninstall -y opencv-python
     logged "$packages" pip install -c $constraints opencv-python-headless
 fi
+
+step '4/6 mmcv with its ops (built from source: 8 to 25 minutes on two cores the first time, then from the cache)'
+# Its dependencies came with mmengine; asking again would undo the above.
+build_mmcv() {
+    logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p; s/^ *(Successfully .{1,90}).*/  \1/p' \
+        env MMCV_WITH_OPS=1 "$venv/bin/python" -m pip \
+        --disable-pip-version-check install -v --no-build-isolation --no-deps \
+        -r requirements/mmcv.txt "$@"
+}
+has_ops() { "$venv/bin/python" -c 'import mmcv.ops' 2>>"$log"; }
+build_mmcv
 if ! has_ops; then
     echo '  the cached mmcv was built without its ops, building it anew'
-    build_mmcv --no-cache-dir --force-reinstall --no-deps
+    build_mmcv --no-cache-dir --force-reinstall
     has_ops || fail "mmcv has no ops after building it; the log is $log"
 fi
-
-step '4/6 mmengine, mmdet, mmsegmentation, mmpretrain'
-logged "$packages" pip install -c $constraints -r requirements/openmmlab.txt
 
 step '5/6 pelk_mm, and what its tests and demos use'
 logged "$packages" pip install -c $constraints -r requirements/tests.txt
