@@ -1,0 +1,3 @@
+from .checkpoint import check_state_dict, load_pretrained
+
+__all__ = ['check_state_dict', 'load_pretrained']

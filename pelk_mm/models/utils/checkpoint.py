@@ -1,0 +1,186 @@
+"""Loading a backbone's weights without ever loading nothing silently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pickle import UnpicklingError
+
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+#: Every PeLK has it, in either form; it tells where a backbone's names start.
+_ANCHOR = 'downsample_layers.0.0.weight'
+#: What only the training form has.
+_TRAINING_ONLY = re.compile(r'\.(large_norm|small_norm)\.|\.pos_embed$')
+_KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
+
+
+def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
+                     prefix: str) -> None:
+    """Raise unless the state dict is one of this backbone, in this form.
+
+    Missing entries are left to the caller's ``strict``; what is refused here
+    would otherwise load little or nothing, or weights that mean another
+    thing.
+
+    Args:
+        model (nn.Module): A :class:`~pelk_mm.models.PeLK`.
+        state_dict (Mapping[str, Tensor]): May hold other modules' entries.
+        prefix (str): What the backbone's names start with in it.
+
+    Raises:
+        RuntimeError: If no entry belongs to the backbone, the entries are of
+            another arch, or merged weights meet a model that is not, or the
+            reverse.
+    """
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    given = {
+        key[len(prefix):]: value.shape
+        for key, value in state_dict.items() if key.startswith(prefix)
+    }
+    found = own.keys() & given.keys()
+    if not found:
+        raise RuntimeError(
+            f'0 of the {len(own)} entries of the PeLK backbone are in the '
+            f'state dict under the prefix {prefix!r}; it has '
+            f'{_some(state_dict)}. Is this a checkpoint of another model?')
+    _check_form(model, own, given)
+    depths = _depths(given, len(model.stages))
+    expected = list(model.depths[:len(model.stages)])
+    if depths != expected:
+        raise RuntimeError(
+            f'the checkpoint has {depths} blocks in its stages, this model '
+            f'{expected}: it is of another arch than {model.arch!r}')
+    wrong = sorted(key for key in found if own[key] != given[key])
+    if wrong:
+        lines = '; '.join(
+            f'{key} is {tuple(given[key])} in the checkpoint, '
+            f'{tuple(own[key])} in the model' for key in wrong[:3])
+        advice = ('only the kernels differ: '
+                  'tools/model_converters/grow_kernel.py converts them'
+                  if all(_KERNEL.search(key) for key in wrong) else
+                  'it is of another arch')
+        raise RuntimeError(
+            f'{len(wrong)} of the {len(own)} entries of the PeLK backbone '
+            f'({model.arch!r}) have another shape in the checkpoint: {lines}. '
+            f'{advice[0].upper()}{advice[1:]}.')
+
+
+def _check_form(model: nn.Module, own: Iterable[str],
+                given: Iterable[str]) -> None:
+    own_training = [key for key in own if _TRAINING_ONLY.search(key)]
+    given_training = [key for key in given if _TRAINING_ONLY.search(key)]
+    if own_training and not given_training:
+        raise RuntimeError(
+            'the checkpoint holds merged weights (saved after '
+            'switch_to_deploy), this PeLK is in training form: build it with '
+            'deploy=True')
+    if model.deploy and given_training:
+        raise RuntimeError(
+            'the checkpoint holds weights in training form (such as '
+            f'{given_training[0]}), this PeLK is merged: build it with '
+            'deploy=False, load, then call switch_to_deploy()')
+
+
+def _depths(keys: Iterable[str], stages: int) -> list[int]:
+    blocks: list[set[str]] = [set() for _ in range(stages)]
+    for key in keys:
+        match = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', key)
+        if match and int(match[1]) < stages:
+            blocks[int(match[1])].add(match[2])
+    return [len(indices) for indices in blocks]
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(names[:most]) or 'no entries at all') + more
+
+
+def load_pretrained(model: nn.Module, checkpoint: str,
+                    prefix: str = '') -> None:
+    """Load a backbone's weights from a checkpoint of any task.
+
+    Takes mmengine checkpoints and bare state dicts, of the backbone or of a
+    whole model, with or without ``module.`` in front. An exponential moving
+    average needs nothing special: mmengine saves it as the ``state_dict``.
+    Logs how many entries were loaded, and which are missing or unexpected.
+
+    Args:
+        model (nn.Module): A :class:`~pelk_mm.models.PeLK`.
+        checkpoint (str): Path or URL.
+        prefix (str): Where the backbone is in the checkpoint. If it is not
+            there but at exactly one other place, that one is taken.
+            Default: ``''``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If the file is not a checkpoint, or holds no weights for
+            this backbone.
+    """
+    state_dict = read_state_dict(checkpoint)
+    prefix = _find_prefix(state_dict, prefix, checkpoint)
+    weights = {
+        key[len(prefix):]: value
+        for key, value in state_dict.items() if key.startswith(prefix)
+    }
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise RuntimeError(f'{checkpoint}: {error}') from error
+    total = len(model.state_dict())
+    print_log(
+        f'{type(model).__name__}: loaded {total - len(missing)} of {total} '
+        f'entries from {checkpoint} (prefix {prefix!r}); missing: '
+        f'{missing or "none"}; unexpected: {unexpected or "none"}',
+        logger='current')
+
+
+def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
+    """Read the weights of an mmengine checkpoint or a bare state dict.
+
+    Args:
+        checkpoint (str): Path or URL.
+
+    Returns:
+        dict[str, Tensor]: On the CPU, as named in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If it is not a checkpoint that loads safely.
+    """
+    try:
+        loaded = CheckpointLoader.load_checkpoint(
+            checkpoint, map_location='cpu')
+    except UnpicklingError as error:
+        raise RuntimeError(
+            f'{checkpoint} cannot be read as plain weights: it is damaged, '
+            'or holds pickled Python objects, which are refused because '
+            'loading them can run code') from error
+    for key in ('state_dict', 'model'):
+        if isinstance(loaded, Mapping) and isinstance(
+                loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(
+            isinstance(value, Tensor) for value in loaded.values()):
+        raise RuntimeError(f'{checkpoint} holds no state dict of tensors')
+    return dict(loaded)
+
+
+def _find_prefix(state_dict: Mapping[str, Tensor], prefix: str,
+                 checkpoint: str) -> str:
+    """The prefix asked for, or the only one under which a backbone is."""
+    prefixes = [
+        key[:-len(_ANCHOR)] for key in state_dict if key.endswith(_ANCHOR)
+    ]
+    for candidate in (prefix, f'module.{prefix}'):
+        if candidate in prefixes:
+            return candidate
+    if len(prefixes) == 1:
+        return prefixes[0]
+    raise RuntimeError(
+        f'{checkpoint} has no PeLK backbone under the prefix {prefix!r}: '
+        f'found it under {prefixes or "no prefix at all"}, entries are '
+        f'{_some(state_dict)}')
