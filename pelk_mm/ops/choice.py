@@ -53,7 +53,10 @@ def select_backend(name: str | None,
         return BACKENDS[name]
     first = _first_choice(shape, grid, weight_grad)
     reasons = []
-    for candidate in (first, *(name for name in BACKENDS if name != first)):
+    order = [first, *BACKENDS]
+    if device.type == 'cuda':
+        order.insert(0, 'triton')
+    for candidate in dict.fromkeys(order):
         runs, reason = BACKENDS[candidate].can_run(device, dtype)
         if runs:
             return BACKENDS[candidate]

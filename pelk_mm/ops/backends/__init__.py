@@ -3,10 +3,12 @@
 from .base import Backend
 from .dense import DenseBackend
 from .fft import FFTBackend
+from .triton import TritonBackend
 
 #: Every backend by name, in the order in which a choice prefers them.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (DenseBackend(), FFTBackend())
+    backend.name: backend
+    for backend in (DenseBackend(), FFTBackend(), TritonBackend())
 }
 
 __all__ = ['BACKENDS', 'Backend']
