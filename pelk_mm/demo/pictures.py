@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+
+from ..engine.fileio import atomic_path
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,6 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
             ncols=min(len(legend), 4 * abreast),
             fontsize=8,
             frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f'.{path.name}.part')
-    try:
+    with atomic_path(path) as scratch:
         figure.savefig(scratch, dpi=110, format='png')
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
     return path

@@ -88,10 +88,7 @@ def run_demo(name: str,
 
 def _replace_root(node: Any, root: Path) -> Any:
     """Write another root for DATA_ROOT into a config, wherever it is."""
-    if isinstance(node, Config):
-        for key, value in node.items():
-            node[key] = _replace_root(value, root)
-    elif isinstance(node, dict):
+    if isinstance(node, (Config, dict)):
         for key, value in node.items():
             node[key] = _replace_root(value, root)
     elif isinstance(node, (list, tuple)):
