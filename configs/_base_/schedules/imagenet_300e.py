@@ -43,7 +43,9 @@ sparsity = dict(
     sparsity=0.4,
     init='snip',
     prune_rate=0.5,
-    update_interval=2000)
+    update_interval=2000,
+    # Every 2-D and 4-D weight, the classifier's too.
+    include='.')
 custom_hooks = [ema, sparsity]
 
 default_hooks = dict(

@@ -21,6 +21,10 @@ train_cfg = dict(max_epochs=30)
 
 # A dense checkpoint takes `--cfg-options custom_hooks=[]`.
 custom_hooks = [
-    dict(type='DynamicSparsityHook', init='zeros', update_interval=None)
+    dict(
+        type='DynamicSparsityHook',
+        init='zeros',
+        update_interval=None,
+        include='.')
 ]
 auto_scale_lr = dict(base_batch_size=512)
