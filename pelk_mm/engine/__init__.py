@@ -1,6 +1,9 @@
 """What runs around a model: hooks and optimizer constructors."""
 
-from .hooks import SafeCheckpointHook
+from .hooks import DynamicSparsityHook, SafeCheckpointHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'SafeCheckpointHook']
+__all__ = [
+    'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
+    'SafeCheckpointHook'
+]

@@ -17,6 +17,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from .dynamic_sparsity_hook import warn_about_unused_masks
+
 _HISTORY = 'history_buffer'
 #: Tensors and numbers only, as torch and mmengine make them.
 _ALREADY_PLAIN = ('state_dict', 'optimizer')
@@ -99,7 +101,12 @@ class SafeCheckpointHook(CheckpointHook):
                 checkpoint[key] = to_plain(value, key)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give mmengine back the log histories that it expects."""
+        """Give mmengine back the log histories that it expects.
+
+        A sparse run that goes on without its hook is warned about here,
+        because the hook that is missing cannot.
+        """
+        warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
             checkpoint['message_hub'] = dict(
