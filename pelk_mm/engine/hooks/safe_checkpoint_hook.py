@@ -17,6 +17,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from ..fileio import ATOMIC_BACKEND
 from .dynamic_sparsity_hook import warn_about_unused_masks
 
 _HISTORY = 'history_buffer'
@@ -67,7 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.backend_args is None and isinstance(self.file_backend,
                                                     LocalBackend):
-            self.backend_args = dict(backend='pelk_mm.atomic')
+            self.backend_args = dict(backend=ATOMIC_BACKEND)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         with self._removing_last():
