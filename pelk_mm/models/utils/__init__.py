@@ -1,3 +1,4 @@
+from .activation_checkpoint import checkpoint_block
 from .checkpoint import (
     backbone_prefixes,
     check_state_dict,
@@ -8,7 +9,7 @@ from .checkpoint import (
 from .kernel_growth import move_kernels, move_masks, read_grids, regrid
 
 __all__ = [
-    'backbone_prefixes', 'check_state_dict', 'load_pretrained',
-    'move_kernels', 'move_masks', 'read_checkpoint', 'read_grids', 'regrid',
-    'weights_of'
+    'backbone_prefixes', 'check_state_dict', 'checkpoint_block',
+    'load_pretrained', 'move_kernels', 'move_masks', 'read_checkpoint',
+    'read_grids', 'regrid', 'weights_of'
 ]
