@@ -1,4 +1,4 @@
-from .activation_checkpoint import checkpoint_block
+from .activation_checkpoint import checkpoint_keeping_stats
 from .checkpoint import (
     backbone_prefixes,
     check_state_dict,
@@ -9,7 +9,7 @@ from .checkpoint import (
 from .kernel_growth import move_kernels, move_masks, read_grids, regrid
 
 __all__ = [
-    'backbone_prefixes', 'check_state_dict', 'checkpoint_block',
+    'backbone_prefixes', 'check_state_dict', 'checkpoint_keeping_stats',
     'load_pretrained', 'move_kernels', 'move_masks', 'read_checkpoint',
     'read_grids', 'regrid', 'weights_of'
 ]
