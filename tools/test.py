@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmengine.config import DictAction
+from mmengine.dist import is_main_process
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.launch import (
@@ -52,8 +53,9 @@ def main() -> None:
     except LaunchError as error:
         sys.exit(f'error: {error}')
     metrics = build_runner(config).test()
-    for name, value in metrics.items():
-        print(f'{name}: {value}')
+    if is_main_process():
+        for name, value in metrics.items():
+            print(f'{name}: {value}')
 
 
 if __name__ == '__main__':

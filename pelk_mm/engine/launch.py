@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -217,12 +217,13 @@ def _use_launcher(config: Config, launcher: str) -> None:
         timeout = config.get('env_cfg', {}).get('dist_cfg',
                                                 {}).get('timeout', 1800)
         dist.init_process_group('gloo', timeout=timedelta(seconds=timeout))
-    config.setdefault('model_wrapper_cfg',
-                      ConfigDict(
-                          type='MMDistributedDataParallel',
-                          broadcast_buffers=False,
-                          find_unused_parameters=config.get(
-                              'find_unused_parameters', False)))
+    if config.get('model_wrapper_cfg') is None:
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            # mmengine would name a CUDA device here.
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False))
     config.pop('sync_bn', None)
     if _replace(config.model, 'SyncBN', 'BN'):
         print_log(

@@ -17,6 +17,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from ..fileio import ATOMIC_BACKEND
+from .dynamic_sparsity_hook import warn_about_unused_masks
+
 _HISTORY = 'history_buffer'
 #: Tensors and numbers only, as torch and mmengine make them.
 _ALREADY_PLAIN = ('state_dict', 'optimizer')
@@ -65,7 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
         super().before_train(runner)
         if self.backend_args is None and isinstance(self.file_backend,
                                                     LocalBackend):
-            self.backend_args = dict(backend='pelk_mm.atomic')
+            self.backend_args = dict(backend=ATOMIC_BACKEND)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         with self._removing_last():
@@ -99,7 +102,12 @@ class SafeCheckpointHook(CheckpointHook):
                 checkpoint[key] = to_plain(value, key)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give mmengine back the log histories that it expects."""
+        """Give mmengine back the log histories that it expects.
+
+        A sparse run that goes on without its hook is warned about here,
+        because the hook that is missing cannot.
+        """
+        warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
             checkpoint['message_hub'] = dict(

@@ -15,12 +15,15 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...ops import SharingGrid
 from ...ops.checks import check_bool, check_integer, check_number
 from ..layers import LayerNorm2d, PartialPeripheralConv2d
-from ..utils import check_state_dict, load_pretrained
+from ..utils import (
+    check_state_dict,
+    checkpoint_keeping_stats,
+    load_pretrained,
+)
 
 
 class PeLKBlock(nn.Module):
@@ -57,19 +60,21 @@ class PeLKBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos_sums: Tensor | None = None) -> Tensor:
         """Map ``(N, C, H, W)`` to the same shape, laid out channels-last.
 
         Args:
             x (Tensor): ``(N, C, H, W)``.
-            pos_embed (Tensor, optional): ``(1, K, K)``. Default: None.
+            pos_sums (Tensor, optional): ``(1, k', k')``, see
+                :class:`~pelk_mm.models.layers.PartialPeripheralConv2d`.
+                Default: None.
         """
         if self.with_cp and torch.is_grad_enabled() and self.training:
-            return checkpoint(self._forward, x, pos_embed, use_reentrant=False)
-        return self._forward(x, pos_embed)
+            return checkpoint_keeping_stats(self, self._forward, x, pos_sums)
+        return self._forward(x, pos_sums)
 
-    def _forward(self, x: Tensor, pos_embed: Tensor | None) -> Tensor:
-        y = self.conv(x, pos_embed).permute(0, 2, 3, 1)
+    def _forward(self, x: Tensor, pos_sums: Tensor | None) -> Tensor:
+        y = self.conv(x, pos_sums).permute(0, 2, 3, 1)
         y = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(y))))
         if self.gamma is not None:
             y = y * self.gamma
@@ -95,6 +100,7 @@ class PeLKStage(nn.Module):
                  pos_embed: bool = True,
                  **block_cfg) -> None:
         super().__init__()
+        self.grid = grid
         self.blocks = nn.ModuleList(
             PeLKBlock(channels, grid, rate, **block_cfg)
             for rate in drop_path_rates)
@@ -105,15 +111,22 @@ class PeLKStage(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the same shape, laid out channels-last."""
+        pos_sums = self._pos_sums()
         for block in self.blocks:
-            x = block(x, self.pos_embed)
+            x = block(x, pos_sums)
         return x
 
     def merge(self) -> None:
         """Merge every block's convolution; the embedding ends in biases."""
+        pos_sums = self._pos_sums()
         for block in self.blocks:
-            block.conv.merge(self.pos_embed)
+            block.conv.merge(pos_sums)
         self.pos_embed = None
+
+    def _pos_sums(self) -> Tensor | None:
+        return (None if self.pos_embed is None else self.grid.reduce(
+            self.pos_embed))
 
 
 @MODELS.register_module()
@@ -133,10 +146,10 @@ class PeLK(BaseModule):
             Default: 0.375.
         pos_embed (bool): Kernel-wise positional embedding, one per stage.
             Default: True.
-        norm_cfg (dict): Norm of the convolution branches. Default:
-            ``dict(type='BN')``.
-        drop_path_rate (float): Stochastic depth of the last block; the rate
-            grows linearly from 0 at the first. Default: 0.
+        norm_cfg (dict, optional): Norm of the convolution branches, a
+            BatchNorm of any kind. Default: None, ``dict(type='BN')``.
+        drop_path_rate (float): Stochastic depth of the last block, below 1;
+            the rate grows linearly from 0 at the first. Default: 0.
         layer_scale_init_value (float): Start of LayerScale; 0 leaves it out.
             Default: 1e-6.
         out_indices (int | Sequence[int]): Stages whose output is returned;
@@ -242,11 +255,10 @@ class PeLK(BaseModule):
         self.out_indices = self._indices(out_indices)
         built = max(self.out_indices) + 1
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, 0,
-                                      self.num_stages)
-        if small_kernel is not None:
-            check_integer('small_kernel', small_kernel, 1)
-        check_number('conv_ratio', conv_ratio, 0, 1)
-        check_number('drop_path_rate', drop_path_rate, 0, 1)
+                                           self.num_stages)
+        if check_number('drop_path_rate', drop_path_rate, 0, 1) == 1:
+            raise ValueError('drop_path_rate must be below 1, which would '
+                             'never run the last block, got 1')
         check_number('layer_scale_init_value', layer_scale_init_value, 0)
         for name, value in (('pos_embed', pos_embed), ('with_cp', with_cp),
                             ('gap_before_final_norm', gap_before_final_norm),
@@ -347,7 +359,7 @@ class PeLK(BaseModule):
         indices = []
         for index in out_indices:
             index = check_integer('out_indices', index, -cls.num_stages,
-                             cls.num_stages - 1)
+                                  cls.num_stages - 1)
             indices.append(index % cls.num_stages)
         return tuple(indices)
 

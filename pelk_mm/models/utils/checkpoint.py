@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 #: Every PeLK has it, in either form; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
+#: The parts of a stage's convolutions, apart from a mere counter.
+_PART = re.compile(r'stages\.(\d+)\.(?:blocks\.\d+\.conv\.)?'
+                   r'(pos_embed|large|small|(?:large|small)_norm)'
+                   r'(?!\.num_batches_tracked)(\.\w+)?$')
 #: What only the training form has.
-_TRAINING_ONLY = re.compile(r'\.(large_norm|small_norm)\.|\.pos_embed$')
+_TRAINING_ONLY = {'pos_embed', 'large_norm', 'small_norm'}
 _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
 
 
@@ -31,14 +35,15 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
         prefix (str): What the backbone's names start with in it.
 
     Raises:
-        RuntimeError: If no entry belongs to the backbone, the entries are of
-            another arch, or merged weights meet a model that is not, or the
-            reverse.
+        RuntimeError: If no entry belongs to the backbone, or the entries are
+            of another arch, of the other form (merged or not), or of
+            convolutions with other parts.
     """
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {
         key[len(prefix):]: value.shape
-        for key, value in state_dict.items() if key.startswith(prefix)
+        for key, value in state_dict.items()
+        if key.startswith(prefix) and isinstance(value, Tensor)
     }
     found = own.keys() & given.keys()
     if not found:
@@ -46,13 +51,13 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
             f'0 of the {len(own)} entries of the PeLK backbone are in the '
             f'state dict under the prefix {prefix!r}; it has '
             f'{_some(state_dict)}. Is this a checkpoint of another model?')
-    _check_form(model, own, given)
     depths = _depths(given, len(model.stages))
     expected = list(model.depths[:len(model.stages)])
     if depths != expected:
         raise RuntimeError(
             f'the checkpoint has {depths} blocks in its stages, this model '
             f'{expected}: it is of another arch than {model.arch!r}')
+    _check_form(model, own, given)
     wrong = sorted(key for key in found if own[key] != given[key])
     if wrong:
         lines = '; '.join(
@@ -70,18 +75,37 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
 
 def _check_form(model: nn.Module, own: Iterable[str],
                 given: Iterable[str]) -> None:
-    own_training = [key for key in own if _TRAINING_ONLY.search(key)]
-    given_training = [key for key in given if _TRAINING_ONLY.search(key)]
+    stages = len(model.stages)
+    own_parts, given_parts = _parts(own, stages), _parts(given, stages)
+    if own_parts == given_parts:
+        return
+    missing = ', '.join(sorted(own_parts - given_parts)) or 'none'
+    unexpected = ', '.join(sorted(given_parts - own_parts)) or 'none'
+    own_training = any(part.split('.')[0] in _TRAINING_ONLY
+                       for part in own_parts)
+    given_training = any(part.split('.')[0] in _TRAINING_ONLY
+                         for part in given_parts)
     if own_training and not given_training:
-        raise RuntimeError(
-            'the checkpoint holds merged weights (saved after '
-            'switch_to_deploy), this PeLK is in training form: build it with '
-            'deploy=True')
-    if model.deploy and given_training:
-        raise RuntimeError(
-            'the checkpoint holds weights in training form (such as '
-            f'{given_training[0]}), this PeLK is merged: build it with '
-            'deploy=False, load, then call switch_to_deploy()')
+        advice = ('it holds merged weights (saved after switch_to_deploy), '
+                  'this PeLK is in training form: build it with deploy=True')
+    elif model.deploy and given_training:
+        advice = ('it holds weights in training form, this PeLK is merged: '
+                  'build it with deploy=False, load, then call '
+                  'switch_to_deploy()')
+    else:
+        advice = ('build the PeLK with the small_kernel, pos_embed and '
+                  'norm_cfg that it was trained with')
+    raise RuntimeError('the convolutions in the checkpoint have other parts '
+                       f'than in this model (missing: {missing}; unexpected: '
+                       f'{unexpected}); {advice}')
+
+
+def _parts(keys: Iterable[str], stages: int) -> set[str]:
+    matches = (_PART.match(key) for key in keys)
+    return {
+        match[2] + (match[3] or '')
+        for match in matches if match and int(match[1]) < stages
+    }
 
 
 def _depths(keys: Iterable[str], stages: int) -> list[int]:
