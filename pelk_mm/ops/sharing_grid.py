@@ -6,21 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
-
-def _integer(name: str, value: object, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f'{name} must be an integer, got {value!r} of type '
-            f'{type(value).__name__}')
-    if value < minimum:
-        raise ValueError(
-            f'{name} must be at least {minimum}, got {int(value)}')
-    return int(value)
+from .checks import check_integer
 
 
 def _exponential_sizes(kernel_size: int, center_radius: int,
@@ -80,9 +70,9 @@ class SharingGrid:
                  kernel_size: int,
                  center_radius: int = 2,
                  base: int = 2) -> None:
-        kernel_size = _integer('kernel_size', kernel_size, 1)
-        center_radius = _integer('center_radius', center_radius, 0)
-        base = _integer('base', base, 1)
+        kernel_size = check_integer('kernel_size', kernel_size, 1)
+        center_radius = check_integer('center_radius', center_radius, 0)
+        base = check_integer('base', base, 1)
         if kernel_size % 2 == 0:
             raise ValueError(
                 f'kernel_size must be odd, got {kernel_size}; use '
@@ -115,7 +105,8 @@ class SharingGrid:
             raise ValueError('a sharing grid needs at least one cell, got '
                              'an empty sequence')
         whole = tuple(
-            _integer(f'sizes[{i}]', size, 1) for i, size in enumerate(sizes))
+            check_integer(f'sizes[{i}]', size, 1)
+            for i, size in enumerate(sizes))
         if whole != whole[::-1]:
             raise ValueError(
                 'a sharing grid must be symmetric (the same sizes from both '

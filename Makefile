@@ -1,0 +1,46 @@
+# The commands of the README. Everything runs in .venv, which they make.
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.PHONY: help install demo demo-classification demo-detection test test-slow \
+        test-gpu lint clean
+
+help:
+	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
+	@echo 'make demo                 train and draw UperNet + PeLK on digit scenes'
+	@echo 'make demo-classification  the same for ImageNet-style classification'
+	@echo 'make demo-detection       the same for Cascade Mask R-CNN'
+	@echo 'make test                 the test suite (make test-slow: the long ones,'
+	@echo '                          make test-gpu: those that need a GPU)'
+	@echo 'make lint                 ruff'
+
+install: $(INSTALLED)
+
+$(INSTALLED): $(wildcard requirements/*.txt) setup.cfg tools/install.sh
+	PYTHON=$(PYTHON) bash tools/install.sh $(VENV)
+
+demo: $(INSTALLED)
+	$(RUN) tools/demo.py segmentation
+
+demo-classification: $(INSTALLED)
+	$(RUN) tools/demo.py classification
+
+demo-detection: $(INSTALLED)
+	$(RUN) tools/demo.py detection
+
+test: $(INSTALLED)
+	$(RUN) -m pytest -m 'not slow and not gpu' $(ARGS)
+
+test-slow: $(INSTALLED)
+	$(RUN) -m pytest -m 'slow and not gpu' $(ARGS)
+
+test-gpu: $(INSTALLED)
+	$(RUN) -m pytest -m gpu $(ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

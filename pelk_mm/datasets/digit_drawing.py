@@ -1,0 +1,388 @@
+"""Pictures of handwritten digits on textured backgrounds, in memory.
+
+Everything here is a pure function of a NumPy generator and of the handwritten
+samples it is given; nothing is read from or written to disk. Pictures are
+float arrays (H, W, 3), RGB, in [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+# Each of the 64 elements of a handwritten sample is the share of ink in its
+# square. From this value on, after sharpening by this strength, it is stroke.
+_INK = 0.45
+_SHARPENING = 1.2
+# Rec. 709 weights: how bright a person finds red, green and blue.
+_LUMA = np.array([0.2126, 0.7152, 0.0722])
+# Brightness between a digit and what lies around it, at least.
+_CONTRAST = 0.3
+# Of every digit at least this share of its pixels stays visible ...
+_VISIBLE = 0.8
+# ... and of the smaller of two bounding boxes at most this share is common.
+_BOX_OVERLAP = 0.35
+_PLACING_ATTEMPTS = 30
+
+
+@dataclass(frozen=True)
+class Handwritings:
+    """Handwritten samples of one split.
+
+    Attributes:
+        images (np.ndarray): (N, 8, 8), float64, 0 is paper and 1 is ink.
+        labels (np.ndarray): (N,), int64, the digit each sample shows.
+        indices (np.ndarray): (N,), int64, their places in scikit-learn's
+            ``load_digits``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is to be seen in it.
+
+    Attributes:
+        image (np.ndarray): (H, W, 3), float64, RGB in [0, 1].
+        labels (tuple[int, ...]): The digit that each instance shows.
+        owners (np.ndarray): (H, W), int64: the instance that each pixel
+            belongs to, as an index into ``labels``; -1 is the background.
+    """
+
+    image: np.ndarray
+    labels: tuple[int, ...]
+    owners: np.ndarray
+
+
+@lru_cache(maxsize=1)
+def load_handwritings() -> dict[str, Handwritings]:
+    """Read scikit-learn's digits, split into 'train' and 'val'.
+
+    Of every digit one sample in five goes to 'val' and the others to 'train',
+    whatever the seed of the pictures, so that no network trained on pictures
+    of one seed has seen a validation handwriting of another. The samples'
+    writers are not recorded: a writer may appear in both.
+
+    Returns:
+        dict[str, Handwritings]: 1433 samples 'train' and 364 'val'.
+
+    Raises:
+        ImportError: If scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            'the digit scenes are made of the handwritten digits that come '
+            'with scikit-learn, which cannot be imported; install it with '
+            '`pip install scikit-learn`') from error
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8) / 16
+    is_val = np.zeros(len(labels), dtype=bool)
+    for digit in range(10):
+        is_val[np.flatnonzero(labels == digit)[::5]] = True
+    return {
+        split: Handwritings(images[chosen], labels[chosen],
+                            np.flatnonzero(chosen))
+        for split, chosen in (('train', ~is_val), ('val', is_val))
+    }
+
+
+def luma(color: np.ndarray) -> np.ndarray:
+    """Brightness of RGB colours (..., 3), as a person sees it, (...)."""
+    return color @ _LUMA
+
+
+def _random_color(rng: Generator, saturation: tuple[float, float],
+                  value: tuple[float, float]) -> np.ndarray:
+    hue = rng.uniform()
+    s, v = rng.uniform(*saturation), rng.uniform(*value)
+    # HSV to RGB: each channel is a trapezoid over the hue circle.
+    distance = np.abs((hue * 6 + np.array([3, 1, 5])) % 6 - 3)
+    return v * (1 - s * (1 - np.clip(distance - 1, 0, 1)))
+
+
+def _resize(field: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = Image.fromarray(field.astype(np.float32))
+    return np.asarray(
+        image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+
+
+def _to_unit_range(field: np.ndarray) -> np.ndarray:
+    field = field - field.min()
+    return field / max(field.max(), 1e-6)
+
+
+def _clouds(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Noise of several octaves, coarse ones strongest."""
+    field = np.zeros((height, width))
+    cells, strength = int(rng.integers(2, 5)), 1.0
+    while cells < min(height, width):
+        field += strength * _resize(
+            rng.uniform(-1, 1, (cells + 1, cells + 1)), height, width)
+        cells, strength = cells * 2, strength * 0.55
+    return _to_unit_range(field)
+
+
+def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Distance along a random direction, in picture widths."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    angle = rng.uniform(0, 2 * np.pi)
+    return x * np.cos(angle) + y * np.sin(angle)
+
+
+def _gradient(rng: Generator, height: int, width: int) -> np.ndarray:
+    return _to_unit_range(_ramp(rng, height, width))
+
+
+def _stripes(rng: Generator, height: int, width: int) -> np.ndarray:
+    periods, bend = rng.uniform(3, 12), rng.uniform(0, 0.15)
+    along = _ramp(rng, height, width) + bend * _clouds(rng, height, width)
+    sharpness = rng.uniform(1, 6)
+    wave = np.sin(2 * np.pi * (periods * along + rng.uniform()))
+    return 0.5 + 0.5 * np.tanh(sharpness * wave) / np.tanh(sharpness)
+
+
+def _checks(rng: Generator, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    angle, periods = rng.uniform(0, np.pi), rng.uniform(2, 7)
+    u = np.sin(2 * np.pi * periods * (x * np.cos(angle) + y * np.sin(angle)))
+    v = np.sin(2 * np.pi * periods * (y * np.cos(angle) - x * np.sin(angle)))
+    return 0.5 + 0.5 * np.tanh(rng.uniform(1, 8) * u * v)
+
+
+def _rings(rng: Generator, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    center_y, center_x = rng.uniform(-0.3, 1.3, 2)
+    radius = np.hypot(y - center_y, x - center_x)
+    return 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 9) * radius)
+
+
+def _spots(rng: Generator, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    field = np.zeros((height, width))
+    for _ in range(int(rng.integers(8, 30))):
+        center_y, center_x = rng.uniform(0, 1, 2)
+        radius = rng.uniform(0.02, 0.12)
+        distance = np.hypot(y - center_y, x - center_x)
+        field = np.maximum(field, np.clip((radius - distance) * 30, 0, 1))
+    return field
+
+
+_PATTERNS = (_clouds, _gradient, _stripes, _checks, _rings, _spots)
+
+
+def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
+    """Draw a texture: a pattern in two colours of similar brightness.
+
+    Args:
+        rng (Generator): Where the choices come from.
+        height (int): Pixels.
+        width (int): Pixels.
+
+    Returns:
+        np.ndarray: (height, width, 3), float64, RGB in [0, 1].
+    """
+    first = _random_color(rng, (0.05, 0.75), (0.1, 1.0))
+    # A second colour of its own hue, but brought near to the first one's
+    # brightness: room must be left for digits to stand out.
+    second = _random_color(rng, (0.05, 0.75), (0.1, 1.0))
+    gap = rng.choice([-1, 1]) * rng.uniform(0.06, 0.2)
+    second = np.clip(second + luma(first) + gap - luma(second), 0, 1)
+
+    pattern = _PATTERNS[rng.integers(len(_PATTERNS))](rng, height, width)
+    share = rng.uniform(0.1, 0.4)
+    mixed = (1 - share) * pattern + share * _clouds(rng, height, width)
+    picture = first + mixed[..., None] * (second - first)
+    grain = rng.normal(0, rng.uniform(0.005, 0.03), (height, width, 1))
+    return np.clip(picture + grain, 0, 1)
+
+
+def _sharpen(samples: np.ndarray) -> np.ndarray:
+    """Raise (h, w) over its 3 x 3 neighbourhoods: small holes stay open."""
+    rows, columns = samples.shape
+    padded = np.pad(samples, 1)
+    mean = sum(padded[i:i + rows, j:j + columns]
+               for i in range(3) for j in range(3)) / 9
+    return samples + _SHARPENING * (samples - mean)
+
+
+def draw_glyph(rng: Generator, handwriting: np.ndarray,
+               size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one handwritten sample large, slightly turned and slanted.
+
+    The sample is interpolated smoothly and cut at half-ink, which gives back
+    a pen stroke with a sharp edge.
+
+    Args:
+        rng (Generator): Where the choices come from.
+        handwriting (np.ndarray): (8, 8), in [0, 1], 1 is ink.
+        size (float): Side of the sample in pixels; the ink, which seldom
+            fills its whole width, is about as high as this.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: Two maps (h, w), float64 in [0, 1]:
+        how much of each pixel the stroke covers, and how strongly the pen
+        was pressed there. A pixel belongs to the digit where the stroke
+        covers at least one half of it; the maps are cropped to these pixels.
+    """
+    samples = _sharpen(np.pad(handwriting, 2)).astype(np.float32)
+    angle = rng.uniform(-0.15, 0.15)
+    slant = rng.uniform(-0.15, 0.15)
+    stretch = rng.uniform(0.9, 1.1)
+    turn = np.array([[np.cos(angle), -np.sin(angle)],
+                     [np.sin(angle), np.cos(angle)]])
+    # From pixels of the canvas, (x, y), to elements of the sample.
+    matrix = turn @ np.array([[stretch, slant], [0, 1]]) * (8 / size)
+    side = int(np.ceil(1.7 * size))
+    shift = len(samples) / 2 - matrix @ np.array([side / 2, side / 2])
+    drawn = np.asarray(Image.fromarray(samples).transform(
+        (side, side), Image.Transform.AFFINE,
+        (*matrix[0], shift[0], *matrix[1], shift[1]),
+        Image.Resampling.BICUBIC), np.float64)
+    # The edge is a pixel wide: the ink rises by about one per element.
+    stroke = np.clip((drawn - _INK) * (size / 8) + 0.5, 0, 1)
+    rows = np.flatnonzero((stroke >= 0.5).any(axis=1))
+    columns = np.flatnonzero((stroke >= 0.5).any(axis=0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return stroke[box], np.clip(drawn[box], 0, 1)
+
+
+def _ink_color(rng: Generator, around: np.ndarray,
+               neighbors: list[np.ndarray]) -> np.ndarray:
+    """A colour that stands out from its surroundings (h, w, 3)."""
+    brightness = np.array([luma(around).mean(), *map(luma, neighbors)])
+    best, best_contrast = None, -1.0
+    for _ in range(40):
+        color = _random_color(rng, (0.2, 1.0), (0.05, 1.0))
+        contrast = np.abs(brightness - luma(color)).min()
+        if contrast >= _CONTRAST:
+            return color
+        if contrast > best_contrast:
+            best, best_contrast = color, contrast
+    return best
+
+
+def _paint(window: np.ndarray, stroke: np.ndarray, pressure: np.ndarray,
+           color: np.ndarray) -> None:
+    """Lay a stroke (h, w) over a window (h, w, 3) of a picture.
+
+    It is full colour where the pen was pressed, and lets what lies beneath
+    shine through a little where it was not.
+    """
+    cover = stroke * (0.65 + 0.35 * pressure)
+    window += cover[..., None] * (color - window)
+
+
+def draw_digit(rng: Generator, handwriting: np.ndarray,
+               size: int) -> np.ndarray:
+    """Draw a picture of one digit, roughly centred.
+
+    Args:
+        rng (Generator): Where the choices come from.
+        handwriting (np.ndarray): (8, 8), in [0, 1], 1 is ink.
+        size (int): Side of the picture in pixels.
+
+    Returns:
+        np.ndarray: (size, size, 3), float64, RGB in [0, 1].
+    """
+    picture = draw_background(rng, size, size)
+    stroke, pressure = draw_glyph(rng, handwriting,
+                                  rng.uniform(0.5, 0.75) * size)
+    height, width = stroke.shape
+    jitter = rng.uniform(-0.08, 0.08, 2) * size
+    free = np.array([size - height, size - width])
+    top, left = np.clip(np.rint(free / 2 + jitter).astype(int), 0, free)
+    window = picture[top:top + height, left:left + width]
+    _paint(window, stroke, pressure, _ink_color(rng, window, []))
+    return picture
+
+
+class _Canvas:
+    """A scene under construction."""
+
+    def __init__(self, rng: Generator, size: int):
+        self.rng = rng
+        self.size = size
+        self.picture = draw_background(rng, size, size)
+        self.owners = np.full((size, size), -1)
+        self.labels: list[int] = []
+        self.colors: list[np.ndarray] = []
+        self.areas: list[int] = []
+        self.boxes: list[tuple[int, int, int, int]] = []
+
+    def add(self, handwriting: np.ndarray, label: int, size: float) -> bool:
+        """Paint a digit where there is room; False if there is none."""
+        stroke, pressure = draw_glyph(self.rng, handwriting, size)
+        mask = stroke >= 0.5
+        height, width = mask.shape
+        for _ in range(_PLACING_ATTEMPTS):
+            top = int(self.rng.integers(self.size - height + 1))
+            left = int(self.rng.integers(self.size - width + 1))
+            box = (top, left, top + height, left + width)
+            if self._has_room(box, mask):
+                break
+        else:
+            return False
+        area = slice(top, top + height), slice(left, left + width)
+        owners = self.owners[area]
+        neighbors = [self.colors[i] for i in np.unique(owners) if i >= 0]
+        color = _ink_color(self.rng, self.picture[area], neighbors)
+        _paint(self.picture[area], stroke, pressure, color)
+        owners[mask] = len(self.labels)
+        self.labels.append(label)
+        self.colors.append(color)
+        self.areas.append(int(mask.sum()))
+        self.boxes.append(box)
+        return True
+
+    def _has_room(self, box: tuple[int, int, int, int],
+                  mask: np.ndarray) -> bool:
+        top, left, bottom, right = box
+        for other_top, other_left, other_bottom, other_right in self.boxes:
+            common = (max(min(bottom, other_bottom) - max(top, other_top), 0)
+                      * max(min(right, other_right) - max(left, other_left),
+                            0))
+            smaller = min(
+                mask.size,
+                (other_bottom - other_top) * (other_right - other_left))
+            if common > _BOX_OVERLAP * smaller:
+                return False
+        left_over = self.owners.copy()
+        left_over[top:bottom, left:right][mask] = -1
+        return all((left_over == index).sum() >= _VISIBLE * area
+                   for index, area in enumerate(self.areas))
+
+
+def draw_scene(rng: Generator, handwritings: Handwritings,
+               size: int) -> Scene:
+    """Draw a scene of up to six digits that overlap a little.
+
+    A digit is 3/16 to 9/16 of the scene high, lies wholly within it, and
+    keeps four fifths of its pixels visible.
+
+    Args:
+        rng (Generator): Where the choices come from.
+        handwritings (Handwritings): The samples to draw from.
+        size (int): Side of the scene in pixels.
+
+    Returns:
+        Scene: The picture, its digits and which pixels are theirs.
+    """
+    canvas = _Canvas(rng, size)
+    for _ in range(int(rng.integers(2, 7))):
+        chosen = rng.integers(len(handwritings))
+        canvas.add(handwritings.images[chosen],
+                   int(handwritings.labels[chosen]),
+                   size * rng.uniform(3 / 16, 9 / 16))
+    return Scene(canvas.picture, tuple(canvas.labels), canvas.owners)

@@ -1,0 +1,270 @@
+"""From a config and command-line wishes to a runner, for every task."""
+
+from __future__ import annotations
+
+import os
+import os.path as osp
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .hooks.safe_checkpoint_hook import find_resumable
+
+
+class LaunchError(ValueError):
+    """The run cannot start; the message is for the person who started it."""
+
+
+def load_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a config file and override some of its fields.
+
+    Args:
+        path (str): The ``.py`` file.
+        options (Mapping, optional): Values by dotted name, as from
+            ``--cfg-options``. Default: None.
+
+    Returns:
+        Config: With ``work_dir`` set, by default after the file's name.
+
+    Raises:
+        LaunchError: If there is no such file, or it is not a config.
+    """
+    if not osp.isfile(path):
+        raise LaunchError(f'there is no config file {path}')
+    try:
+        config = Config.fromfile(path)
+        config.merge_from_dict(dict(options or {}))
+    except Exception as error:
+        raise LaunchError(f'{path} cannot be read as a config: '
+                          f'{type(error).__name__}: {error}') from error
+    if config.get('model') is None:
+        raise LaunchError(f'{path} has no model; is it a part of a config?')
+    if config.get('work_dir') is None:
+        config.work_dir = osp.join('work_dirs', Path(path).stem)
+    return config
+
+
+def prepare_training(config: Config,
+                     *,
+                     work_dir: str | None = None,
+                     resume: str | None = None,
+                     amp: bool = False,
+                     auto_scale_lr: bool = False,
+                     launcher: str = 'none') -> Config:
+    """Turn the options of ``tools/train.py`` into fields of the config.
+
+    Args:
+        config (Config): Changed in place.
+        work_dir (str, optional): Where to save. Default: the config's.
+        resume (str, optional): ``'auto'`` for the newest whole checkpoint of
+            the work dir, or a checkpoint's path. Default: None, from scratch.
+        amp (bool): Automatic mixed precision. Default: False.
+        auto_scale_lr (bool): Scale the learning rate with the batch size.
+            Default: False.
+        launcher (str): mmengine's. Default: ``'none'``.
+
+    Returns:
+        Config: The same.
+
+    Raises:
+        LaunchError: If a wish cannot be granted; the message says why.
+    """
+    if work_dir is not None:
+        config.work_dir = work_dir
+    if amp:
+        _use_amp(config)
+    if auto_scale_lr:
+        _use_auto_scale_lr(config)
+    if resume is not None:
+        config.load_from = _resume_from(resume, config.work_dir)
+        config.resume = True
+    elif config.get('load_from'):
+        check_checkpoint(config.load_from)
+    _use_launcher(config, launcher)
+    return config
+
+
+def prepare_testing(config: Config,
+                    checkpoint: str,
+                    *,
+                    work_dir: str | None = None,
+                    show_dir: str | None = None,
+                    out: str | None = None,
+                    launcher: str = 'none') -> Config:
+    """Turn the options of ``tools/test.py`` into fields of the config.
+
+    Args:
+        config (Config): Changed in place.
+        checkpoint (str): What to test.
+        work_dir (str, optional): Where to log. Default: the config's.
+        show_dir (str, optional): Where to save drawn predictions. Default:
+            None, nowhere.
+        out (str, optional): A ``.pkl`` file for the raw predictions.
+            Default: None.
+        launcher (str): mmengine's. Default: ``'none'``.
+
+    Returns:
+        Config: The same.
+
+    Raises:
+        LaunchError: If the checkpoint cannot be read, or a wish cannot be
+            granted.
+    """
+    if work_dir is not None:
+        config.work_dir = work_dir
+    check_checkpoint(checkpoint)
+    config.load_from = checkpoint
+    config.resume = False
+    if show_dir is not None:
+        _draw_to(config, show_dir)
+    if out is not None:
+        if not out.endswith(('.pkl', '.pickle')):
+            raise LaunchError(f'--out must end in .pkl, got {out}')
+        evaluators = config.test_evaluator
+        if isinstance(evaluators, Mapping):
+            evaluators = [evaluators]
+        config.test_evaluator = [
+            *evaluators, dict(type='DumpResults', out_file_path=out)
+        ]
+    _use_launcher(config, launcher)
+    return config
+
+
+def build_runner(config: Config) -> Runner:
+    """Build the runner that the config describes."""
+    if 'runner_type' in config:
+        return RUNNERS.build(config)
+    return Runner.from_cfg(config)
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise LaunchError unless a local checkpoint exists and loads safely."""
+    if '://' in path:
+        return
+    if not osp.isfile(path):
+        raise LaunchError(f'there is no checkpoint {path}')
+    try:
+        torch.load(path, map_location='cpu', mmap=True)
+    except UnpicklingError as error:
+        raise LaunchError(
+            f'{path} holds pickled Python objects, which are not loaded '
+            'because loading them can run code. Checkpoints saved with '
+            "default_hooks.checkpoint = dict(type='SafeCheckpointHook') have "
+            'none; for an older one that you trust, '
+            'tools/model_converters/publish_model.py --trust keeps the '
+            f'weights ({error})') from error
+    except Exception as error:
+        raise LaunchError(f'{path} is not a whole checkpoint: '
+                          f'{type(error).__name__}: {error}') from error
+
+
+def _resume_from(resume: str, work_dir: str) -> str:
+    if resume != 'auto':
+        check_checkpoint(resume)
+        return resume
+    found = find_resumable(work_dir)
+    if found is None:
+        raise LaunchError(
+            f'--resume: there is no checkpoint in {work_dir} to resume from; '
+            'start without --resume, or name one with --resume PATH')
+    return found
+
+
+def _use_amp(config: Config) -> None:
+    wrapper = config.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if not torch.cuda.is_available():
+        raise LaunchError(
+            '--amp needs a GPU (mmengine runs AmpOptimWrapper on none but '
+            'accelerators) and torch sees none; leave out --amp')
+    if kind == 'AmpOptimWrapper':
+        return
+    if kind != 'OptimWrapper':
+        raise LaunchError('--amp works on the optimizer wrapper OptimWrapper, '
+                          f'the config has {kind}')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _use_auto_scale_lr(config: Config) -> None:
+    if not config.get('auto_scale_lr', {}).get('base_batch_size'):
+        raise LaunchError(
+            '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=…) in '
+            'the config, the batch size that its learning rate is for')
+    config.auto_scale_lr.enable = True
+
+
+def _use_launcher(config: Config, launcher: str) -> None:
+    config.launcher = launcher
+    if launcher == 'none' or torch.cuda.is_available():
+        return
+    # Several processes without a GPU: mmengine would select CUDA devices,
+    # and SyncBatchNorm has no CPU form.
+    if not dist.is_initialized():
+        if launcher != 'pytorch':
+            raise LaunchError(
+                f'without a GPU, launcher {launcher!r} is not supported; use '
+                'tools/dist_train.sh, which starts torchrun')
+        timeout = config.get('env_cfg', {}).get('dist_cfg',
+                                                {}).get('timeout', 1800)
+        dist.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+    if config.get('model_wrapper_cfg') is None:
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            # mmengine would name a CUDA device here.
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False))
+    config.pop('sync_bn', None)
+    if _replace(config.model, 'SyncBN', 'BN'):
+        print_log(
+            'no GPU: SyncBN becomes BN, each process normalises its own batch',
+            logger='current')
+
+
+def _replace(node: Any, old: str, new: str) -> int:
+    """Replace ``type=old`` in nested configs; return how often."""
+    if isinstance(node, Mapping):
+        count = int(node.get('type') == old)
+        if count:
+            node['type'] = new
+        return count + sum(_replace(item, old, new) for item in node.values())
+    if isinstance(node, (list, tuple)):
+        return sum(_replace(item, old, new) for item in node)
+    return 0
+
+
+#: By task library: its visualization hook, and where it saves pictures.
+_DRAWING = {
+    'mmseg':
+    lambda folder: dict(type='SegVisualizationHook', draw=True, interval=1),
+    'mmdet':
+    lambda folder: dict(
+        type='DetVisualizationHook', draw=True, test_out_dir=folder),
+    'mmpretrain':
+    lambda folder: dict(
+        type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+}
+
+
+def _draw_to(config: Config, folder: str) -> None:
+    scope = config.get('default_scope')
+    if scope not in _DRAWING:
+        raise LaunchError('--show-dir needs a config whose default_scope is '
+                          f'one of {list(_DRAWING)}, got {scope!r}')
+    folder = osp.abspath(folder)
+    os.makedirs(folder, exist_ok=True)
+    config.default_hooks.visualization = _DRAWING[scope](folder)
+    if scope == 'mmseg':
+        config.visualizer.save_dir = folder
+        config.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+

@@ -1,0 +1,273 @@
+"""Learning rates that decay with depth, for any backbone that knows its."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from inspect import signature
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
+from torch import nn
+
+from ...ops.checks import check_integer, check_number
+
+_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+#: Not 1-D, yet no weights that decay should draw to zero.
+_EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
+_DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
+_KNOWN = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys',
+          *_DECAY_MULTS)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Layer-wise or stage-wise learning-rate decay.
+
+    A parameter at depth d of D gets the learning rate
+    ``lr * decay_rate ** (D - 1 - d)``: everything behind the backbone (output
+    norms, necks, heads) the full one, the stem the smallest. Depths are the
+    backbone's own: the constructor finds every module with a
+    ``get_layer_depth(name, prefix)``, under any name and in any wrapper.
+
+    ``paramwise_cfg`` may hold
+
+    - ``decay_rate`` (float): in (0, 1]. Required.
+    - ``decay_type`` (str): ``'layer_wise'`` takes the depths of
+      ``get_layer_depth``. ``'stage_wise'`` is the rule of ConvNeXt's
+      segmentation recipe: depth 0 for the stem and all downsampling layers,
+      i + 1 for stage i, ``num_layers + 1`` behind the backbone. Default:
+      ``'layer_wise'``.
+    - ``num_layers`` (int): layers of the backbone, 6 or 12 in ConvNeXt's
+      recipes. Layer-wise it must agree with the backbone. Default: what the
+      backbone says.
+    - ``custom_keys`` (dict): as in mmengine: for the longest key that is part
+      of a parameter's name, ``lr_mult`` (on top of the decay) and
+      ``decay_mult``.
+    - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult`` (float):
+      factors of the weight decay for the parameters of norms, for biases, and
+      for what else is one-dimensional (LayerScale) or an embedding. Default:
+      0 each.
+
+    Raises:
+        TypeError: If a field of ``paramwise_cfg`` has the wrong type.
+        ValueError: If no backbone knows its depths, a parameter cannot be
+            placed, ``paramwise_cfg`` is wrong, or the optimizer lacks the
+            ``lr`` or ``weight_decay`` that it would scale.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        ...     constructor='LayerDecayOptimWrapperConstructor',
+        ...     paramwise_cfg=dict(
+        ...         decay_rate=0.9, decay_type='stage_wise', num_layers=6))
+    """
+
+    def _validate_cfg(self) -> None:
+        cfg = self.paramwise_cfg
+        if not isinstance(cfg, Mapping):
+            raise TypeError('paramwise_cfg must be a dict, got '
+                            f'{type(cfg).__name__}')
+        _check_keys('paramwise_cfg', cfg, _KNOWN)
+        if 'decay_rate' not in cfg:
+            raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
+        if check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
+            raise ValueError('decay_rate must be above 0, got 0')
+        kind = cfg.get('decay_type', 'layer_wise')
+        if kind not in ('layer_wise', 'stage_wise'):
+            raise ValueError("decay_type must be 'layer_wise' or "
+                             f"'stage_wise', got {kind!r}")
+        if cfg.get('num_layers') is not None:
+            check_integer('num_layers', cfg['num_layers'], 1)
+        custom = cfg.get('custom_keys', {})
+        if not isinstance(custom, Mapping):
+            raise TypeError('custom_keys must be a dict, got '
+                            f'{type(custom).__name__}')
+        multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
+        for key, value in custom.items():
+            name = f'custom_keys[{key!r}]'
+            if not isinstance(value, Mapping):
+                raise TypeError(f'{name} must be a dict, got '
+                                f'{type(value).__name__}')
+            _check_keys(name, value, ('lr_mult', 'decay_mult'))
+            multipliers.update(
+                {f'{name}.{part}': mult for part, mult in value.items()})
+        for name, mult in multipliers.items():
+            check_number(name, mult, 0)
+        if self.base_lr is None:
+            raise ValueError('the optimizer needs an lr, which decays with '
+                             f'depth; got {self.optimizer_cfg}')
+        if self.base_wd is None and any(
+                name.endswith('decay_mult') and mult
+                for name, mult in multipliers.items()):
+            raise ValueError('the optimizer needs a weight_decay, which '
+                             f'{list(multipliers)} would scale; got '
+                             f'{self.optimizer_cfg}')
+
+    def add_params(self, params: list[dict], module: nn.Module,
+                   **kwargs) -> None:
+        """Put every trainable parameter of the model in exactly one group.
+
+        Args:
+            params (list[dict]): The parameter groups, filled in place, sorted
+                by depth. Each has ``params``, ``param_names``,
+                ``group_name``, ``lr`` and ``lr_scale``, and ``weight_decay``
+                if the optimizer's config has one or it is 0.
+            module (nn.Module): The model, or a backbone alone.
+            **kwargs: Not used; mmengine's recursion passes them.
+        """
+        backbones = _find_backbones(module)
+        kinds = _parameter_kinds(module)
+        groups: dict[tuple, dict] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            depth, scale = self._depth(name, backbones)
+            lr_mult, decay_mult = self._multipliers(name, kinds[name])
+            # Custom multipliers may split a depth further; 0 and 1 are the
+            # usual two.
+            key = (depth, decay_mult, lr_mult)
+            if key not in groups:
+                groups[key] = self._new_group(depth, scale * lr_mult,
+                                              decay_mult, lr_mult)
+            groups[key]['params'].append(parameter)
+            groups[key]['param_names'].append(name)
+        ordered = [groups[key] for key in sorted(groups)]
+        print_log(
+            'learning-rate decay by depth:\n' + '\n'.join(
+                f"  {group['group_name']}: {len(group['params'])} tensors, "
+                f"lr x {group['lr_scale']:.4g}" for group in ordered),
+            logger='current')
+        params.extend(ordered)
+
+    def _new_group(self, depth: int, scale: float, decay_mult: float,
+                   lr_mult: float) -> dict:
+        name = f'layer_{depth}_' + ('no_decay' if decay_mult == 0 else 'decay')
+        if decay_mult not in (0, 1):
+            name += f'_x{decay_mult:g}'
+        if lr_mult != 1:
+            name += f'_lr_x{lr_mult:g}'
+        group = dict(
+            params=[],
+            param_names=[],
+            group_name=name,
+            lr=self.base_lr * scale,
+            lr_scale=scale)
+        if self.base_wd is not None:
+            group['weight_decay'] = self.base_wd * decay_mult
+        elif decay_mult == 0:
+            # The optimizer may have a default of its own, as AdamW has.
+            group['weight_decay'] = 0.
+        return group
+
+    def _depth(self, name: str,
+               backbones: dict[str, nn.Module]) -> tuple[int, float]:
+        """Depth of a parameter and the factor of its learning rate."""
+        cfg = self.paramwise_cfg
+        rate = cfg['decay_rate']
+        owner = max((prefix for prefix in backbones
+                     if name.startswith(prefix)),
+                    key=len,
+                    default=None)
+        prefix = next(iter(backbones)) if owner is None else owner
+        depth, total = backbones[prefix].get_layer_depth(name, prefix)
+        layers = cfg.get('num_layers') or total - 2
+        if cfg.get('decay_type') == 'stage_wise':
+            depth = layers + 1 if owner is None else _stage_depth(
+                name, prefix, depth, total, layers)
+            total = layers + 2
+        elif layers != total - 2:
+            raise ValueError(
+                f'num_layers={layers}, but the backbone '
+                f'{type(backbones[prefix]).__name__} has {total - 2} layers; '
+                'leave num_layers out or set it to that')
+        elif owner is None:
+            depth = total - 1
+        return depth, rate**(total - 1 - depth)
+
+    def _multipliers(self, name: str, kind: str) -> tuple[float, float]:
+        """Factors of the learning rate and of the weight decay."""
+        cfg = self.paramwise_cfg
+        custom = cfg.get('custom_keys', {})
+        decay = 1. if kind == 'weight' else cfg.get(f'{kind}_decay_mult', 0.)
+        keys = sorted((key for key in custom if key in name),
+                      key=lambda key: (-len(key), key))
+        if not keys:
+            return 1., float(decay)
+        chosen = custom[keys[0]]
+        return (float(chosen.get('lr_mult', 1.)),
+                float(chosen.get('decay_mult', decay)))
+
+
+def _check_keys(name: str, given: Mapping, known: Sequence[str]) -> None:
+    unknown = sorted(set(given) - set(known), key=str)
+    if unknown:
+        raise ValueError(f'{name} may have {", ".join(known)}, got unknown '
+                         f'{", ".join(map(str, unknown))}')
+
+
+def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
+    """Innermost modules that know their parameters' depths, by prefix."""
+    names = [
+        name for name, module in model.named_modules() if _knows_depths(module)
+    ]
+    inner = [
+        name for name in names
+        if not any(other != name and other.startswith(f'{name}.' if name else
+                                                      '') for other in names)
+    ]
+    if not inner:
+        raise ValueError(
+            f'no module of {type(model).__name__} has a method '
+            'get_layer_depth(name, prefix), from which '
+            'LayerDecayOptimWrapperConstructor takes the depths; use a '
+            'backbone that has one, such as PeLK, or another constructor')
+    modules = dict(model.named_modules())
+    return {f'{name}.' if name else '': modules[name] for name in inner}
+
+
+def _knows_depths(module: nn.Module) -> bool:
+    method = getattr(module, 'get_layer_depth', None)
+    # mmpretrain's classifiers have one without a prefix, which only asks a
+    # backbone that may have none.
+    return callable(method) and 'prefix' in signature(method).parameters
+
+
+def _parameter_kinds(model: nn.Module) -> dict[str, str]:
+    """'norm', 'bias', 'flat' or 'weight' for every parameter name."""
+    kinds = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, _NORMS):
+                kind = 'norm'
+            elif name == 'bias':
+                kind = 'bias'
+            elif parameter.ndim <= 1 or name in _EMBEDDINGS:
+                kind = 'flat'
+            else:
+                kind = 'weight'
+            kinds[f'{prefix}.{name}' if prefix else name] = kind
+    return kinds
+
+
+def _stage_depth(name: str, prefix: str, depth: int, total: int,
+                 num_layers: int) -> int:
+    """Depth by the stage in the name, as ConvNeXt's segmentation recipe."""
+    own = name[len(prefix):]
+    stage = re.match(r'stages\.(\d+)\.', own)
+    if stage:
+        found = int(stage[1]) + 1
+        if found > num_layers:
+            raise ValueError(f'num_layers={num_layers} is less than the '
+                             f'stages of the backbone: {name} is in stage '
+                             f'{found}')
+        return found
+    if own.startswith('downsample_layers.') or depth == 0:
+        return 0
+    if depth == total - 1:
+        return num_layers + 1
+    raise ValueError(
+        f"decay_type='stage_wise' cannot place the parameter {name}: its name "
+        'has no stages.N; use layer_wise for this backbone')

@@ -1,0 +1,231 @@
+"""The layers around the peripheral convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...ops import SharingGrid, peripheral_conv2d
+from ...ops.checks import check_integer, check_number
+from ...ops.choice import check_name
+
+
+class PeripheralConv2d(nn.Module):
+    """Depthwise convolution that owns a compact weight ``(C, 1, k', k')``.
+
+    Args:
+        channels (int): C, of input and output.
+        grid (SharingGrid): The cells of the K x K kernel.
+        bias (bool): Whether to add a bias ``(C,)``. Default: True.
+        backend (str, optional): Passed to
+            :func:`pelk_mm.ops.peripheral_conv2d`. Default: None, the fastest.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 grid: SharingGrid,
+                 bias: bool = True,
+                 backend: str | None = None) -> None:
+        super().__init__()
+        check_name(backend)
+        self.channels = channels
+        self.grid = grid
+        self.backend = backend
+        cells = grid.num_cells
+        self.weight = nn.Parameter(torch.empty(channels, 1, cells, cells))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of std 0.02, bias 0, as ConvNeXt's layers."""
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, C, H, W)``; same shape, dtype and layout."""
+        return peripheral_conv2d(
+            x, self.weight, self.grid, self.bias, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return (f'{self.channels}, kernel_size={self.grid.kernel_size}, '
+                f'cells={self.grid.num_cells}, bias={self.bias is not None}')
+
+
+class PartialPeripheralConv2d(nn.Module):
+    """Peripheral convolution of the first channels, the rest passed on.
+
+    The first ``g = int(conv_ratio * channels)`` channels go through the large
+    kernel, and in training through a parallel small one; each branch has its
+    own BatchNorm and the two are summed (Eq. 4 to 6 of `PeLK
+    <https://arxiv.org/abs/2403.07589>`_). The other channels are concatenated
+    unchanged.
+
+    The kernel-wise positional embedding ``h`` of Eq. 3 contributes
+    ``sum_{i,j} w(i, j) h(i, j)``, one constant per channel whatever the data.
+    A BatchNorm behind it would cancel it and leave ``h`` without a gradient,
+    so it is added behind the summed branches. ``w`` is constant on a cell, so
+    all that is needed of ``h`` are its sums over the cells, which the blocks
+    of a stage share: ``grid.reduce(h)``.
+
+    Args:
+        channels (int): C, of input and output.
+        grid (SharingGrid): The cells of the large kernel.
+        conv_ratio (float): Share of the channels that are convolved.
+            Default: 0.375.
+        small_kernel (int, optional): Size of the parallel kernel, odd. None
+            leaves out the branch and both norms, and gives the large kernel
+            a bias. Default: 5.
+        norm_cfg (dict, optional): Config of the branches' norms, a BatchNorm
+            of any kind. Default: None, ``dict(type='BN')``.
+        deploy (bool): Build the merged form. Default: False.
+        backend (str, optional): See :class:`PeripheralConv2d`. Default: None.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If no channel would be convolved, ``small_kernel`` is even
+            or larger than the large kernel, ``norm_cfg`` is no BatchNorm, or
+            there is no such backend.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 grid: SharingGrid,
+                 conv_ratio: float = 0.375,
+                 small_kernel: int | None = 5,
+                 norm_cfg: dict | None = None,
+                 deploy: bool = False,
+                 backend: str | None = None) -> None:
+        super().__init__()
+        convolved = int(check_number('conv_ratio', conv_ratio, 0, 1) *
+                        channels)
+        if not 1 <= convolved <= channels:
+            raise ValueError(
+                f'conv_ratio={conv_ratio} of {channels} channels leaves '
+                f'{convolved} to convolve, expected 1 to {channels}')
+        if small_kernel is not None and (
+                check_integer('small_kernel', small_kernel, 1) % 2 == 0
+                or small_kernel > grid.kernel_size):
+            raise ValueError(
+                'small_kernel must be None or odd and no larger than the '
+                f'large kernel ({grid.kernel_size}), got {small_kernel}')
+        self.split = (convolved, channels - convolved)
+        self.merged = small_kernel is None or deploy
+        self.large = PeripheralConv2d(
+            convolved, grid, bias=self.merged, backend=backend)
+        self.small = None
+        self.small_kernel = small_kernel
+        if small_kernel is not None and not (deploy
+                                             and self._small_fits(grid)):
+            self.small = nn.Conv2d(
+                convolved,
+                convolved,
+                small_kernel,
+                padding=small_kernel // 2,
+                groups=convolved,
+                bias=False)
+            nn.init.trunc_normal_(self.small.weight, std=0.02)
+        if not self.merged:
+            self.large_norm = _build_batch_norm(norm_cfg, convolved)
+            self.small_norm = _build_batch_norm(norm_cfg, convolved)
+
+    def forward(self, x: Tensor, pos_sums: Tensor | None = None) -> Tensor:
+        """Convolve the first channels.
+
+        Args:
+            x (Tensor): ``(N, C, H, W)``.
+            pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
+                cells, ``(1, k', k')``. Default: None.
+
+        Returns:
+            Tensor: ``(N, C, H, W)``.
+        """
+        head, tail = x.split(self.split, 1)
+        y = self.large(head)
+        if not self.merged:
+            y = self.large_norm(y) + self.small_norm(self.small(head))
+        elif self.small is not None:
+            y = y + self.small(head)
+        if pos_sums is not None:
+            y = y + self._constant(pos_sums).to(y.dtype)[:, None, None]
+        return torch.cat((y, tail), 1)
+
+    def _small_fits(self, grid: SharingGrid) -> bool:
+        """Whether the small kernel lies in the unshared centre."""
+        return self.small_kernel <= 2 * grid.unshared_radius + 1
+
+    def _constant(self, pos_sums: Tensor) -> Tensor:
+        """``sum_{i,j} w(i, j) h(i, j)`` per channel, ``(g,)``."""
+        return (self.large.weight[:, 0] * pos_sums).sum((1, 2))
+
+    @torch.no_grad()
+    def merge(self, pos_sums: Tensor | None = None) -> None:
+        """Fold norms, small kernel and positional embedding into one kernel.
+
+        The result stays compact. A small kernel that reaches beyond the
+        unshared centre cannot be written into shared cells and stays a
+        convolution of its own, its norm folded.
+
+        Args:
+            pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
+                cells, ``(1, k', k')``. Default: None.
+        """
+        large = self.large
+        grid = large.grid
+        weight = large.weight.double()
+        bias = weight.new_zeros(large.channels)
+        if large.bias is not None:
+            bias += large.bias
+        if pos_sums is not None:
+            bias += self._constant(pos_sums)
+        if not self.merged:
+            scale, shift = _affine(self.large_norm)
+            weight = weight * scale
+            bias += shift
+            scale, shift = _affine(self.small_norm)
+            small = self.small.weight * scale
+            bias += shift
+            if self._small_fits(grid):
+                pad = (grid.num_cells - small.shape[-1]) // 2
+                weight = weight + F.pad(small, [pad] * 4)
+                self.small = None
+            else:
+                self.small.weight.copy_(small)
+            del self.large_norm, self.small_norm
+        large.weight.copy_(weight)
+        large.bias = nn.Parameter(
+            bias.to(large.weight.dtype), large.weight.requires_grad)
+        self.merged = True
+
+
+def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
+    cfg = dict(type='BN') if cfg is None else cfg
+    if not isinstance(cfg, Mapping):
+        raise TypeError('norm_cfg must be None or a dict, got '
+                        f'{cfg!r} of type {type(cfg).__name__}')
+    norm = build_norm_layer(cfg, channels)[1]
+    if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
+        raise ValueError(
+            'norm_cfg must be a BatchNorm with running statistics, such as '
+            f"dict(type='BN') or dict(type='SyncBN'), got {dict(cfg)}: no "
+            'other norm can be merged into a convolution')
+    return norm
+
+
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A BatchNorm in eval mode as scale ``(C, 1, 1, 1)``, shift ``(C,)``."""
+    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.double()
+    return scale[:, None, None, None], shift

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# What dist_train.sh and dist_test.sh share: torchrun with a free port.
+#   dist_run.sh SCRIPT POSITION ARGUMENTS
+# The argument at POSITION is the number of GPUs; those before it and behind it
+# go to SCRIPT.
+set -euo pipefail
+script=$1
+position=$2
+shift 2
+if [ "$#" -lt "$position" ]; then
+    name=dist_${script%.py}.sh
+    [ "$script" = train.py ] && files=CONFIG || files='CONFIG CHECKPOINT'
+    echo "usage: tools/$name $files GPUS [arguments of $script]" >&2
+    exit 2
+fi
+before=("${@:1:position-1}")
+gpus=${!position}
+shift "$position"
+if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "error: GPUS must be a positive integer, got '$gpus'" >&2
+    exit 2
+fi
+
+nnodes=${NNODES:-1}
+python=${PYTHON:-python}
+tools=$(cd "$(dirname "$0")" && pwd)
+if [ -z "${PORT:-}" ]; then
+    if [ "$nnodes" -gt 1 ]; then
+        echo "error: with NNODES=$nnodes set PORT, the same on every machine" >&2
+        exit 2
+    fi
+    PORT=$("$python" -c 'import socket
+s = socket.socket()
+s.bind(("127.0.0.1", 0))
+print(s.getsockname()[1])')
+fi
+
+PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" \
+exec "$python" -m torch.distributed.run \
+    --nnodes="$nnodes" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="$PORT" \
+    --nproc_per_node="$gpus" \
+    "$tools/$script" "${before[@]}" --launcher pytorch "$@"

@@ -1,0 +1,62 @@
+"""Evaluate a checkpoint of any task with the library's own metrics."""
+
+import argparse
+import sys
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.launch import (
+    LaunchError,
+    build_runner,
+    load_config,
+    prepare_testing,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='where to log')
+    parser.add_argument(
+        '--show-dir', help='save a drawn prediction for every image here')
+    parser.add_argument(
+        '--out', metavar='FILE.pkl', help='save the raw predictions')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override fields of the config')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='set by dist_test.sh')
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        config = prepare_testing(
+            load_config(args.config, args.cfg_options),
+            args.checkpoint,
+            work_dir=args.work_dir,
+            show_dir=args.show_dir,
+            out=args.out,
+            launcher=args.launcher)
+    except LaunchError as error:
+        sys.exit(f'error: {error}')
+    metrics = build_runner(config).test()
+    if is_main_process():
+        for name, value in metrics.items():
+            print(f'{name}: {value}')
+
+
+if __name__ == '__main__':
+    main()
