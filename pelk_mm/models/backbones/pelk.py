@@ -499,8 +499,8 @@ class PeLK(BaseModule):
     def init_weights(self) -> None:
         """Initialise; pretrained weights are checked and reported."""
         cfg = self.init_cfg
-        if isinstance(cfg, Mapping) and cfg.get('type') == 'Pretrained':
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix', ''))
+        if _is_pretrained(cfg):
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
             self._is_init = True
         else:
             super().init_weights()
@@ -508,3 +508,10 @@ class PeLK(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         check_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_pretrained(cfg: dict | list[dict] | None) -> bool:
+    """Whether an ``init_cfg`` loads a checkpoint, in any spelling."""
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    name = getattr(kind, '__name__', kind)
+    return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
