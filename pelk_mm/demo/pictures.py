@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..engine.fileio import atomic_path
+
+#: Width over height.
+_SCREEN = 1.6
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,7 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
               legend: Mapping[str, Sequence[int]] | None = None) -> Path:
     """Draw rows of panels under each other.
 
-    Two rows stand side by side where there are more than three, so that the
-    picture fits a screen.
+    As many rows stand side by side as make the picture fit a screen.
 
     Args:
         rows (Sequence[Sequence[Panel]]): At least one; all of one length.
@@ -60,9 +63,12 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
         Path: ``path``.
     """
     path = Path(path)
-    abreast = 2 if len(rows) > 3 else 1
-    lines = -(-len(rows) // abreast)
     width = len(rows[0])
+    abreast = min(
+        range(1, len(rows) + 1),
+        key=lambda count: abs(
+            log(width * count / -(-len(rows) // count) / _SCREEN)))
+    lines = -(-len(rows) // abreast)
     figure = Figure(
         figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
         layout='constrained')

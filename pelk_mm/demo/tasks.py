@@ -48,6 +48,19 @@ def segmentation_panels(image: np.ndarray, sample: BaseDataElement,
     ]
 
 
+def classification_panels(image: np.ndarray, sample: BaseDataElement,
+                          meta: Mapping) -> list[Panel]:
+    """The image under its true and its predicted class."""
+    truth, prediction = int(sample.gt_label), int(sample.pred_label)
+    score = float(sample.pred_score[prediction])
+    verdict = '' if prediction == truth else ' (wrong)'
+    return [
+        Panel(
+            image, f"true {meta['classes'][truth]}, predicted "
+            f"{meta['classes'][prediction]} {score:.2f}{verdict}")
+    ]
+
+
 #: The demos by the name of their task.
 TASKS = {
     'segmentation':
@@ -57,4 +70,12 @@ TASKS = {
         percent=True,
         examples=6,
         panels=segmentation_panels),
+    'classification':
+    Task(
+        config='demo_pelk_digits.py',
+        metric='accuracy/top1',
+        percent=True,
+        examples=20,
+        panels=classification_panels,
+        legend=False),
 }
