@@ -102,7 +102,7 @@ def test_learning_rates_decay_by_stage(load, name):
 
     names = {id(value): key for key, value in model.named_parameters()}
     placed = {}
-    for group in wrapper.param_groups:
+    for group in wrapper.optimizer.param_groups:
         for value in group['params']:
             assert names[id(value)] not in placed
             placed[names[id(value)]] = group
