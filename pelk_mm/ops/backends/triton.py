@@ -100,7 +100,7 @@ class TritonBackend(Backend):
                         tables.ladder, tables.cells, tables.level_ends, batch,
                         height, width, plan.top, maps.stride(0),
                         grid.num_cells, grid.kernel_size,
-                        *planes.stride()[:3],
+                        *planes.stride()[:3], planes.shape[3],
                         PADDED=tiles.padded,
                         LEVELS=len(plan.boxes),
                         HAS_BIAS=bias is not None,
@@ -109,6 +109,7 @@ class TritonBackend(Backend):
                         BLOCK_K=tiles.chunk,
                         PRECISION=_precision(input),
                         num_warps=tiles.warps,
+                        maxnreg=128,
                         # Loading ahead would bypass the first-level cache,
                         # which holds most of a tile shifted by a few rows.
                         num_stages=1)
@@ -125,7 +126,8 @@ class TritonBackend(Backend):
         kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.weight_grad(batch * height, width, narrow)
-        plan = make_plan(grid.sizes, height, tiles.columns, narrow)
+        plan = make_plan(grid.sizes, height,
+                         tiles.reach(width, grid.kernel_size), narrow)
         tables = make_tables(plan, input.device)
         pairs, chunks = tiles.pairs(width, grid.kernel_size)
         scratch_lines = plan.num_maps * (plan.top + height) + height
@@ -231,17 +233,18 @@ def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
     maps = _scratch(input, plan.num_maps, channels, batch, lines, tiles.padded)
     block_c = _channel_block(tiles)
     kernels.maps_kernel[(batch * lines, -(-channels // block_c) *
-                         (tiles.padded // tiles.chunk), len(plan.boxes))](
+                         (tiles.padded // tiles.chunk))](
                              input,
                              maps,
-                             make_tables(plan, input.device).ladder,
                              batch,
                              channels,
                              height,
                              width,
                              *input.stride(),
-                             plan.top,
                              maps.stride(0),
+                             BOXES=sum(plan.boxes),
+                             LARGEST=plan.boxes[0],
+                             SPLIT=plan.narrow,
                              PADDED=tiles.padded,
                              BLOCK_C=block_c,
                              BLOCK_W=tiles.chunk,
