@@ -21,8 +21,6 @@ the rounded mean and the rest, so that rounding it costs no more than float32
 accumulation does.
 """
 
-# ruff: noqa: N803  (compile-time constants are written in capitals)
-
 from __future__ import annotations
 
 import triton
