@@ -167,20 +167,16 @@ class TestInterpreted:
     __test__ = INTERPRETED
 
     @pytest.mark.parametrize('dtype', DTYPES)
-    @pytest.mark.parametrize(('shape', 'grid', 'layout'), [
-        ((2, 1, 9, 14), '13', 'contiguous'),
-        ((1, 2, 5, 3), '31', 'channels_last'),
-        ((1, 1, 21, 7), 'explicit', 'slice'),
-    ])
-    def test_dtypes(self, shape, grid, layout, dtype):
-        check(shape, GRIDS[grid], dtype, layout)
+    def test_dtypes(self, dtype):
+        check((1, 1, 21, 7), GRIDS['explicit'], dtype, 'slice')
 
     @pytest.mark.parametrize(('shape', 'grid', 'layout', 'dtype'), [
+        ((2, 1, 9, 14), '13', 'contiguous', torch.bfloat16),
+        ((1, 2, 5, 3), '31', 'channels_last', torch.float32),
         ((1, 1, 7, 11), 'ones', 'strided', torch.float32),
         ((3, 1, 4, 6), 'one cell', 'contiguous', torch.bfloat16),
         ((1, 1, 1, 1), '5', 'channels_last', torch.float32),
         ((1, 1, 18, 15), '101', 'slice', torch.bfloat16),
-        ((1, 1, 18, 15), '101', 'contiguous', torch.float32),
         # Several tiles of columns, not all of which meet all others.
         ((1, 1, 2, 197), 'far', 'channels_last', torch.float32),
     ])
@@ -372,13 +368,6 @@ class TestCanRun:
             triton_backend._kernels.cache_clear()
         assert 'importing triton failed' in reason
 
-    def test_importing_the_operator_leaves_triton_alone(self):
-        script = ('import sys, torch; before = "triton" in sys.modules; '
-                  'import pelk_mm.ops; '
-                  'sys.exit(not before and "triton" in sys.modules)')
-        assert subprocess.run([sys.executable, '-c', script],
-                              cwd=ROOT).returncode == 0
-
     @pytest.mark.parametrize(('hip', 'count', 'capability', 'word'), [
         ('6.0', 1, (9, 0), 'AMD'),
         (None, 0, (9, 0), 'no CUDA device'),
@@ -489,7 +478,7 @@ STAGE_1, WIDE = (64, 46, 56, 56), (1, 62, 128, 512)
       for arch in (80, 90)
       for dtype in (torch.bfloat16, torch.float32)
       for rest in ((STAGE_1, '51'), (STAGE_1, '101'), (WIDE, '101'),
-                   ((8, 187, 14, 14), '31'))),
+                   ((64, 187, 14, 14), '31'))),
 ])
 def test_compiles_without_spills(
         monkeypatch, tmp_path, arch, dtype, shape, grid):
@@ -510,10 +499,12 @@ def test_compiles_without_spills(
         # What the smallest GPUs of these generations have for a block.
         assert shared <= 99 * 1024
         if kernel.__name__ in ('forward_kernel', 'weight_grad_kernel'):
-            # On the tensor cores, and fed with 16 bytes at a time.
-            instruction = 'wgmma' if arch == 90 and shape == STAGE_1 else 'mma'
+            # On the tensor cores, Hopper's own where tiles are large enough,
+            # and fed with 16 bytes at a time.
+            large = kwargs['BLOCK_X'] == 64
+            instruction = 'wgmma' if arch == 90 and large else 'mma'
             assert f'{instruction}.' in compiled.asm['ptx']
-            assert re.search(r'ld\.global\.v4|cp\.async\.\S* .*, (0x10|16)',
+            assert re.search(r'ld\.global\.v4|cp\.async\.\S* .*, 0x10',
                              compiled.asm['ptx'])
 
 
