@@ -90,31 +90,31 @@ def checkpoint_densities(
     return layers
 
 
-def merged_densities(
-        model: nn.Module,
-        layers: Iterable[LayerDensity]) -> dict[str, LayerDensity]:
+def merged_densities(model: nn.Module) -> dict[str, LayerDensity]:
     """Merge a model and count the kernels that are less sparse for it.
 
     A small kernel that is merged into a large one fills zeros of it.
 
     Args:
-        model (nn.Module): Model with the checkpoint's weights; its modules
-            that have ``switch_to_deploy`` are merged, in place.
-        layers (Iterable[LayerDensity]): The checkpoint's layers.
+        model (nn.Module): Model with a checkpoint's weights; its modules that
+            have ``switch_to_deploy`` are merged, in place.
 
     Returns:
-        dict[str, LayerDensity]: By name, those whose live weights changed.
-        They are counted by their zeros: a merged kernel has no mask.
+        dict[str, LayerDensity]: By name, those whose zeros changed; counted
+        by them, as a merged kernel has no mask.
     """
+    before = {layer.name: layer.live for layer in _zeros(model)}
     for module in model.modules():
         if hasattr(module, 'switch_to_deploy'):
             module.switch_to_deploy()
-    before = {layer.name: layer.live for layer in layers}
     return {
         layer.name: layer
-        for layer in layer_densities(dict(model.named_parameters()), {})
-        if layer.name in before and layer.live != before[layer.name]
+        for layer in _zeros(model) if layer.live != before.get(layer.name)
     }
+
+
+def _zeros(model: nn.Module) -> list[LayerDensity]:
+    return layer_densities(dict(model.named_parameters()), {})
 
 
 def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
@@ -139,9 +139,10 @@ def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
     axes.set(
         xlim=(-0.6, len(layers) - 0.4),
         ylim=(0, 1.02),
-        xlabel='layer, from input to output',
+        xlabel='weight, in the order of the checkpoint',
         ylabel='density')
-    axes.legend(loc='lower left', ncols=4, fontsize='small')
+    axes.legend(
+        loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

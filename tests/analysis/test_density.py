@@ -66,7 +66,10 @@ def sparse_pelk(small_kernel=5):
 
 def test_merging_fills_zeros_of_the_large_kernels_only():
     model = sparse_pelk()
-    layers = checkpoint_densities(model.state_dict())
+    before = {
+        layer.name: layer.live
+        for layer in checkpoint_densities(model.state_dict())
+    }
     large = dict(model.named_parameters())
     # 3 of 8 channels, the stage's 5 x 5 centre; where either branch lives.
     expected = {}
@@ -77,16 +80,13 @@ def test_merging_fills_zeros_of_the_large_kernels_only():
             pad = (param.shape[-1] - 5) // 2
             live[..., pad:pad + 5, pad:pad + 5] |= small != 0
             expected[name] = int(live.sum())
-    merged = merged_densities(model, layers)
+    merged = merged_densities(model)
     assert {name: layer.live for name, layer in merged.items()} == expected
-    before = {layer.name: layer.live for layer in layers}
     assert all(layer.live > before[n] for n, layer in merged.items())
 
 
 def test_merging_without_small_kernels_changes_nothing():
-    model = sparse_pelk(small_kernel=None)
-    layers = checkpoint_densities(model.state_dict())
-    assert merged_densities(model, layers) == {}
+    assert merged_densities(sparse_pelk(small_kernel=None)) == {}
 
 
 def test_merging_says_so(monkeypatch):

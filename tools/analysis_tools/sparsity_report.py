@@ -44,13 +44,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def merge(config_path: str, checkpoint: str,
-          layers: list[LayerDensity]) -> dict[str, LayerDensity]:
+def merge(config_path: str, checkpoint: str) -> dict[str, LayerDensity]:
     config = load_config(config_path)
     init_default_scope(config.get('default_scope', 'mmengine'))
     model = MODELS.build(config.model)
     load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
-    return merged_densities(model, layers)
+    return merged_densities(model)
 
 
 def print_layers(layers: list[LayerDensity], merged: dict[str, LayerDensity],
@@ -91,8 +90,7 @@ def main() -> None:
         check_checkpoint(args.checkpoint)
         checkpoint = torch.load(args.checkpoint, map_location='cpu')
         layers = checkpoint_densities(checkpoint)
-        merged = merge(args.config, args.checkpoint,
-                       layers) if args.config else {}
+        merged = merge(args.config, args.checkpoint) if args.config else {}
         state = checkpoint.get(STATE_KEY)
         title = Path(args.checkpoint).name
         if state:
