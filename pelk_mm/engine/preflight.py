@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import os.path as osp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -70,11 +70,32 @@ def preflight(config: Config, training: bool = True) -> None:
     else:
         problems += _channel_problems(model)
         problems += _pretrained_problems(model)
-        problems += _load_problems(config, model, training)
+        if config.get('load_from'):
+            problems += _load_problems(config, model, config.load_from,
+                                       training)
+    _report(problems)
+
+
+def check_weights(config: Config, checkpoint: str) -> None:
+    """Raise unless a checkpoint holds every weight of a config's model.
+
+    Args:
+        config (Config): The model's. Not changed.
+        checkpoint (str): Path; URLs are not checked.
+
+    Raises:
+        LaunchError: If it does not.
+    """
+    model = build_model(config, device='meta')
+    _report(_load_problems(config, model, checkpoint, training=False))
+
+
+def _report(problems: Iterable[str]) -> None:
+    problems = list(dict.fromkeys(problems))
+    if len(problems) > 1:
+        raise LaunchError('\n- '.join(['the run would fail:', *problems]))
     if problems:
-        unique = list(dict.fromkeys(problems))
-        raise LaunchError('\n- '.join(['the run would fail:', *unique])
-                          if len(unique) > 1 else unique[0])
+        raise LaunchError(problems[0])
 
 
 # Data ------------------------------------------------------------------------
@@ -292,15 +313,14 @@ def _pretrained_problems(model: nn.Module) -> Iterator[str]:
             yield f'model.{prefix}init_cfg: {error}'
 
 
-def _load_problems(config: Config, model: nn.Module,
+def _load_problems(config: Config, model: nn.Module, path: str,
                    training: bool) -> Iterator[str]:
-    path = config.get('load_from')
-    if not path or '://' in path:
+    if '://' in path:
         return
     try:
         given = weights_of(read_checkpoint(path), path)
     except (OSError, RuntimeError) as error:
-        yield f'load_from: {error}'
+        yield str(error)
         return
     given = {name.removeprefix('module.'): value
              for name, value in given.items()}
