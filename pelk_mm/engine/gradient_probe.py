@@ -97,7 +97,10 @@ def probe_snip_scores(model: nn.Module,
     """
     probe = _BackwardOnly(optim_wrapper, scale)
     with _untouched(model):
-        model.train_step(copy.deepcopy(data_batch), optim_wrapper=probe)
+        # The method of the class: one on the instance may be a compiled one,
+        # and compiling for a single batch is not worth it.
+        type(model).train_step(
+            model, copy.deepcopy(data_batch), optim_wrapper=probe)
         if not probe.called:
             raise RuntimeError(
                 f'{type(model).__name__}.train_step passed no loss to '

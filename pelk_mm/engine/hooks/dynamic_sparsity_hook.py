@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather, all_reduce, broadcast
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from ...ops.checks import check_bool, check_integer, check_number
 from .. import sparsity as policy
 from ..gradient_probe import probe_snip_scores
+from ..mask_keeper import MaskKeeper
 from ..sparsity_state import (
     STATE_KEY,
     pack_state,
@@ -29,9 +30,8 @@ from ..sparsity_state import (
 _INITS = ('snip', 'erk', 'uniform', 'zeros')
 _GROWTHS = ('random', 'momentum')
 # growth='momentum' averages the dense gradient over this many steps before
-# the masks move, with this factor on what came before.
+# the masks move.
 _GATHER_STEPS = 10
-_GATHER_DECAY = 0.9
 # Zeros below this share are chance (underflow, a zero-initialised layer).
 _SPARSE_SHARE = 1e-3
 
@@ -156,18 +156,13 @@ class DynamicSparsityHook(Hook):
         self.redraw = check_bool('redraw', redraw)
 
         self.step = 0
-        self.masks: dict[str, Tensor] = {}
+        self.keeper: MaskKeeper | None = None
         self._generator = torch.Generator().manual_seed(self.seed)
         self._model: nn.Module | None = None
         self._weights: dict[str, nn.Parameter] = {}
-        self._optimizers: list[Optimizer] = []
-        self._handles: list[Any] = []
+        self._end = 1
         self._loaded: dict | None = None
         self._has_loaded = self._has_resumed = False
-        self._stepped = False
-        self._end = 1
-        self._captured: dict[str, Tensor] = {}
-        self._momentum: dict[str, Tensor] = {}
 
     # When: mmengine's stages, in the order of a run ------------------------
 
@@ -194,37 +189,35 @@ class DynamicSparsityHook(Hook):
             RuntimeError: If parameters or optimizer are sharded.
             ValueError: If masks cannot be had as configured; see the class.
         """
-        self._detach()
         model = runner.model
         _refuse_sharding(model)
         if is_model_wrapper(model):
             model = model.module
-        again = self._model is model and bool(self.masks)
+        again = self._model is model and self.keeper is not None
         self._model = model
         self._weights = policy.select_weights(model, self.include,
                                               self.exclude)
-        self._optimizers = _optimizers(runner)
         accumulation = getattr(runner.optim_wrapper, '_accumulative_counts',
                                1)
         self._end = self.end or -(-runner.max_iters // accumulation)
 
         if again:
-            self._start(runner, 'kept from the last training')
+            self._keep(runner, self.keeper.masks, 'kept from before')
             return
-        self.masks, self.step = {}, 0
+        self.keeper, self.step = None, 0
         if self._has_resumed:
             self._resume(runner, runner.iter // accumulation)
         elif self.init == 'zeros':
             self._read(runner)
-        else:
-            if self._loaded is not None and not self.redraw:
-                raise ValueError(
-                    'the loaded checkpoint is sparse and holds its masks; '
-                    f'init={self.init!r} would draw others and zero '
-                    f'{self.sparsity:.0%} of its trained weights. Use '
-                    "init='zeros' to keep its masks, or redraw=True if new "
-                    'ones are meant')
+        elif self._loaded is None or self.redraw:
             self._draw(runner)
+        else:
+            raise ValueError(
+                'the loaded checkpoint is sparse and holds its masks; '
+                f'init={self.init!r} would draw others and zero '
+                f'{self.sparsity:.0%} of its trained weights. Use '
+                "init='zeros' to keep its masks, or redraw=True if new ones "
+                'are meant')
 
     def before_train_iter(self,
                           runner: Runner,
@@ -237,10 +230,11 @@ class DynamicSparsityHook(Hook):
             batch_idx (int): Index of the batch.
             data_batch (Any): The batch, which is then trained on as usual.
         """
-        if not self.masks:
+        if self.keeper is None:
             scores = self._snip_scores(runner, data_batch)
             self._draw_from(
                 runner, policy.snip_densities(scores, 1 - self.sparsity))
+        self.keeper.gathering = self._is_gathering()
 
     def after_train_iter(self,
                          runner: Runner,
@@ -255,38 +249,46 @@ class DynamicSparsityHook(Hook):
             data_batch (Any): The batch.
             outputs (dict, optional): What ``train_step`` returned.
         """
-        if self._stepped:
-            self._stepped = False
-            self._fold_gradients(runner)
-            self.step += 1
-            if self._is_update(self.step):
-                self._update(runner)
-        elif _ends_accumulation(runner.optim_wrapper):
-            # A loss scaler skipped the step: its gradients are worthless.
-            self._captured.clear()
+        keeper = self.keeper
+        if not keeper.stepped:
+            if _ends_accumulation(runner.optim_wrapper):
+                keeper.forget_gradients()
+            return
+        keeper.stepped = False
+        if keeper.gathering:
+            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+            keeper.fold_gradients(scaler.get_scale() if scaler else 1.)
+        self.step += 1
+        if self._is_update(self.step):
+            rate = self.current_prune_rate
+            dropped = keeper.move(rate, self._generator)
+            runner.logger.info(
+                f'DynamicSparsityHook: step {self.step}, dropped and grew '
+                f'{dropped:.2%} of the live weights (prune rate {rate:.4f}); '
+                f'{keeper.summary()}')
 
     def before_save_checkpoint(self, runner: Runner,
                                checkpoint: dict) -> None:
         """Write masks, step, prune rate and generator into the checkpoint.
 
-        Only tensors, numbers, strings and dicts of them, which
-        ``torch.load(weights_only=True)`` reads. mmengine calls this on the
-        main process only.
+        mmengine calls this on the main process only, so nothing here may
+        wait for other ranks.
 
         Args:
             runner (Runner): The runner.
             checkpoint (dict): What is about to be saved.
         """
-        if not self.masks:
+        if self.keeper is None:
             return
         checkpoint[STATE_KEY] = pack_state(
-            self.masks,
-            sparsity=self.sparsity,
+            self.keeper.masks,
+            sparsity=(1 - self.keeper.density
+                      if self.init == 'zeros' else self.sparsity),
             init=self.init,
             step=self.step,
             prune_rate=self.current_prune_rate,
             generator=self._generator.get_state(),
-            momentum={n: m.cpu() for n, m in self._momentum.items()})
+            momentum={n: m.cpu() for n, m in self.keeper.momentum.items()})
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks off the parameters and the optimizer.
@@ -294,9 +296,8 @@ class DynamicSparsityHook(Hook):
         Args:
             runner (Runner): The runner.
         """
-        self._detach()
-
-    # State that others may read ---------------------------------------------
+        if self.keeper is not None:
+            self.keeper.detach()
 
     @property
     def current_prune_rate(self) -> float:
@@ -304,17 +305,22 @@ class DynamicSparsityHook(Hook):
         return policy.prune_rate_at(self.step, self._end, self.prune_rate,
                                     self.min_prune_rate)
 
-    @property
-    def density(self) -> float:
-        """Share of the masked weights that lives."""
-        total = sum(mask.numel() for mask in self.masks.values())
-        return sum(int(m.sum()) for m in self.masks.values()) / total
+    def _is_update(self, step: int) -> bool:
+        # Not at the very end: what is dropped there nothing makes up for.
+        return (self.update_interval is not None and 0 < step < self._end
+                and step % self.update_interval == 0)
+
+    def _is_gathering(self) -> bool:
+        """Whether the step under way is among the last before an update."""
+        if self.growth != 'momentum' or self.update_interval is None:
+            return False
+        ahead = self.update_interval - self.step % self.update_interval
+        return ahead <= _GATHER_STEPS and self._is_update(self.step + ahead)
 
     # Where masks come from --------------------------------------------------
 
     def _draw(self, runner: Runner) -> None:
         """Draw masks by shape now, or by SNIP when a batch is there."""
-        self.masks = {}
         self._generator.manual_seed(self.seed)
         if self.init == 'snip':
             if isinstance(runner.optim_wrapper, OptimWrapperDict):
@@ -328,16 +334,16 @@ class DynamicSparsityHook(Hook):
 
     def _draw_from(self, runner: Runner,
                    densities: Mapping[str, float]) -> None:
+        masks = {}
         for name, density in densities.items():
             weight = self._weights[name]
             generator = policy.spawn_generator(self._generator,
                                                weight.device)
             count = policy.live_count(density, weight.numel())
-            self.masks[name] = policy.draw_mask(weight.shape, count,
-                                                generator)
+            masks[name] = policy.draw_mask(weight.shape, count, generator)
         dense = len(self._weights) - len(densities)
         note = f', {dense} frozen weights left dense' if dense else ''
-        self._start(runner, f'drawn by {self.init}{note}')
+        self._keep(runner, masks, f'drawn by {self.init}{note}')
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         trainable = {
@@ -376,16 +382,16 @@ class DynamicSparsityHook(Hook):
         else:
             saved = pretrained_masks(self._model)
         if saved:
-            self.masks = self._fit(
+            masks = self._fit(
                 {n: m for n, m in saved.items() if n in self._weights})
-            if not self.masks:
+            if not masks:
                 raise ValueError(
                     "none of the checkpoint's masks is for a weight that "
                     f'include={list(self.include)} and exclude='
                     f'{list(self.exclude)} select; it has masks for '
                     f'{_few(saved)}')
-            self._check_dead(self.masks)
-            self._start(runner, 'kept from the checkpoint')
+            self._check_dead(masks)
+            self._keep(runner, masks, 'kept from the checkpoint')
             return
         masks = {
             n: policy.mask_from_zeros(p) for n, p in self._weights.items()
@@ -405,8 +411,7 @@ class DynamicSparsityHook(Hook):
             runner.logger.warning(
                 f'{name} is zero throughout and is left without a mask')
             del masks[name]
-        self.masks = masks
-        self._start(runner, "read from the checkpoint's zeros")
+        self._keep(runner, masks, "read from the checkpoint's zeros")
 
     def _resume(self, runner: Runner, step: int) -> None:
         """Go on with the checkpoint's masks, or say why that cannot be."""
@@ -452,20 +457,20 @@ class DynamicSparsityHook(Hook):
 
     def _restore(self, runner: Runner) -> None:
         state = self._loaded
-        self.masks = self._fit(unpack_masks(state))
-        self._check_dead(self.masks)
+        masks = self._fit(unpack_masks(state))
+        self._check_dead(masks)
         self.step = int(state['step'])
         self._generator.set_state(state['generator'].cpu())
-        self._momentum = {
-            n: m.to(self._weights[n].device)
-            for n, m in state['momentum'].items()
-        }
         if abs(state['prune_rate'] - self.current_prune_rate) > 1e-9:
             runner.logger.warning(
                 'DynamicSparsityHook: the schedule changed, the prune rate '
                 f'at step {self.step} goes from {state["prune_rate"]:.4f} to '
                 f'{self.current_prune_rate:.4f}')
-        self._start(runner, f'resumed at step {self.step}')
+        self._keep(runner, masks, f'resumed at step {self.step}')
+        self.keeper.momentum = {
+            name: average.to(self._weights[name].device)
+            for name, average in state['momentum'].items()
+        }
 
     def _fit(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks on their weights' devices; raises where one does not fit."""
@@ -499,152 +504,14 @@ class DynamicSparsityHook(Hook):
                 f'{_few(alive)}. Its weights and masks do not belong '
                 'together, or not all of its weights were loaded')
 
-    # How masks are enforced -------------------------------------------------
-
-    def _start(self, runner: Runner, origin: str) -> None:
-        """Attach to the weights and optimizers and apply the masks once."""
-        self._agree(runner)
-        for name in self.masks:
-            weight = self._weights[name]
-            if weight.requires_grad:
-                self._handles.append(
-                    weight.register_hook(
-                        lambda grad, name=name: self._mask_grad(name, grad)))
-        for optimizer in self._optimizers:
-            self._handles.append(
-                optimizer.register_step_post_hook(
-                    lambda *_: self._after_step()))
-        self._apply(runner)
-        runner.logger.info(
-            f'DynamicSparsityHook: masks {origin}; {self._summary()}')
-
-    def _detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _mask_grad(self, name: str, grad: Tensor) -> Tensor:
-        """Hook of a parameter: the gradient without its dead entries."""
-        if self._is_gathering():
-            captured = self._captured.get(name)
-            self._captured[name] = (
-                grad.detach().clone()
-                if captured is None else captured + grad.detach())
-        # Not a product, which would turn an overflow into NaN.
-        return torch.where(self.masks[name], grad, grad.new_zeros(()))
-
-    def _after_step(self) -> None:
-        """Hook of the optimizer: dead weights are zero whatever it did."""
-        self._stepped = True
-        for name, mask in self.masks.items():
-            if self._weights[name].requires_grad:
-                policy.silence_([self._weights[name]], mask)
-
-    def _apply(self, runner: Runner) -> None:
-        """Zero dead weights wherever a copy or a moment of them is kept."""
-        averaged = list(_averaged_parameters(runner))
-        for name, mask in self.masks.items():
-            weight = self._weights[name]
-            kept = [weight.data]
-            kept += [p[name].data for p in averaged if name in p]
-            for optimizer in self._optimizers:
-                kept += [
-                    value for value in optimizer.state.get(weight, {}).values()
-                    if isinstance(value, Tensor)
-                ]
-            policy.silence_(kept, mask)
-
-    # How masks move ---------------------------------------------------------
-
-    def _is_update(self, step: int) -> bool:
-        # Not at the very end: what is dropped there nothing makes up for.
-        return (self.update_interval is not None and 0 < step < self._end
-                and step % self.update_interval == 0)
-
-    def _is_gathering(self) -> bool:
-        """Whether the step under way is among the last before an update."""
-        if self.growth != 'momentum' or self.update_interval is None:
-            return False
-        ahead = self.update_interval - self.step % self.update_interval
-        return ahead <= _GATHER_STEPS and self._is_update(self.step + ahead)
-
-    def _fold_gradients(self, runner: Runner) -> None:
-        """Take the dense gradients of this step into their average."""
-        scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        scale = 1. if scaler is None else scaler.get_scale()
-        for name in self.masks:
-            if name not in self._captured:
-                continue
-            grad = self._captured.pop(name).float() / scale
-            all_reduce(grad, 'mean')
-            average = self._momentum.get(name)
-            self._momentum[name] = grad if average is None else (
-                average.mul_(_GATHER_DECAY).add_(
-                    grad, alpha=1 - _GATHER_DECAY))
-
-    def _update(self, runner: Runner) -> None:
-        """Drop and grow in every layer, then enforce the new masks."""
-        rate = self.current_prune_rate
-        live = dropped = 0
-        for name, mask in self.masks.items():
-            weight = self._weights[name]
-            if not weight.requires_grad:
-                continue
-            generator = policy.spawn_generator(self._generator,
-                                               weight.device)
-            count = policy.turnover(mask, rate)
-            kept = policy.drop_smallest(weight, mask, count)
-            if name in self._momentum:
-                grown = policy.grow_largest(kept, ~mask, count,
-                                            self._momentum[name].abs(),
-                                            generator)
-            else:
-                grown = policy.grow_random(kept, ~mask, count, generator)
-            live += int(mask.sum())
-            dropped += count
-            self.masks[name] = grown
-        self._momentum.clear()
-        self._agree(runner)
-        self._apply(runner)
-        runner.logger.info(
-            f'DynamicSparsityHook: step {self.step}, dropped and grew '
-            f'{dropped / max(live, 1):.2%} of the live weights (prune rate '
-            f'{rate:.4f}); {self._summary()}')
-
-    def _agree(self, runner: Runner) -> None:
-        """Make sure that all ranks hold rank 0's masks."""
-        if self._ranks_agree():
-            return
-        runner.logger.warning(
-            'DynamicSparsityHook: the masks differ between ranks, so their '
-            'weights differ too; those of rank 0 are taken. Look for what '
-            'sets the ranks apart')
-        for name, mask in self.masks.items():
-            packed = policy.pack_mask(mask)
-            broadcast(packed)
-            self.masks[name] = policy.unpack_mask(packed, mask.shape).to(
-                mask.device)
-        if not self._ranks_agree():
-            raise RuntimeError(
-                'the masks differ between ranks after those of rank 0 were '
-                'broadcast; do the ranks mask the same weights?')
-
-    def _ranks_agree(self) -> bool:
-        # 60 of the 256 bits: an int64 that every backend can gather.
-        digest = int(policy.mask_digest(self.masks)[:15], 16)
-        gathered = all_gather(torch.tensor([digest]))
-        return len({int(value) for value in gathered}) == 1
-
-    def _summary(self) -> str:
-        densities = {
-            name: int(mask.sum()) / mask.numel()
-            for name, mask in self.masks.items()
-        }
-        most = max(densities, key=densities.__getitem__)
-        least = min(densities, key=densities.__getitem__)
-        return (f'density {self.density:.4f} over {len(self.masks)} weights, '
-                f'most dense {most} {densities[most]:.4f}, least dense '
-                f'{least} {densities[least]:.4f}')
+    def _keep(self, runner: Runner, masks: Mapping[str, Tensor],
+              origin: str) -> None:
+        """Hand the masks to a keeper, which enforces them from now on."""
+        self.keeper = MaskKeeper(masks, self._weights, _optimizers(runner),
+                                 list(_averaged_models(runner)))
+        self.keeper.attach()
+        runner.logger.info(f'DynamicSparsityHook: masks {origin}; '
+                           f'{self.keeper.summary()}')
 
 
 def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
@@ -711,17 +578,17 @@ def _refuse_sharding(model: object) -> None:
             'DynamicSparsityHook needs the parameters themselves and cannot '
             f'work through {type(model).__name__}; train with '
             'DistributedDataParallel')
-    sharded = {
-        cls.__name__
-        for thing in (*model.modules(), *model.parameters())
-        for cls in type(thing).__mro__
-    } & {'FullyShardedDataParallel', 'FSDPModule', 'DTensor', 'FlatParameter'}
-    if sharded:
-        raise RuntimeError(
-            f'DynamicSparsityHook found sharded parameters ({min(sharded)}). '
-            'Magnitudes are ranked and densities kept per whole weight, '
-            'which a shard does not show; train with '
-            'DistributedDataParallel instead')
+    # By name, as the classes are not in every version of torch.
+    for things in (model.modules, model.parameters):
+        sharded = {c.__name__ for x in things() for c in type(x).__mro__} & {
+            'FullyShardedDataParallel', 'FSDPModule', 'DTensor'
+        }
+        if sharded:
+            raise RuntimeError(
+                'DynamicSparsityHook found sharded parameters '
+                f'({min(sharded)}). Magnitudes are ranked and densities kept '
+                'per whole weight, which a shard does not show; train with '
+                'DistributedDataParallel instead')
 
 
 def _optimizers(runner: Runner) -> list[Optimizer]:
@@ -746,9 +613,8 @@ def _ends_accumulation(wrapper: OptimWrapper | OptimWrapperDict) -> bool:
             and wrapper.should_update())
 
 
-def _averaged_parameters(
-        runner: Runner) -> Iterator[dict[str, nn.Parameter]]:
+def _averaged_models(runner: Runner) -> Iterator[nn.Module]:
     for hook in runner.hooks:
         averaged = getattr(hook, 'ema_model', None)
         if isinstance(averaged, BaseAveragedModel):
-            yield dict(averaged.module.named_parameters())
+            yield averaged.module

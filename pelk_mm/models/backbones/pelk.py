@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from math import ceil
 from numbers import Integral
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -247,7 +249,7 @@ class PeLK(BaseModule):
             std=.02,
             bias=0.))
         settings = self._settings(arch)
-        self.arch = arch if isinstance(arch, str) else dict(arch)
+        self.arch = deepcopy(arch)
         self.depths = settings['depths']
         self.channels = settings['channels']
         self.kernel_sizes = settings['kernel_sizes']
@@ -436,12 +438,32 @@ class PeLK(BaseModule):
         Exact in eval mode. The kernels stay compact, so the merged model runs
         on the same backends. It cannot go back; weights saved from it load
         into a model built with ``deploy=True``.
+
+        A small kernel fills zeros that a sparse large kernel has in its
+        centre; by how much is logged.
         """
         if self.deploy:
             return
+        before = self._kernel_density()
         for stage in self.stages:
             stage.merge()
         self.deploy = True
+        after = self._kernel_density()
+        if after != before:
+            print_log(
+                f'{type(self).__name__}: merging the small kernels takes the '
+                f'large ones from {before:.2%} to {after:.2%} non-zero '
+                'weights',
+                logger='current')
+
+    def _kernel_density(self) -> float:
+        """Share of non-zero weights in the large kernels."""
+        kernels = [
+            block.conv.large.weight for stage in self.stages
+            for block in stage.blocks
+        ]
+        return (sum(int(kernel.count_nonzero()) for kernel in kernels) /
+                sum(kernel.numel() for kernel in kernels))
 
     def get_layer_depth(self,
                         param_name: str,

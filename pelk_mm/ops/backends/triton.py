@@ -36,12 +36,13 @@ class TritonBackend(Backend):
 
     Scratch: the input once in planar order, rows padded to a multiple of 16
     to 64, and for some box sizes of rows once more (twice in the narrow
-    dtypes): 3 planes of the input's size for PeLK's kernels in bfloat16, 4 in
-    float32. One more plane holds a channels-last output, or the output's
-    gradient. Channels are taken in groups to keep this below 128 MiB. The
-    weight's gradient adds less than 4 KiB k'^2 of partial sums, or 4 bytes k'^2
-    a channel and tile if that is more. The weight is expanded to
-    ``(C, k', K)``, never to K x K.
+    dtypes): for PeLK's kernels 1 to 7 planes of the input's size in all, 3
+    for stage 1 of PeLK-T at 224 x 224 in bfloat16. One more plane holds a
+    channels-last output, or the output's gradient. Channels are taken in
+    groups to keep this below 128 MiB. The weight's gradient has at most some
+    thousand partial sums for each of its k' columns, or one per tile of the
+    map if those are more. The weight is expanded to ``(C, k', K)``, never to
+    K x K.
     """
 
     name = 'triton'
@@ -100,7 +101,7 @@ class TritonBackend(Backend):
                         tables.ladder, tables.cells, tables.level_ends, batch,
                         height, width, plan.top, maps.stride(0),
                         grid.num_cells, grid.kernel_size,
-                        *planes.stride()[:3],
+                        *planes.stride()[:3], planes.shape[3],
                         PADDED=tiles.padded,
                         LEVELS=len(plan.boxes),
                         HAS_BIAS=bias is not None,
@@ -109,6 +110,7 @@ class TritonBackend(Backend):
                         BLOCK_K=tiles.chunk,
                         PRECISION=_precision(input),
                         num_warps=tiles.warps,
+                        maxnreg=128,
                         # Loading ahead would bypass the first-level cache,
                         # which holds most of a tile shifted by a few rows.
                         num_stages=1)
@@ -125,7 +127,8 @@ class TritonBackend(Backend):
         kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.weight_grad(batch * height, width, narrow)
-        plan = make_plan(grid.sizes, height, tiles.columns, narrow)
+        plan = make_plan(grid.sizes, height,
+                         tiles.reach(width, grid.kernel_size), narrow)
         tables = make_tables(plan, input.device)
         pairs, chunks = tiles.pairs(width, grid.kernel_size)
         scratch_lines = plan.num_maps * (plan.top + height) + height
@@ -231,17 +234,18 @@ def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
     maps = _scratch(input, plan.num_maps, channels, batch, lines, tiles.padded)
     block_c = _channel_block(tiles)
     kernels.maps_kernel[(batch * lines, -(-channels // block_c) *
-                         (tiles.padded // tiles.chunk), len(plan.boxes))](
+                         (tiles.padded // tiles.chunk))](
                              input,
                              maps,
-                             make_tables(plan, input.device).ladder,
                              batch,
                              channels,
                              height,
                              width,
                              *input.stride(),
-                             plan.top,
                              maps.stride(0),
+                             BOXES=sum(plan.boxes),
+                             LARGEST=plan.boxes[0],
+                             SPLIT=plan.narrow,
                              PADDED=tiles.padded,
                              BLOCK_C=block_c,
                              BLOCK_W=tiles.chunk,

@@ -10,15 +10,18 @@ same K numbers, ``w_a``. With ``X_a`` the sums of those ``s_a`` rows of X,
 Toeplitz matrix that the tensor cores see as a tile made on the fly. ``X_a`` is
 a sum of a few row-shifted *maps*: the input, and running sums of 2, 4, 8 ...
 of its rows, the *boxes* of a *ladder*. The ladder, and which cell takes which
-boxes at which shift, are worked out on the host (see ``triton.py``).
+boxes at which shift, are worked out in ``triton_plan.py``.
 
-Ladder, one row of five int32 per level, largest box first and 1 last: rows
+Ladder, one row of four int32 per level, largest box first and 1 last: rows
 per box; maps per box; index of the first of them; box over the next level's
-box; 0. A level's maps hold row means, not sums, which keeps float16 from
-overflowing: accumulators are multiplied by the fourth entry on the way down.
-A narrow dtype holds a mean as two maps, the rounded mean and the rest: no
-more is lost than float32 accumulation of the rows would lose.
+box. Maps lie in the opposite order, the input first. They hold means of rows,
+not sums, which keeps float16 from overflowing: the accumulator is multiplied
+by the fourth entry on the way down. A narrow dtype holds a mean as two maps,
+the rounded mean and the rest, so that rounding it costs no more than float32
+accumulation does.
 """
+
+
 
 from __future__ import annotations
 
@@ -27,54 +30,70 @@ import triton.language as tl
 
 #: Whether the kernels below run in Triton's interpreter, on any device.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+# The interpreter multiplies the bit patterns of bfloat16. Widening the factors
+# first changes no product: they are exact in float32 either way.
+_WIDEN = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def _add_product(a, b, total, PRECISION: tl.constexpr):
+    if _WIDEN:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision=PRECISION)
 
 
 @triton.jit
 def maps_kernel(
         input,  # (N, C, H, W), any strides
         maps,  # (maps, C, N, top + H, Wp), contiguous
-        ladder,
         batch, channels, height, width,
         stride_n, stride_c, stride_h, stride_w,
-        top,
         map_stride,  # elements from one map to the next
+        BOXES: tl.constexpr,  # all box sizes, 1 too, as bits of one number
+        LARGEST: tl.constexpr,  # of them
+        SPLIT: tl.constexpr,  # whether a mean takes two maps
         PADDED: tl.constexpr,  # Wp
         BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Write every level's row means in planar order, padded with zeros.
+    """Write the means of every box in planar order, padded with zeros.
 
-    A box of s rows has rows from ``1 - s`` on: the box of row p starts there
-    and reaches down. Grid: (N * (top + H), tiles of C x Wp, levels).
+    A box of s rows starts at its own row and reaches down, so it is there
+    for rows from ``1 - s`` on; map rows above that stay unwritten. One walk
+    down passes all boxes that start at a row, smallest first.
+    Grid: (N * (top + H), tiles of C x Wp).
     """
-    lines = top + height
+    lines = LARGEST - 1 + height
     n = tl.program_id(0) // lines
     line = tl.program_id(0) % lines
-    row = line - top
+    row = line - (LARGEST - 1)
     tiles_w = PADDED // BLOCK_W
     c = tl.program_id(1) // tiles_w * BLOCK_C + tl.arange(0, BLOCK_C)
     x = tl.program_id(1) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    level = ladder + tl.program_id(2) * 5
-    box = tl.load(level)
-    parts = tl.load(level + 1)
-    first_map = tl.load(level + 2)
-    if row > -box:
-        source = (input + n.to(tl.int64) * stride_n
-                  + (c.to(tl.int64) * stride_c)[:, None]
-                  + (x.to(tl.int64) * stride_w)[None, :])
-        inside = (c < channels)[:, None] & (x < width)[None, :]
-        total = tl.zeros((BLOCK_C, BLOCK_W), tl.float32)
-        for y in range(tl.maximum(row, 0), tl.minimum(row + box, height)):
-            total += tl.load(
-                source + y * tl.cast(stride_h, tl.int64),
-                mask=inside, other=0.0).to(tl.float32)
-        mean = total / box.to(tl.float32)
-        target = (maps + first_map * tl.cast(map_stride, tl.int64)
-                  + ((c.to(tl.int64) * batch + n) * lines + line)[:, None]
-                  * PADDED + x[None, :])
-        rounded = mean.to(maps.dtype.element_ty)
-        tl.store(target, rounded, mask=(c < channels)[:, None])
-        if parts > 1:
-            rest = (mean - rounded.to(tl.float32)).to(maps.dtype.element_ty)
-            tl.store(target + map_stride, rest, mask=(c < channels)[:, None])
+    source = (input + n.to(tl.int64) * stride_n
+              + (c.to(tl.int64) * stride_c)[:, None]
+              + (x.to(tl.int64) * stride_w)[None, :])
+    target = (maps + ((c.to(tl.int64) * batch + n) * lines + line)[:, None]
+              * PADDED + x[None, :])
+    inside = (c < channels)[:, None] & (x < width)[None, :]
+    kept = (c < channels)[:, None]
+    total = tl.zeros((BLOCK_C, BLOCK_W), tl.float32)
+    for step in tl.static_range(LARGEST):
+        y = row + step
+        total += tl.load(
+            source + y * tl.cast(stride_h, tl.int64),
+            mask=inside & (y >= 0) & (y < height), other=0.0).to(tl.float32)
+        # A power of two, and one of the boxes.
+        if ((step + 1) & step) == 0 and (BOXES & (step + 1)) != 0:
+            mean = total * (1.0 / (step + 1))
+            rounded = mean.to(maps.dtype.element_ty)
+            tl.store(target, rounded, mask=kept & (y >= 0))
+            target += map_stride
+            if SPLIT and step > 0:
+                rest = mean - rounded.to(tl.float32)
+                tl.store(
+                    target, rest.to(maps.dtype.element_ty),
+                    mask=kept & (y >= 0))
+                target += map_stride
 
 
 @triton.jit
@@ -82,13 +101,14 @@ def forward_kernel(
         maps,  # as maps_kernel writes them
         kernel_rows,  # (C, k', K), contiguous: w_a
         bias,  # (C,), read if HAS_BIAS
-        output,  # (N, C, H, W), innermost stride 1
+        output,  # (N, C, H, >= W), innermost stride 1
         ladder,
         cells,  # (k' * levels, 3) int32: cell, shift, boxes
         level_ends,  # (levels + 1,) int32: which of these belong to a level
         batch, height, width, top, map_stride,
         num_cells, kernel_size,
         stride_n, stride_c, stride_h,
+        store_width,  # W, or Wp where the output has that many columns
         PADDED: tl.constexpr, LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
         PRECISION: tl.constexpr):
@@ -114,9 +134,9 @@ def forward_kernel(
 
     total = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
     for level in range(LEVELS):
-        box = tl.load(ladder + level * 5)
-        parts = tl.load(ladder + level * 5 + 1)
-        first_map = tl.load(ladder + level * 5 + 2)
+        box = tl.load(ladder + level * 4)
+        parts = tl.load(ladder + level * 4 + 1)
+        first_map = tl.load(ladder + level * 4 + 2)
         begin = tl.load(level_ends + level)
         end = tl.load(level_ends + level + 1)
         for entry in range(begin, end):
@@ -139,9 +159,8 @@ def forward_kernel(
                         maps + (first_map + step % parts) * map_step
                         + (home + down * PADDED)[:, None] + k[None, :],
                         mask=met[:, None], other=0.0)
-                    total = tl.dot(
-                        lines_in, toeplitz, total, input_precision=PRECISION)
-        total *= tl.load(ladder + level * 5 + 3).to(tl.float32)
+                    total = _add_product(lines_in, toeplitz, total, PRECISION)
+        total *= tl.load(ladder + level * 4 + 3).to(tl.float32)
 
     if HAS_BIAS:
         total += tl.load(bias + c).to(tl.float32)
@@ -149,7 +168,7 @@ def forward_kernel(
         output + (n.to(tl.int64) * stride_n + c * stride_c
                   + y.to(tl.int64) * stride_h)[:, None] + x[None, :],
         total.to(output.dtype.element_ty),
-        mask=(m < batch * height)[:, None] & (x < width)[None, :])
+        mask=(m < batch * height)[:, None] & (x < store_width)[None, :])
 
 
 @triton.jit
@@ -169,14 +188,14 @@ def interleave_kernel(
     tiles_w = PADDED // BLOCK_W
     c = tl.program_id(1) // tiles_w * BLOCK_C + tl.arange(0, BLOCK_C)
     x = tl.program_id(1) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    inside = (c < channels)[:, None] & (x < width)[None, :]
     values = tl.load(
         planar + ((c.to(tl.int64) * batch + n) * height + y)[:, None] * PADDED
-        + x[None, :], mask=inside, other=0.0)
+        + x[None, :], mask=(c < channels)[:, None], other=0.0)
     tl.store(
         output + n.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
         + (c.to(tl.int64) * stride_c)[:, None]
-        + (x.to(tl.int64) * stride_w)[None, :], values, mask=inside)
+        + (x.to(tl.int64) * stride_w)[None, :], values,
+        mask=(c < channels)[:, None] & (x < width)[None, :])
 
 
 @triton.jit
@@ -220,9 +239,9 @@ def weight_grad_kernel(
 
     total = tl.zeros((BLOCK_K, BLOCK_X), tl.float32)
     for level in range(LEVELS):
-        box = tl.load(ladder + level * 5)
-        parts = tl.load(ladder + level * 5 + 1)
-        first_map = tl.load(ladder + level * 5 + 2)
+        box = tl.load(ladder + level * 4)
+        parts = tl.load(ladder + level * 4 + 1)
+        first_map = tl.load(ladder + level * 4 + 2)
         shift = tl.load(boxes_of + (level * num_cells + cell) * 2)
         boxes = tl.load(boxes_of + (level * num_cells + cell) * 2 + 1)
         steps = boxes * parts
@@ -242,9 +261,9 @@ def weight_grad_kernel(
             grads = tl.load(
                 grad_maps + ((c * batch + n) * height + y)[:, None] * PADDED
                 + x[None, :], mask=(m < end)[:, None], other=0.0)
-            total = tl.dot(
-                tl.trans(lines_in), grads, total, input_precision=PRECISION)
-        total *= tl.load(ladder + level * 5 + 3).to(tl.float32)
+            total = _add_product(
+                tl.trans(lines_in), grads, total, PRECISION)
+        total *= tl.load(ladder + level * 4 + 3).to(tl.float32)
 
     tap = k[:, None] - x[None, :] + radius
     target = (partial + ((split * tl.num_programs(0) + pair) * channels + c)

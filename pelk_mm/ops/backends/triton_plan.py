@@ -19,7 +19,7 @@ _BOXES = (2, 4, 8, 16, 32)
 # products over 64 columns, by counting an H100's bytes and multiply-adds.
 _MAP_COST = {False: 1.0, True: 3.0}
 # The weight's gradient is split until about this many programs share it.
-_PROGRAMS = 1024
+_PROGRAMS = 2048
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Tables:
     """A plan as the kernels read it; int32 but for ``column_cells``.
 
     Args:
-        ladder (Tensor): ``(levels, 5)``.
+        ladder (Tensor): ``(levels, 4)``: box, maps, first map, box over next.
         cells (Tensor): ``(entries, 3)``: cell, shift, count; level by level.
         level_ends (Tensor): ``(levels + 1,)``: where a level's entries begin.
         boxes_of (Tensor): ``(levels, k', 2)``: shift and count, 0 for none.
@@ -144,10 +144,16 @@ class Tables:
 @lru_cache(maxsize=512)
 def make_tables(plan: Plan, device: torch.device) -> Tables:
     """Copy a plan to the device, once."""
-    first_maps = [0, *accumulate(plan.parts)]
+    # Maps lie smallest box first.
+    first_maps = accumulate(reversed(plan.parts[1:]), initial=0)
     steps = [box // below for box, below in pairwise((*plan.boxes, 1))]
-    ladder = [(box, parts, first, step, 0) for box, parts, first, step in zip(
-        plan.boxes, plan.parts, first_maps, steps, strict=False)]
+    ladder = list(
+        zip(
+            plan.boxes,
+            plan.parts,
+            reversed(list(first_maps)),
+            steps,
+            strict=True))
     boxes_of = torch.zeros(len(plan.boxes), len(plan.sizes), 2)
     for index, level in enumerate(plan.cells):
         for cell, shift, count in level:
@@ -202,7 +208,7 @@ class Tiles:
         """For ``weight_grad_kernel``, which contracts over the lines."""
         columns = _power_of_two(width, 64)
         return Tiles(
-            _power_of_two(lines, 64 if narrow else 32), columns, columns,
+            _power_of_two(lines, 64 if narrow else 16), columns, columns,
             _round_up(width, columns), 4)
 
     def reach(self, width: int, kernel_size: int) -> int:
