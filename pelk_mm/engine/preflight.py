@@ -22,6 +22,7 @@ from ..models.utils import (
     read_checkpoint,
     weights_of,
 )
+from .channels import check_channels
 from .conversion import build_model
 from .launch import LaunchError
 
@@ -38,14 +39,15 @@ _COCO_KEYS = {'images', 'annotations', 'categories'}
 def preflight(config: Config, training: bool = True) -> None:
     """Raise unless data, model and weights of a config go together.
 
-    Looked for are data folders that do not exist, hold no image or images
-    that cannot be decoded (the first few are), annotation files that are not
-    COCO's, heads whose number of classes is not the data set's, necks and
-    heads whose channels are not the backbone's, and weights (``load_from``
-    and the backbone's ``init_cfg``) of another arch or number of classes.
+    Looked for are data folders that hold no image, or images that cannot be
+    decoded (the first few are), annotation files that are not COCO's, heads
+    whose number of classes is not the data set's, necks and heads whose
+    channels are not the backbone's, and weights (``load_from`` and the
+    backbone's ``init_cfg``) of another arch or number of classes.
 
     A checkpoint's head with another number of classes is refused, unless the
-    config has ``new_head = True``: then that head starts anew.
+    config has ``new_head = True``: then that head starts anew. Files that are
+    missing are the business of :func:`~pelk_mm.datasets.check.check_data`.
 
     Args:
         config (Config): As it goes to the runner. Not changed.
@@ -148,8 +150,7 @@ def _folders(dataset: Mapping) -> Iterator[tuple[str, str]]:
 
 def _folder_problems(folder: str, name: str) -> Iterator[str]:
     if not osp.isdir(folder):
-        yield (f'{name}: there is no folder {folder}; put the data there, or '
-               f'set {name}.dataset.data_root')
+        # That is said where the config is read.
         return
     images = list(islice(find_images(folder), _SAMPLES))
     if not images:
@@ -164,13 +165,8 @@ def _folder_problems(folder: str, name: str) -> Iterator[str]:
 
 def _annotation_problems(path: str, dataset: Mapping,
                          name: str) -> Iterator[str]:
-    if not osp.isfile(path):
-        yield (f'{name}: there is no annotation file {path}; set {name}.'
-               'dataset.data_root or ann_file')
-        return
-    if 'Coco' not in str(dataset.get('type')):
-        return
-    if osp.getsize(path) > _LARGEST_JSON:
+    if ('Coco' not in str(dataset.get('type')) or not osp.isfile(path)
+            or osp.getsize(path) > _LARGEST_JSON):
         return
     try:
         with open(path, encoding='utf-8') as file:
@@ -273,36 +269,10 @@ def _backbones(model: nn.Module) -> Iterator[tuple[str, PeLK]]:
 
 
 def _channel_problems(model: nn.Module) -> Iterator[str]:
-    """Neck and heads against what the backbone returns."""
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, PeLK):
-        return
-    given = [backbone.channels[i] for i in backbone.out_indices]
-    source = (f'the backbone returns {given} channels (PeLK.out_channels('
-              f'{backbone.arch!r}) at out_indices {backbone.out_indices})')
-    neck = getattr(model, 'neck', None)
-    if neck is not None:
-        expected = getattr(neck, 'in_channels', None)
-        if isinstance(expected, Sequence) and list(expected) != given:
-            yield f'neck.in_channels is {list(expected)}, {source}'
-        return
-    for name in ('head', 'decode_head', 'auxiliary_head'):
-        heads = getattr(model, name, None)
-        for head in (heads if isinstance(heads, nn.ModuleList) else [heads]):
-            expected = getattr(head, 'in_channels', None)
-            index = getattr(head, 'in_index', -1)
-            if expected is None or head is None:
-                continue
-            try:
-                wanted = ([given[i] for i in index]
-                          if isinstance(index, Sequence) else given[index])
-            except IndexError:
-                yield f'{name}.in_index is {index}, {source}'
-                continue
-            # Heads that concatenate their inputs count them together.
-            if expected != wanted and not (isinstance(wanted, list) and
-                                           expected == sum(wanted)):
-                yield f'{name}.in_channels is {expected}, {source}'
+    try:
+        check_channels(model)
+    except ValueError as error:
+        yield str(error)
 
 
 def _pretrained_problems(model: nn.Module) -> Iterator[str]:

@@ -117,12 +117,6 @@ def test_archives_are_left_to_their_data_set(classification, tmp_path):
     refuses(classification, 'has 10 classes')
 
 
-def test_missing_folder(classification):
-    classification.val_dataloader.dataset.data_prefix = 'nowhere'
-    message = refuses(classification, 'no folder .*nowhere')
-    assert 'val_dataloader.dataset.data_root' in message
-
-
 def test_folder_without_images(segmentation, tmp_path):
     (tmp_path / 'empty' / 'deeper').mkdir(parents=True)
     (tmp_path / 'empty' / 'deeper' / 'notes.txt').write_text('hi')
@@ -161,31 +155,15 @@ def test_annotations_that_are_not_coco(content, message, detection, tmp_path):
     refuses(detection, message)
 
 
-def test_missing_annotations(detection):
-    detection.train_dataloader.dataset.dataset.ann_file = 'gone.json'
-    refuses(detection, r'no annotation file .*gone\.json')
-
-
 def test_classes_of_data_and_head(detection):
     detection.model.bbox_head.num_classes = 80
     refuses(detection,
             r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b')
 
 
-@pytest.mark.parametrize('task, change, message', [
-    ('classification', {'head.in_channels': 768},
-     r'head\.in_channels is 768.*\[20\]'),
-    ('segmentation', {'decode_head.in_channels': 16},
-     r'decode_head\.in_channels is 16.*\[8, 12, 16, 20\]'),
-    ('segmentation', {'decode_head.in_index': 4}, 'in_index is 4'),
-    ('detection', {'neck.in_channels': [96, 192, 384, 768]},
-     r'neck\.in_channels is \[96, 192, 384, 768\]'),
-])
-def test_channels_of_neck_and_heads(task, change, message, request):
-    config = request.getfixturevalue(task)
-    config.merge_from_dict({f'model.{key}': value
-                            for key, value in change.items()})
-    assert 'PeLK.out_channels' in refuses(config, message)
+def test_channels_of_neck_and_heads(detection):
+    detection.model.neck.in_channels = [96, 192, 384, 768]
+    refuses(detection, r'in_channels=\[96, 192, 384, 768\].*PeLK')
 
 
 def save_weights(config: Config, path) -> dict:
@@ -245,8 +223,8 @@ def test_pretrained_backbones(segmentation, tmp_path):
     preflight(segmentation)
 
 
-def test_all_problems_are_named_at_once(classification):
-    classification.train_dataloader.dataset.data_root = '/nowhere'
+def test_all_problems_are_named_at_once(classification, tmp_path):
+    draw(tmp_path / 'data' / 'train' / 'd' / '0.jpg')
     classification.model.head.in_channels = 3
     message = refuses(classification, 'the run would fail')
-    assert '/nowhere/train' in message and 'head.in_channels is 3' in message
+    assert '4 subfolders' in message and 'in_channels=3' in message
