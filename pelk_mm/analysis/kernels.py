@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, SymLogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
+from torch import Tensor
 
+from ..models import PeLK
 from ..ops import SharingGrid
 from .figures import INK, STRONG
 
+#: Smallest share of a kernel's largest weight that has a colour of its own.
+_FLOOR = 0.01
 #: Blur cells from the focus to the border; the lighter, the more is shared.
 _BLUR = ('#6ea8dc', '#dbe9f6')
 
@@ -183,3 +190,118 @@ def _draw_cells(axes: Axes, grid: SharingGrid, colours: np.ndarray) -> None:
     axes.set_ylim(size, 0)
     axes.set_aspect('equal')
     axes.set_axis_off()
+
+
+@dataclass(frozen=True)
+class BlockKernels:
+    """The large kernels of one block.
+
+    Attributes:
+        name (str): Such as ``'stage 1, block 3'``, counted from 1.
+        grid (SharingGrid): Their cells.
+        weight (Tensor): Compact, ``(g, k', k')``, float32, on the CPU.
+    """
+
+    name: str
+    grid: SharingGrid
+    weight: Tensor
+
+
+def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
+    """Take the large kernels out of a backbone, as they are executed.
+
+    BatchNorm and the small kernel are merged in; a kernel's scale then is
+    that of its effect.
+
+    Args:
+        backbone (PeLK): In either form; not changed.
+        per_stage (int): Blocks of each stage, evenly spaced, the last always
+            among them; a stage of fewer gives all. Default: 1.
+
+    Returns:
+        list[BlockKernels]: In the order of execution.
+
+    Raises:
+        TypeError: If the backbone has no peripheral kernels.
+        ValueError: If ``per_stage`` is below 1.
+    """
+    if not isinstance(backbone, PeLK):
+        raise TypeError('only PeLK has peripheral kernels, the backbone is a '
+                        f'{type(backbone).__name__}')
+    if per_stage < 1:
+        raise ValueError(f'per_stage must be at least 1, got {per_stage}')
+    merged = deepcopy(backbone).eval()
+    if not merged.deploy:
+        merged.switch_to_deploy()
+    found = []
+    for s, stage in enumerate(merged.stages, 1):
+        count = len(stage.blocks)
+        wanted = np.linspace(count, 0, min(per_stage, count), endpoint=False)
+        for b in sorted({round(number) for number in wanted}):
+            weight = stage.blocks[b - 1].conv.large.weight
+            found.append(
+                BlockKernels(f'stage {s}, block {b}', stage.grid,
+                             weight.detach()[:, 0].float()))
+    return found
+
+
+def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
+    """Draw learned kernels on a contact sheet.
+
+    Args:
+        blocks (Sequence[BlockKernels]): At least one.
+        channels (int): How many kernels of each block to draw, evenly spaced
+            among its channels. Default: 6.
+
+    Returns:
+        Figure: Two rows a block, compact above and written out below; the
+        mean magnitude of all channels first, then single kernels, each
+        divided by its largest magnitude.
+
+    Raises:
+        ValueError: If ``channels`` is below 1.
+    """
+    if channels < 1:
+        raise ValueError(f'channels must be at least 1, got {channels}')
+    signed = SymLogNorm(0.03, vmin=-1, vmax=1)
+    mean = LogNorm(_FLOOR, 1, clip=True)
+    rows = 2 * len(blocks)
+    figure = Figure(
+        figsize=(1.25 * (channels + 1) + 1.6, 1.3 * rows + 1.1),
+        layout='constrained')
+    axes = figure.subplots(rows, channels + 1, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, block in enumerate(blocks):
+        total = len(block.weight)
+        chosen = np.linspace(
+            0, total - 1, min(channels, total)).round().astype(int)
+        images = [('mean |w|', block.weight.abs().mean(0), 'magma', mean)]
+        images += [(f'channel {channel}', block.weight[channel], 'cividis',
+                    signed) for channel in chosen]
+        for column, (caption, weight, colours, norm) in enumerate(images):
+            weight = weight / weight.abs().max().clamp(min=1e-30)
+            for row, plane in enumerate((weight, block.grid.expand(weight))):
+                axis = axes[2 * i + row, column]
+                axis.imshow(plane.numpy(), cmap=colours, norm=norm,
+                            interpolation='nearest')
+            axes[2 * i, column].set_title(caption, fontsize=8, color=INK)
+        for row, (kind, size) in enumerate(
+            (('compact', block.grid.num_cells),
+             ('written out', block.grid.kernel_size))):
+            axes[2 * i + row, 0].text(
+                -0.12, 0.5, f'{block.name}\n{kind}, {size} × {size}',
+                transform=axes[2 * i + row, 0].transAxes,
+                ha='right', va='center', fontsize=8, color=INK)
+    for norm, colours, label, ticks in (
+        (mean, 'magma', 'mean |w| over its maximum', (_FLOOR, 0.1, 1)),
+        (signed, 'cividis', 'w over its largest magnitude',
+         (-1, -0.1, 0, 0.1, 1))):
+        bar = figure.colorbar(
+            ScalarMappable(norm, colours), ax=axes, location='bottom',
+            shrink=0.4, aspect=40, pad=0.01)
+        bar.set_label(label, fontsize=8)
+        bar.set_ticks(ticks, labels=[f'{tick:g}' for tick in ticks],
+                      fontsize=8)
+        bar.minorticks_off()
+    return figure
