@@ -36,12 +36,13 @@ class TritonBackend(Backend):
 
     Scratch: the input once in planar order, rows padded to a multiple of 16
     to 64, and for some box sizes of rows once more (twice in the narrow
-    dtypes): 3 planes of the input's size for PeLK's kernels in bfloat16, 4 in
-    float32. One more plane holds a channels-last output, or the output's
-    gradient. Channels are taken in groups to keep this below 128 MiB. The
-    weight's gradient adds less than 4 KiB k'^2 of partial sums, or 4 bytes k'^2
-    a channel and tile if that is more. The weight is expanded to
-    ``(C, k', K)``, never to K x K.
+    dtypes): for PeLK's kernels 1 to 7 planes of the input's size in all, 3
+    for stage 1 of PeLK-T at 224 x 224 in bfloat16. One more plane holds a
+    channels-last output, or the output's gradient. Channels are taken in
+    groups to keep this below 128 MiB. The weight's gradient has at most some
+    thousand partial sums for each of its k' columns, or one per tile of the
+    map if those are more. The weight is expanded to ``(C, k', K)``, never to
+    K x K.
     """
 
     name = 'triton'

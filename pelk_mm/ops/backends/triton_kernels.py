@@ -10,15 +10,18 @@ same K numbers, ``w_a``. With ``X_a`` the sums of those ``s_a`` rows of X,
 Toeplitz matrix that the tensor cores see as a tile made on the fly. ``X_a`` is
 a sum of a few row-shifted *maps*: the input, and running sums of 2, 4, 8 ...
 of its rows, the *boxes* of a *ladder*. The ladder, and which cell takes which
-boxes at which shift, are worked out on the host (see ``triton.py``).
+boxes at which shift, are worked out in ``triton_plan.py``.
 
 Ladder, one row of four int32 per level, largest box first and 1 last: rows
 per box; maps per box; index of the first of them; box over the next level's
-box. Maps lie in the opposite order, the input first. A level's maps hold row means, not sums, which keeps float16 from
-overflowing: accumulators are multiplied by the fourth entry on the way down.
-A narrow dtype holds a mean as two maps, the rounded mean and the rest: no
-more is lost than float32 accumulation of the rows would lose.
+box. Maps lie in the opposite order, the input first. They hold means of rows,
+not sums, which keeps float16 from overflowing: the accumulator is multiplied
+by the fourth entry on the way down. A narrow dtype holds a mean as two maps,
+the rounded mean and the rest, so that rounding it costs no more than float32
+accumulation does.
 """
+
+
 
 from __future__ import annotations
 
