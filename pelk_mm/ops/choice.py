@@ -73,7 +73,10 @@ def select_backend(name: str | None,
         return backend
     first = _first_choice(shape, grid, weight_grad)
     reasons = []
-    for candidate in (first, *(name for name in BACKENDS if name != first)):
+    order = [first, *BACKENDS]
+    if device.type == 'cuda':
+        order.insert(0, 'triton')
+    for candidate in dict.fromkeys(order):
         reason = why_not(BACKENDS[candidate], device, dtype)
         if reason is None:
             return BACKENDS[candidate]

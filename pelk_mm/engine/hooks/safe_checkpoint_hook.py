@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from ..fileio import ATOMIC_BACKEND
+from .dynamic_sparsity_hook import warn_about_unused_masks
+
 _HISTORY = 'history_buffer'
-#: Tensors and numbers only, as torch and mmengine make them.
-_ALREADY_PLAIN = ('state_dict', 'optimizer')
+#: Modules' own dictionaries of tensors, with torch's notes about versions.
+_ALREADY_PLAIN = ('state_dict', 'ema_state_dict')
+_ARRAY_DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
+                 'float16', 'float32', 'float64')
 
 
 class _RemoveLater:
@@ -63,9 +69,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if self.backend_args is None and isinstance(self.file_backend,
-                                                    LocalBackend):
-            self.backend_args = dict(backend='pelk_mm.atomic')
+        if isinstance(self.file_backend, LocalBackend):
+            self.backend_args = dict(backend=ATOMIC_BACKEND)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         with self._removing_last():
@@ -99,7 +104,12 @@ class SafeCheckpointHook(CheckpointHook):
                 checkpoint[key] = to_plain(value, key)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give mmengine back the log histories that it expects."""
+        """Give mmengine back the log histories that it expects.
+
+        A sparse run that goes on without its hook is warned about here,
+        because the hook that is missing cannot.
+        """
+        warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
             checkpoint['message_hub'] = dict(
@@ -119,16 +129,18 @@ def to_plain(value: Any, name: str = 'value') -> Any:
         name (str): How to call it in a warning. Default: ``'value'``.
 
     Returns:
-        Any: The same nesting of dicts, lists and tuples. Anything else is
-        left out with a warning, as None.
+        Any: The same nesting of dicts, lists and tuples; arrays as tensors
+        or, of text, as lists. Anything else is left out with a warning, as
+        None.
     """
-    if value is None or isinstance(value, (bool, torch.Tensor)):
+    if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
     # Subclasses of str and of numbers are Python objects to the unpickler.
-    for kind in (str, int, float):
+    for kind, convert in ((str, str.__str__), (int, int), (float, float),
+                          (np.longdouble, float)):
         if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, (bytes, Path)):
+            return convert(value)
+    if isinstance(value, Path):
         return str(value)
     if isinstance(value, HistoryBuffer):
         log, count = value.data
@@ -139,15 +151,20 @@ def to_plain(value: Any, name: str = 'value') -> Any:
                 count=torch.as_tensor(np.asarray(count, dtype=np.float64)),
                 max_length=int(value.max_length))
         }
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':
-        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic) and not isinstance(
+            value.item(), np.generic):
+        return to_plain(value.item(), name)
+    if isinstance(value, np.ndarray):
+        if value.dtype in _ARRAY_DTYPES:
+            return torch.from_numpy(value.copy())
+        return to_plain(value.tolist(), name)
     if isinstance(value, Mapping):
-        return {
+        # A scheduler of mmengine counts its milestones.
+        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
+        return kind({
             to_plain(key, name): to_plain(item, f'{name}.{key}')
             for key, item in value.items()
-        }
+        })
     if isinstance(value, tuple):
         return tuple(to_plain(item, name) for item in value)
     if isinstance(value, (list, set, frozenset, deque)):
@@ -169,6 +186,42 @@ def _to_history(value: Any) -> Any:
     return value
 
 
+def check_resumable(path: str | Path) -> None:
+    """Raise unless a run can go on from a checkpoint.
+
+    Args:
+        path (str | Path): A local file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not whole, does not load safely, or holds weights
+            without the state of a run; the message says what to do.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no checkpoint {path}')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', mmap=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f'{path} holds pickled Python objects, which are not loaded '
+            "because loading them can run code. mmengine's CheckpointHook "
+            "writes such files, dict(type='SafeCheckpointHook') does not. To "
+            'resume from this one, if you trust who made it, set '
+            'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
+            'will need no such thing') from error
+    except Exception as error:
+        reason = str(error).partition('\n')[0]
+        raise ValueError(f'{path} is not a whole checkpoint: '
+                         f'{type(error).__name__}: {reason}') from error
+    parts = ('meta', 'message_hub', 'state_dict')
+    if not isinstance(checkpoint, Mapping) or any(part not in checkpoint
+                                                  for part in parts):
+        raise ValueError(
+            f'{path} cannot be resumed from: it does not hold the state of a '
+            f'run ({", ".join(parts)}); to start from its weights name it in '
+            'load_from')
+
+
 def find_resumable(work_dir: str | Path) -> str | None:
     """The newest whole checkpoint of a run.
 
@@ -176,9 +229,9 @@ def find_resumable(work_dir: str | Path) -> str | None:
         work_dir (str | Path): Where the run saved.
 
     Returns:
-        str | None: The one that ``last_checkpoint`` names, if that loads;
-        otherwise the newest ``iter_*.pth`` or ``epoch_*.pth`` that does. None
-        if there is none.
+        str | None: The one that ``last_checkpoint`` names, if that can be
+        resumed from; otherwise the newest ``iter_*.pth`` or ``epoch_*.pth``
+        that can. None if there is none.
     """
     work_dir = Path(work_dir)
     candidates = sorted((path for pattern in ('iter_*.pth', 'epoch_*.pth')
@@ -186,20 +239,16 @@ def find_resumable(work_dir: str | Path) -> str | None:
                         key=os.path.getmtime,
                         reverse=True)
     pointer = work_dir / 'last_checkpoint'
-    if pointer.is_file():
-        named = pointer.read_text().strip()
-        if named:
-            # A work dir that was moved still holds the file by its name.
-            candidates[:0] = [Path(named), work_dir / Path(named).name]
-    for path in candidates:
-        if path.is_file():
-            try:
-                torch.load(path, map_location='cpu', mmap=True)
-            except Exception as error:
-                print_log(
-                    f'{path} cannot be resumed from: {error}',
-                    logger='current',
-                    level=logging.WARNING)
-            else:
-                return str(path)
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if named:
+        # The file of that name here comes first: a work dir that was copied
+        # still points to where it came from.
+        candidates[:0] = [work_dir / Path(named).name, Path(named)]
+    for path in dict.fromkeys(filter(Path.is_file, candidates)):
+        try:
+            check_resumable(path)
+        except ValueError as error:
+            print_log(str(error), logger='current', level=logging.WARNING)
+        else:
+            return str(path)
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -10,11 +12,14 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
+from ...ops.checks import check_integer, check_number
+
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 #: Not 1-D, yet no weights that decay should draw to zero.
 _EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
+_DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
 _KNOWN = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys',
-          'norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
+          *_DECAY_MULTS)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -47,8 +52,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       0 each.
 
     Raises:
+        TypeError: If a field of ``paramwise_cfg`` has the wrong type.
         ValueError: If no backbone knows its depths, a parameter cannot be
-            placed, or ``paramwise_cfg`` is wrong.
+            placed, ``paramwise_cfg`` is wrong, or the optimizer lacks the
+            ``lr`` or ``weight_decay`` that it would scale.
 
     Example:
         >>> optim_wrapper = dict(
@@ -60,27 +67,44 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
-        unknown = sorted(set(cfg) - set(_KNOWN))
-        if unknown:
-            raise ValueError(f'unknown paramwise_cfg {unknown}, expected some '
-                             f'of {list(_KNOWN)}')
-        rate = cfg.get('decay_rate')
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError('paramwise_cfg needs a decay_rate in (0, 1], '
-                             f'got {rate!r}')
+        if not isinstance(cfg, Mapping):
+            raise TypeError('paramwise_cfg must be a dict, got '
+                            f'{type(cfg).__name__}')
+        _check_keys('paramwise_cfg', cfg, _KNOWN)
+        if 'decay_rate' not in cfg:
+            raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
+        if check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
+            raise ValueError('decay_rate must be above 0, got 0')
         kind = cfg.get('decay_type', 'layer_wise')
         if kind not in ('layer_wise', 'stage_wise'):
             raise ValueError("decay_type must be 'layer_wise' or "
                              f"'stage_wise', got {kind!r}")
-        layers = cfg.get('num_layers')
-        if layers is not None and (not isinstance(layers, int) or layers < 1):
-            raise ValueError(
-                f'num_layers must be a positive integer, got {layers!r}')
-        for key, value in cfg.get('custom_keys', {}).items():
-            wrong = sorted(set(value) - {'lr_mult', 'decay_mult'})
-            if wrong:
-                raise ValueError(f'custom_keys[{key!r}] may have lr_mult and '
-                                 f'decay_mult, got {wrong}')
+        if cfg.get('num_layers') is not None:
+            check_integer('num_layers', cfg['num_layers'], 1)
+        custom = cfg.get('custom_keys', {})
+        if not isinstance(custom, Mapping):
+            raise TypeError('custom_keys must be a dict, got '
+                            f'{type(custom).__name__}')
+        multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
+        for key, value in custom.items():
+            name = f'custom_keys[{key!r}]'
+            if not isinstance(value, Mapping):
+                raise TypeError(f'{name} must be a dict, got '
+                                f'{type(value).__name__}')
+            _check_keys(name, value, ('lr_mult', 'decay_mult'))
+            multipliers.update(
+                {f'{name}.{part}': mult for part, mult in value.items()})
+        for name, mult in multipliers.items():
+            check_number(name, mult, 0)
+        if self.base_lr is None:
+            raise ValueError('the optimizer needs an lr, which decays with '
+                             f'depth; got {self.optimizer_cfg}')
+        if self.base_wd is None and any(
+                name.endswith('decay_mult') and mult
+                for name, mult in multipliers.items()):
+            raise ValueError('the optimizer needs a weight_decay, which '
+                             f'{list(multipliers)} would scale; got '
+                             f'{self.optimizer_cfg}')
 
     def add_params(self, params: list[dict], module: nn.Module,
                    **kwargs) -> None:
@@ -89,9 +113,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         Args:
             params (list[dict]): The parameter groups, filled in place, sorted
                 by depth. Each has ``params``, ``param_names``,
-                ``group_name``, ``lr``, ``lr_scale`` and, if the optimizer has
-                one, ``weight_decay``.
+                ``group_name``, ``lr`` and ``lr_scale``, and ``weight_decay``
+                if the optimizer's config has one or it is 0.
             module (nn.Module): The model, or a backbone alone.
+            **kwargs: Not used; mmengine's recursion passes them.
         """
         backbones = _find_backbones(module)
         kinds = _parameter_kinds(module)
@@ -99,14 +124,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            depth, scale = self._depth(name, backbones)
+            owner = _owner(name, backbones)
+            depth, scale = self._depth(name, owner, backbones)
             lr_mult, decay_mult = self._multipliers(name, kinds[name])
+            # Several backbones count their depths each for itself.
+            layer = owner or '' if len(backbones) > 1 else ''
             # Custom multipliers may split a depth further; 0 and 1 are the
             # usual two.
-            key = (depth, decay_mult, lr_mult)
+            key = (depth, layer, decay_mult, lr_mult)
             if key not in groups:
-                groups[key] = self._new_group(depth, scale * lr_mult,
-                                              decay_mult, lr_mult)
+                groups[key] = self._new_group(f'{layer}layer_{depth}',
+                                              scale * lr_mult, decay_mult,
+                                              lr_mult)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         ordered = [groups[key] for key in sorted(groups)]
@@ -117,33 +146,34 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger='current')
         params.extend(ordered)
 
-    def _new_group(self, depth: int, scale: float, decay_mult: float,
+    def _new_group(self, layer: str, scale: float, decay_mult: float,
                    lr_mult: float) -> dict:
-        name = f'layer_{depth}_' + ('no_decay' if decay_mult == 0 else 'decay')
+        name = f'{layer}_no_decay' if decay_mult == 0 else f'{layer}_decay'
         if decay_mult not in (0, 1):
             name += f'_x{decay_mult:g}'
         if lr_mult != 1:
             name += f'_lr_x{lr_mult:g}'
         group = dict(
-            params=[], param_names=[], group_name=name, lr_scale=scale)
-        if self.base_lr is not None:
-            group['lr'] = self.base_lr * scale
+            params=[],
+            param_names=[],
+            group_name=name,
+            lr=self.base_lr * scale,
+            lr_scale=scale)
         if self.base_wd is not None:
             group['weight_decay'] = self.base_wd * decay_mult
+        elif decay_mult == 0:
+            # The optimizer may have a default of its own, as AdamW has.
+            group['weight_decay'] = 0.
         return group
 
-    def _depth(self, name: str,
+    def _depth(self, name: str, owner: str | None,
                backbones: dict[str, nn.Module]) -> tuple[int, float]:
         """Depth of a parameter and the factor of its learning rate."""
         cfg = self.paramwise_cfg
         rate = cfg['decay_rate']
-        owner = max((prefix for prefix in backbones
-                     if name.startswith(prefix)),
-                    key=len,
-                    default=None)
         prefix = next(iter(backbones)) if owner is None else owner
         depth, total = backbones[prefix].get_layer_depth(name, prefix)
-        layers = cfg.get('num_layers', total - 2)
+        layers = cfg.get('num_layers') or total - 2
         if cfg.get('decay_type') == 'stage_wise':
             depth = layers + 1 if owner is None else _stage_depth(
                 name, prefix, depth, total, layers)
@@ -171,11 +201,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 float(chosen.get('decay_mult', decay)))
 
 
+def _check_keys(name: str, given: Mapping, known: Sequence[str]) -> None:
+    unknown = sorted(set(given) - set(known), key=str)
+    if unknown:
+        raise ValueError(f'{name} may have {", ".join(known)}, got unknown '
+                         f'{", ".join(map(str, unknown))}')
+
+
 def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
     """Innermost modules that know their parameters' depths, by prefix."""
     names = [
-        name for name, module in model.named_modules()
-        if callable(getattr(module, 'get_layer_depth', None))
+        name for name, module in model.named_modules() if _knows_depths(module)
     ]
     inner = [
         name for name in names
@@ -190,6 +226,19 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
             'backbone that has one, such as PeLK, or another constructor')
     modules = dict(model.named_modules())
     return {f'{name}.' if name else '': modules[name] for name in inner}
+
+
+def _owner(name: str, backbones: Iterable[str]) -> str | None:
+    """Prefix of the backbone that a parameter belongs to, if any."""
+    return next((prefix for prefix in backbones if name.startswith(prefix)),
+                None)
+
+
+def _knows_depths(module: nn.Module) -> bool:
+    method = getattr(module, 'get_layer_depth', None)
+    # mmpretrain's classifiers have one without a prefix, which only asks a
+    # backbone that may have none.
+    return callable(method) and 'prefix' in signature(method).parameters
 
 
 def _parameter_kinds(model: nn.Module) -> dict[str, str]:

@@ -7,20 +7,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from math import ceil
 from numbers import Integral
 
 import torch
 from mmcv.cnn.bricks import DropPath
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...ops import SharingGrid
 from ...ops.checks import check_bool, check_integer, check_number
 from ..layers import LayerNorm2d, PartialPeripheralConv2d
-from ..utils import check_state_dict, load_pretrained
+from ..utils import (
+    check_state_dict,
+    checkpoint_keeping_stats,
+    is_pretrained,
+    load_pretrained,
+)
 
 
 class PeLKBlock(nn.Module):
@@ -57,19 +63,21 @@ class PeLKBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos_sums: Tensor | None = None) -> Tensor:
         """Map ``(N, C, H, W)`` to the same shape, laid out channels-last.
 
         Args:
             x (Tensor): ``(N, C, H, W)``.
-            pos_embed (Tensor, optional): ``(1, K, K)``. Default: None.
+            pos_sums (Tensor, optional): ``(1, k', k')``, see
+                :class:`~pelk_mm.models.layers.PartialPeripheralConv2d`.
+                Default: None.
         """
         if self.with_cp and torch.is_grad_enabled() and self.training:
-            return checkpoint(self._forward, x, pos_embed, use_reentrant=False)
-        return self._forward(x, pos_embed)
+            return checkpoint_keeping_stats(self, self._forward, x, pos_sums)
+        return self._forward(x, pos_sums)
 
-    def _forward(self, x: Tensor, pos_embed: Tensor | None) -> Tensor:
-        y = self.conv(x, pos_embed).permute(0, 2, 3, 1)
+    def _forward(self, x: Tensor, pos_sums: Tensor | None) -> Tensor:
+        y = self.conv(x, pos_sums).permute(0, 2, 3, 1)
         y = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(y))))
         if self.gamma is not None:
             y = y * self.gamma
@@ -95,6 +103,7 @@ class PeLKStage(nn.Module):
                  pos_embed: bool = True,
                  **block_cfg) -> None:
         super().__init__()
+        self.grid = grid
         self.blocks = nn.ModuleList(
             PeLKBlock(channels, grid, rate, **block_cfg)
             for rate in drop_path_rates)
@@ -105,15 +114,22 @@ class PeLKStage(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the same shape, laid out channels-last."""
+        pos_sums = self._pos_sums()
         for block in self.blocks:
-            x = block(x, self.pos_embed)
+            x = block(x, pos_sums)
         return x
 
     def merge(self) -> None:
         """Merge every block's convolution; the embedding ends in biases."""
+        pos_sums = self._pos_sums()
         for block in self.blocks:
-            block.conv.merge(self.pos_embed)
+            block.conv.merge(pos_sums)
         self.pos_embed = None
+
+    def _pos_sums(self) -> Tensor | None:
+        return (None if self.pos_embed is None else self.grid.reduce(
+            self.pos_embed))
 
 
 @MODELS.register_module()
@@ -133,10 +149,10 @@ class PeLK(BaseModule):
             Default: 0.375.
         pos_embed (bool): Kernel-wise positional embedding, one per stage.
             Default: True.
-        norm_cfg (dict): Norm of the convolution branches. Default:
-            ``dict(type='BN')``.
-        drop_path_rate (float): Stochastic depth of the last block; the rate
-            grows linearly from 0 at the first. Default: 0.
+        norm_cfg (dict, optional): Norm of the convolution branches, a
+            BatchNorm of any kind. Default: None, ``dict(type='BN')``.
+        drop_path_rate (float): Stochastic depth of the last block, below 1;
+            the rate grows linearly from 0 at the first. Default: 0.
         layer_scale_init_value (float): Start of LayerScale; 0 leaves it out.
             Default: 1e-6.
         out_indices (int | Sequence[int]): Stages whose output is returned;
@@ -233,7 +249,7 @@ class PeLK(BaseModule):
             std=.02,
             bias=0.))
         settings = self._settings(arch)
-        self.arch = arch if isinstance(arch, str) else dict(arch)
+        self.arch = deepcopy(arch)
         self.depths = settings['depths']
         self.channels = settings['channels']
         self.kernel_sizes = settings['kernel_sizes']
@@ -242,11 +258,10 @@ class PeLK(BaseModule):
         self.out_indices = self._indices(out_indices)
         built = max(self.out_indices) + 1
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, 0,
-                                      self.num_stages)
-        if small_kernel is not None:
-            check_integer('small_kernel', small_kernel, 1)
-        check_number('conv_ratio', conv_ratio, 0, 1)
-        check_number('drop_path_rate', drop_path_rate, 0, 1)
+                                           self.num_stages)
+        if check_number('drop_path_rate', drop_path_rate, 0, 1) == 1:
+            raise ValueError('drop_path_rate must be below 1, which would '
+                             'never run the last block, got 1')
         check_number('layer_scale_init_value', layer_scale_init_value, 0)
         for name, value in (('pos_embed', pos_embed), ('with_cp', with_cp),
                             ('gap_before_final_norm', gap_before_final_norm),
@@ -347,7 +362,7 @@ class PeLK(BaseModule):
         indices = []
         for index in out_indices:
             index = check_integer('out_indices', index, -cls.num_stages,
-                             cls.num_stages - 1)
+                                  cls.num_stages - 1)
             indices.append(index % cls.num_stages)
         return tuple(indices)
 
@@ -423,12 +438,32 @@ class PeLK(BaseModule):
         Exact in eval mode. The kernels stay compact, so the merged model runs
         on the same backends. It cannot go back; weights saved from it load
         into a model built with ``deploy=True``.
+
+        A small kernel fills zeros that a sparse large kernel has in its
+        centre; by how much is logged.
         """
         if self.deploy:
             return
+        before = self._kernel_density()
         for stage in self.stages:
             stage.merge()
         self.deploy = True
+        after = self._kernel_density()
+        if after != before:
+            print_log(
+                f'{type(self).__name__}: merging the small kernels takes the '
+                f'large ones from {before:.2%} to {after:.2%} non-zero '
+                'weights',
+                logger='current')
+
+    def _kernel_density(self) -> float:
+        """Share of non-zero weights in the large kernels."""
+        kernels = [
+            block.conv.large.weight for stage in self.stages
+            for block in stage.blocks
+        ]
+        return (sum(int(kernel.count_nonzero()) for kernel in kernels) /
+                sum(kernel.numel() for kernel in kernels))
 
     def get_layer_depth(self,
                         param_name: str,
@@ -466,8 +501,8 @@ class PeLK(BaseModule):
     def init_weights(self) -> None:
         """Initialise; pretrained weights are checked and reported."""
         cfg = self.init_cfg
-        if isinstance(cfg, Mapping) and cfg.get('type') == 'Pretrained':
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix', ''))
+        if is_pretrained(cfg):
+            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
             self._is_init = True
         else:
             super().init_weights()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...ops import SharingGrid, peripheral_conv2d
+from ...ops.checks import check_integer, check_number
+from ...ops.choice import check_name
 
 
 class PeripheralConv2d(nn.Module):
@@ -19,6 +24,9 @@ class PeripheralConv2d(nn.Module):
         bias (bool): Whether to add a bias ``(C,)``. Default: True.
         backend (str, optional): Passed to
             :func:`pelk_mm.ops.peripheral_conv2d`. Default: None, the fastest.
+
+    Raises:
+        ValueError: If there is no backend of that name.
     """
 
     def __init__(self,
@@ -27,6 +35,7 @@ class PeripheralConv2d(nn.Module):
                  bias: bool = True,
                  backend: str | None = None) -> None:
         super().__init__()
+        check_name(backend)
         self.channels = channels
         self.grid = grid
         self.backend = backend
@@ -62,8 +71,10 @@ class PartialPeripheralConv2d(nn.Module):
 
     The kernel-wise positional embedding ``h`` of Eq. 3 contributes
     ``sum_{i,j} w(i, j) h(i, j)``, one constant per channel whatever the data.
-    A BatchNorm behind it would cancel it, so it is added behind the summed
-    branches.
+    A BatchNorm behind it would cancel it and leave ``h`` without a gradient,
+    so it is added behind the summed branches. ``w`` is constant on a cell, so
+    all that is needed of ``h`` are its sums over the cells, which the blocks
+    of a stage share: ``grid.reduce(h)``.
 
     Args:
         channels (int): C, of input and output.
@@ -73,14 +84,16 @@ class PartialPeripheralConv2d(nn.Module):
         small_kernel (int, optional): Size of the parallel kernel, odd. None
             leaves out the branch and both norms, and gives the large kernel
             a bias. Default: 5.
-        norm_cfg (dict): Config of the branches' norms. Default:
-            ``dict(type='BN')``.
+        norm_cfg (dict, optional): Config of the branches' norms, a BatchNorm
+            of any kind. Default: None, ``dict(type='BN')``.
         deploy (bool): Build the merged form. Default: False.
         backend (str, optional): See :class:`PeripheralConv2d`. Default: None.
 
     Raises:
-        ValueError: If no channel would be convolved, or ``small_kernel`` is
-            not odd and smaller than the large kernel.
+        TypeError: If an argument has the wrong type.
+        ValueError: If no channel would be convolved, ``small_kernel`` is even
+            or larger than the large kernel, ``norm_cfg`` is no BatchNorm, or
+            there is no such backend.
     """
 
     def __init__(self,
@@ -92,14 +105,15 @@ class PartialPeripheralConv2d(nn.Module):
                  deploy: bool = False,
                  backend: str | None = None) -> None:
         super().__init__()
-        convolved = int(conv_ratio * channels)
+        convolved = int(check_number('conv_ratio', conv_ratio, 0, 1) *
+                        channels)
         if not 1 <= convolved <= channels:
             raise ValueError(
                 f'conv_ratio={conv_ratio} of {channels} channels leaves '
                 f'{convolved} to convolve, expected 1 to {channels}')
-        if small_kernel is not None and not (
-                small_kernel % 2 == 1 and
-                1 <= small_kernel <= grid.kernel_size):
+        if small_kernel is not None and (
+                check_integer('small_kernel', small_kernel, 1) % 2 == 0
+                or small_kernel > grid.kernel_size):
             raise ValueError(
                 'small_kernel must be None or odd and no larger than the '
                 f'large kernel ({grid.kernel_size}), got {small_kernel}')
@@ -120,17 +134,16 @@ class PartialPeripheralConv2d(nn.Module):
                 bias=False)
             nn.init.trunc_normal_(self.small.weight, std=0.02)
         if not self.merged:
-            norm_cfg = dict(type='BN') if norm_cfg is None else norm_cfg
-            self.large_norm = build_norm_layer(norm_cfg, convolved)[1]
-            self.small_norm = build_norm_layer(norm_cfg, convolved)[1]
+            self.large_norm = _build_batch_norm(norm_cfg, convolved)
+            self.small_norm = _build_batch_norm(norm_cfg, convolved)
 
-    def forward(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos_sums: Tensor | None = None) -> Tensor:
         """Convolve the first channels.
 
         Args:
             x (Tensor): ``(N, C, H, W)``.
-            pos_embed (Tensor, optional): ``h`` of Eq. 3, ``(1, K, K)``.
-                Default: None.
+            pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
+                cells, ``(1, k', k')``. Default: None.
 
         Returns:
             Tensor: ``(N, C, H, W)``.
@@ -141,21 +154,20 @@ class PartialPeripheralConv2d(nn.Module):
             y = self.large_norm(y) + self.small_norm(self.small(head))
         elif self.small is not None:
             y = y + self.small(head)
-        if pos_embed is not None:
-            y = y + self._constant(pos_embed).to(y.dtype)[:, None, None]
+        if pos_sums is not None:
+            y = y + self._constant(pos_sums).to(y.dtype)[:, None, None]
         return torch.cat((y, tail), 1)
 
     def _small_fits(self, grid: SharingGrid) -> bool:
         """Whether the small kernel lies in the unshared centre."""
         return self.small_kernel <= 2 * grid.unshared_radius + 1
 
-    def _constant(self, pos_embed: Tensor) -> Tensor:
+    def _constant(self, pos_sums: Tensor) -> Tensor:
         """``sum_{i,j} w(i, j) h(i, j)`` per channel, ``(g,)``."""
-        cells = self.large.grid.reduce(pos_embed)
-        return (self.large.weight[:, 0] * cells).sum((1, 2))
+        return (self.large.weight[:, 0] * pos_sums).sum((1, 2))
 
     @torch.no_grad()
-    def merge(self, pos_embed: Tensor | None = None) -> None:
+    def merge(self, pos_sums: Tensor | None = None) -> None:
         """Fold norms, small kernel and positional embedding into one kernel.
 
         The result stays compact. A small kernel that reaches beyond the
@@ -163,8 +175,8 @@ class PartialPeripheralConv2d(nn.Module):
         convolution of its own, its norm folded.
 
         Args:
-            pos_embed (Tensor, optional): ``h`` of Eq. 3, ``(1, K, K)``.
-                Default: None.
+            pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
+                cells, ``(1, k', k')``. Default: None.
         """
         large = self.large
         grid = large.grid
@@ -172,8 +184,8 @@ class PartialPeripheralConv2d(nn.Module):
         bias = weight.new_zeros(large.channels)
         if large.bias is not None:
             bias += large.bias
-        if pos_embed is not None:
-            bias += self._constant(pos_embed)
+        if pos_sums is not None:
+            bias += self._constant(pos_sums)
         if not self.merged:
             scale, shift = _affine(self.large_norm)
             weight = weight * scale
@@ -192,6 +204,20 @@ class PartialPeripheralConv2d(nn.Module):
         large.bias = nn.Parameter(
             bias.to(large.weight.dtype), large.weight.requires_grad)
         self.merged = True
+
+
+def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
+    cfg = dict(type='BN') if cfg is None else cfg
+    if not isinstance(cfg, Mapping):
+        raise TypeError('norm_cfg must be None or a dict, got '
+                        f'{cfg!r} of type {type(cfg).__name__}')
+    norm = build_norm_layer(cfg, channels)[1]
+    if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
+        raise ValueError(
+            'norm_cfg must be a BatchNorm with running statistics, such as '
+            f"dict(type='BN') or dict(type='SyncBN'), got {dict(cfg)}: no "
+            'other norm can be merged into a convolution')
+    return norm
 
 
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
