@@ -72,7 +72,8 @@ def select_backend(name: str | None,
         runs, reason = backend.can_run(device, dtype)
         if not runs:
             raise RuntimeError(
-                f'backend {name!r} cannot run with {where}: {reason}')
+                f'backend {name!r} cannot run with {where}: {reason}'
+            ) from backend.failure
         backend.prepare()
         return backend
     reasons = []

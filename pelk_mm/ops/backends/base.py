@@ -28,6 +28,8 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
+    #: What :meth:`prepare` failed with in this process.
+    failure: Exception | None = None
 
     @abstractmethod
     def can_run(self, device: torch.device,

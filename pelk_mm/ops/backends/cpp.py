@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import torch
@@ -12,6 +13,7 @@ from .base import Backend, BackendError, memory_format
 from .cpp_build import load_library
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_TELLING = re.compile(r'error:|not found|denied|No such file|No space')
 
 
 class CppBackend(Backend):
@@ -26,7 +28,7 @@ class CppBackend(Backend):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ready = False
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
 
     def can_run(self, device: torch.device,
                 dtype: torch.dtype) -> tuple[bool, str]:
@@ -34,7 +36,7 @@ class CppBackend(Backend):
             return False, f'it runs on CPU only, not on {device.type}'
         if dtype not in _DTYPES:
             return False, f'it has no kernel for {dtype}'
-        if self._failure is not None:
+        if self.failure is not None:
             return False, self._reason()
         return True, ''
 
@@ -43,16 +45,16 @@ class CppBackend(Backend):
         if self._ready:
             return
         with self._lock:
-            if not self._ready and self._failure is None:
+            if not self._ready and self.failure is None:
                 try:
                     load_library()
                     self._ready = True
                 # Compilers, linkers and file systems fail in many ways, none
                 # of which should stop a training that has other backends.
                 except Exception as error:
-                    self._failure = error
-        if self._failure is not None:
-            raise BackendError(self._reason()) from self._failure
+                    self.failure = error
+        if self.failure is not None:
+            raise BackendError(self._reason()) from self.failure
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
                 grid: SharingGrid) -> Tensor:
@@ -75,7 +77,8 @@ class CppBackend(Backend):
                                                  grid.sizes)
 
     def _reason(self) -> str:
-        error = self._failure
-        lines = str(error).strip().splitlines() or ['no message']
+        lines = str(self.failure).strip().splitlines() or ['no message']
+        # A failed build repeats the compiler's commands, which say little.
+        telling = [line for line in lines[1:] if _TELLING.search(line)]
         return ("backend 'cpp' could not be built: "
-                f'{type(error).__name__}: {lines[0]}')
+                f'{type(self.failure).__name__}: {(telling or lines)[0]}')
