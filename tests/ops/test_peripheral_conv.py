@@ -122,7 +122,7 @@ def test_gradcheck_and_gradgradcheck(backend):
     assert torch.autograd.gradgradcheck(convolve, (x, w, b))
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('layout', ['contiguous', 'slice'])
 def test_opcheck(backend, layout):
     grid = SharingGrid(13)
     x = make_map((2, 3, 6, 7), layout=layout).requires_grad_()
