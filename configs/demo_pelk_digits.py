@@ -12,6 +12,7 @@ data_preprocessor = dict(
 model = dict(
     backbone=dict(
         arch=dict(
+            _delete_=True,
             depths=(2, 2, 4, 2),
             channels=[32, 64, 128, 256],
             kernel_sizes=(31, 15, 9, 5)),
@@ -67,16 +68,16 @@ param_scheduler = [
         start_factor=1e-3,
         by_epoch=True,
         begin=0,
-        end=2,
+        end=1,
         convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-6,
         by_epoch=True,
-        begin=2,
+        begin=1,
         convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=30, val_interval=5)
+train_cfg = dict(max_epochs=20, val_interval=5)
 custom_hooks = []
 default_hooks = dict(
     logger=dict(interval=20), checkpoint=dict(interval=5, max_keep_ckpts=1))

@@ -15,10 +15,10 @@ model = dict(
             depths=(2, 2, 4, 2),
             channels=channels,
             kernel_sizes=(31, 15, 9, 5)),
-        drop_path_rate=0.1),
-    decode_head=dict(in_channels=channels, channels=64, num_classes=11),
+        drop_path_rate=0.0),
+    decode_head=dict(in_channels=channels, channels=32, num_classes=11),
     auxiliary_head=dict(
-        in_channels=channels[2], channels=64, num_classes=11),
+        in_channels=channels[2], channels=32, num_classes=11),
     test_cfg=dict(_delete_=True, mode='whole'))
 
 dataset = dict(
@@ -39,10 +39,9 @@ train_pipeline = [
     dict(
         type='RandomResize',
         scale=scene_size,
-        ratio_range=(0.7, 1.5),
+        ratio_range=(0.8, 1.25),
         keep_ratio=True),
     dict(type='RandomCrop', crop_size=scene_size),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs')
 ]
 test_pipeline = [
@@ -51,7 +50,7 @@ test_pipeline = [
     dict(type='PackSegInputs')
 ]
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
@@ -79,7 +78,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(lr=2e-3),
     paramwise_cfg=dict(_delete_=True, decay_rate=1.0))
-max_iters = 600
+max_iters = 800
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
@@ -96,4 +95,4 @@ default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=200))
 randomness = dict(seed=0)
-auto_scale_lr = dict(base_batch_size=16)
+auto_scale_lr = dict(base_batch_size=8)

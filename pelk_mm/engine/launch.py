@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..datasets.check import check_data
 from .hooks.safe_checkpoint_hook import find_resumable
 
 
@@ -89,6 +90,7 @@ def prepare_training(config: Config,
         config.resume = True
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
+    _check_data(config, ('train', 'val'))
     _use_launcher(config, launcher)
     return config
 
@@ -135,6 +137,7 @@ def prepare_testing(config: Config,
         config.test_evaluator = [
             *evaluators, dict(type='DumpResults', out_file_path=out)
         ]
+    _check_data(config, ('test', ))
     _use_launcher(config, launcher)
     return config
 
@@ -165,6 +168,13 @@ def check_checkpoint(path: str) -> None:
     except Exception as error:
         raise LaunchError(f'{path} is not a whole checkpoint: '
                           f'{type(error).__name__}: {error}') from error
+
+
+def _check_data(config: Config, splits: tuple[str, ...]) -> None:
+    try:
+        check_data(config, splits)
+    except FileNotFoundError as error:
+        raise LaunchError(str(error)) from error
 
 
 def _resume_from(resume: str, work_dir: str) -> str:

@@ -18,6 +18,8 @@ model = dict(
         gap_before_final_norm=False,
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
+        # Two images a GPU are few for a BatchNorm.
+        norm_cfg=dict(type='SyncBN'),
         # No ImageNet weights are published. With a checkpoint of your own:
         # init_cfg=dict(type='Pretrained', checkpoint='PATH or URL',
         #               prefix='backbone.')

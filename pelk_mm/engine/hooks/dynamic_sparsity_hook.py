@@ -578,17 +578,17 @@ def _refuse_sharding(model: object) -> None:
             'DynamicSparsityHook needs the parameters themselves and cannot '
             f'work through {type(model).__name__}; train with '
             'DistributedDataParallel')
-    sharded = {
-        cls.__name__
-        for thing in (*model.modules(), *model.parameters())
-        for cls in type(thing).__mro__
-    } & {'FullyShardedDataParallel', 'FSDPModule', 'DTensor', 'FlatParameter'}
-    if sharded:
-        raise RuntimeError(
-            f'DynamicSparsityHook found sharded parameters ({min(sharded)}). '
-            'Magnitudes are ranked and densities kept per whole weight, '
-            'which a shard does not show; train with '
-            'DistributedDataParallel instead')
+    # By name, as the classes are not in every version of torch.
+    for things in (model.modules, model.parameters):
+        sharded = {c.__name__ for x in things() for c in type(x).__mro__} & {
+            'FullyShardedDataParallel', 'FSDPModule', 'DTensor'
+        }
+        if sharded:
+            raise RuntimeError(
+                'DynamicSparsityHook found sharded parameters '
+                f'({min(sharded)}). Magnitudes are ranked and densities kept '
+                'per whole weight, which a shard does not show; train with '
+                'DistributedDataParallel instead')
 
 
 def _optimizers(runner: Runner) -> list[Optimizer]:

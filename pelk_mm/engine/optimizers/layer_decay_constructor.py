@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 
 from mmengine.logging import print_log
@@ -124,14 +124,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            depth, scale = self._depth(name, backbones)
+            owner = _owner(name, backbones)
+            depth, scale = self._depth(name, owner, backbones)
             lr_mult, decay_mult = self._multipliers(name, kinds[name])
+            # Several backbones count their depths each for itself.
+            layer = owner or '' if len(backbones) > 1 else ''
             # Custom multipliers may split a depth further; 0 and 1 are the
             # usual two.
-            key = (depth, decay_mult, lr_mult)
+            key = (depth, layer, decay_mult, lr_mult)
             if key not in groups:
-                groups[key] = self._new_group(depth, scale * lr_mult,
-                                              decay_mult, lr_mult)
+                groups[key] = self._new_group(f'{layer}layer_{depth}',
+                                              scale * lr_mult, decay_mult,
+                                              lr_mult)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         ordered = [groups[key] for key in sorted(groups)]
@@ -142,9 +146,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger='current')
         params.extend(ordered)
 
-    def _new_group(self, depth: int, scale: float, decay_mult: float,
+    def _new_group(self, layer: str, scale: float, decay_mult: float,
                    lr_mult: float) -> dict:
-        name = f'layer_{depth}_' + ('no_decay' if decay_mult == 0 else 'decay')
+        name = f'{layer}_no_decay' if decay_mult == 0 else f'{layer}_decay'
         if decay_mult not in (0, 1):
             name += f'_x{decay_mult:g}'
         if lr_mult != 1:
@@ -162,15 +166,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group['weight_decay'] = 0.
         return group
 
-    def _depth(self, name: str,
+    def _depth(self, name: str, owner: str | None,
                backbones: dict[str, nn.Module]) -> tuple[int, float]:
         """Depth of a parameter and the factor of its learning rate."""
         cfg = self.paramwise_cfg
         rate = cfg['decay_rate']
-        owner = max((prefix for prefix in backbones
-                     if name.startswith(prefix)),
-                    key=len,
-                    default=None)
         prefix = next(iter(backbones)) if owner is None else owner
         depth, total = backbones[prefix].get_layer_depth(name, prefix)
         layers = cfg.get('num_layers') or total - 2
@@ -226,6 +226,12 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
             'backbone that has one, such as PeLK, or another constructor')
     modules = dict(model.named_modules())
     return {f'{name}.' if name else '': modules[name] for name in inner}
+
+
+def _owner(name: str, backbones: Iterable[str]) -> str | None:
+    """Prefix of the backbone that a parameter belongs to, if any."""
+    return next((prefix for prefix in backbones if name.startswith(prefix)),
+                None)
 
 
 def _knows_depths(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from math import ceil
 from numbers import Integral
 
@@ -247,7 +248,7 @@ class PeLK(BaseModule):
             std=.02,
             bias=0.))
         settings = self._settings(arch)
-        self.arch = arch if isinstance(arch, str) else dict(arch)
+        self.arch = deepcopy(arch)
         self.depths = settings['depths']
         self.channels = settings['channels']
         self.kernel_sizes = settings['kernel_sizes']

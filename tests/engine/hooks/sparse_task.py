@@ -96,7 +96,9 @@ def make_runner(work_dir: str | Path,
         ]
     cfg = dict(
         model_wrapper_cfg=dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False))
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None))
     # Asking the compiler for its version and the like takes a second a run.
     with mock.patch('mmengine.runner.runner.collect_env', dict):
         return Runner(
