@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+#: Name of :class:`AtomicLocalBackend` in mmengine's ``backend_args``.
+ATOMIC_BACKEND = 'pelk_mm.atomic'
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -49,4 +52,4 @@ class AtomicLocalBackend(LocalBackend):
             path.write_bytes(obj)
 
 
-register_backend('pelk_mm.atomic', AtomicLocalBackend, force=True)
+register_backend(ATOMIC_BACKEND, AtomicLocalBackend, force=True)

@@ -18,6 +18,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from ..fileio import ATOMIC_BACKEND
+
 _HISTORY = 'history_buffer'
 #: Modules' own dictionaries of tensors, with torch's notes about versions.
 _ALREADY_PLAIN = ('state_dict', 'ema_state_dict')
@@ -67,7 +69,7 @@ class SafeCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
-            self.backend_args = dict(backend='pelk_mm.atomic')
+            self.backend_args = dict(backend=ATOMIC_BACKEND)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         with self._removing_last():
@@ -139,8 +141,8 @@ def to_plain(value: Any, name: str = 'value') -> Any:
         return {
             _HISTORY:
             dict(
-                log=torch.as_tensor(np.asarray(log, dtype=np.float64)),
-                count=torch.as_tensor(np.asarray(count, dtype=np.float64)),
+                log=torch.from_numpy(log.copy()),
+                count=torch.from_numpy(count.copy()),
                 max_length=int(value.max_length))
         }
     if isinstance(value, np.generic) and not isinstance(
