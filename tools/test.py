@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from mmengine.config import DictAction
+from mmengine.dist import is_main_process
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.launch import (
@@ -12,6 +13,7 @@ from pelk_mm.engine.launch import (
     load_config,
     prepare_testing,
 )
+from pelk_mm.engine.preflight import preflight
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,11 +51,13 @@ def main() -> None:
             show_dir=args.show_dir,
             out=args.out,
             launcher=args.launcher)
+        preflight(config, training=False)
     except LaunchError as error:
         sys.exit(f'error: {error}')
     metrics = build_runner(config).test()
-    for name, value in metrics.items():
-        print(f'{name}: {value}')
+    if is_main_process():
+        for name, value in metrics.items():
+            print(f'{name}: {value}')
 
 
 if __name__ == '__main__':

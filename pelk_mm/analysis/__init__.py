@@ -1,0 +1,1 @@
+"""Counting and looking at models; the library side of the tools."""

@@ -94,10 +94,10 @@ class Recipe:
         scene_size (int): Side of a scene in pixels, at least 64; digits are
             3/16 to 9/16 of it high. Default: 128.
         train_digits (int): Training pictures of a single digit, for
-            classification, at least 10. Default: 2000.
+            classification, at least 10. Default: 4000.
         val_digits (int): Validation pictures of a single digit, at least 10.
-            Default: 350, which shows nearly each handwriting kept for
-            validation once.
+            Default: 350, which shows nearly each of the handwritings kept
+            for validation, and none twice.
         digit_size (int): Side of such a picture in pixels, at least 32.
             Default: 64.
         seed (int): Default: 0.
@@ -110,7 +110,7 @@ class Recipe:
     train_scenes: int = 400
     val_scenes: int = 80
     scene_size: int = 128
-    train_digits: int = 2000
+    train_digits: int = 4000
     val_digits: int = 350
     digit_size: int = 64
     seed: int = 0

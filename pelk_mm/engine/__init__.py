@@ -1,6 +1,10 @@
 """What runs around a model: hooks and optimizer constructors."""
 
-from .hooks import SafeCheckpointHook
+from .channels import check_channels
+from .hooks import DynamicSparsityHook, SafeCheckpointHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'SafeCheckpointHook']
+__all__ = [
+    'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
+    'SafeCheckpointHook', 'check_channels'
+]

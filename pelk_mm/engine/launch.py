@@ -6,17 +6,19 @@ import os
 import os.path as osp
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..datasets.check import check_data
 from .hooks.safe_checkpoint_hook import find_resumable
 
 
@@ -28,7 +30,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     """Read a config file and override some of its fields.
 
     Args:
-        path (str): The ``.py`` file.
+        path (str): The ``.py`` file, or one that comes with an installed
+            package, such as
+            ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
         options (Mapping, optional): Values by dotted name, as from
             ``--cfg-options``. Default: None.
 
@@ -38,10 +42,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     Raises:
         LaunchError: If there is no such file, or it is not a config.
     """
-    if not osp.isfile(path):
-        raise LaunchError(f'there is no config file {path}')
+    file, lazy_import = _find_config(path)
     try:
-        config = Config.fromfile(path)
+        config = Config.fromfile(file, lazy_import=lazy_import)
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
         raise LaunchError(f'{path} cannot be read as a config: '
@@ -51,6 +54,26 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     if config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', Path(path).stem)
     return config
+
+
+def _find_config(path: str) -> tuple[str, bool | None]:
+    """A config's file, and whether mmengine has to be told its syntax."""
+    package, separator, name = path.partition('::')
+    if not separator:
+        if not osp.isfile(path):
+            raise LaunchError(f'there is no config file {path}')
+        return path, None
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise LaunchError(f'{path}: the package {package!r} is not installed')
+    file = osp.join(osp.dirname(spec.origin), '.mim', 'configs', name)
+    if not osp.isfile(file):
+        raise LaunchError(
+            f'{path}: {package} comes with no such config; expected a path '
+            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}')
+    # mmengine takes an `import` in a base config for the lazy syntax, and
+    # then refuses the mixture; some of mmpretrain's configs have one.
+    return file, 'read_base' in Path(file).read_text(encoding='utf-8')
 
 
 def prepare_training(config: Config,
@@ -89,6 +112,7 @@ def prepare_training(config: Config,
         config.resume = True
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
+    _check_data(config, ('train', 'val'))
     _use_launcher(config, launcher)
     return config
 
@@ -135,6 +159,7 @@ def prepare_testing(config: Config,
         config.test_evaluator = [
             *evaluators, dict(type='DumpResults', out_file_path=out)
         ]
+    _check_data(config, ('test', ))
     _use_launcher(config, launcher)
     return config
 
@@ -165,6 +190,13 @@ def check_checkpoint(path: str) -> None:
     except Exception as error:
         raise LaunchError(f'{path} is not a whole checkpoint: '
                           f'{type(error).__name__}: {error}') from error
+
+
+def _check_data(config: Config, splits: tuple[str, ...]) -> None:
+    try:
+        check_data(config, splits)
+    except FileNotFoundError as error:
+        raise LaunchError(str(error)) from error
 
 
 def _resume_from(resume: str, work_dir: str) -> str:
@@ -217,12 +249,13 @@ def _use_launcher(config: Config, launcher: str) -> None:
         timeout = config.get('env_cfg', {}).get('dist_cfg',
                                                 {}).get('timeout', 1800)
         dist.init_process_group('gloo', timeout=timedelta(seconds=timeout))
-    config.setdefault('model_wrapper_cfg',
-                      ConfigDict(
-                          type='MMDistributedDataParallel',
-                          broadcast_buffers=False,
-                          find_unused_parameters=config.get(
-                              'find_unused_parameters', False)))
+    if config.get('model_wrapper_cfg') is None:
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            # mmengine would name a CUDA device here.
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=config.get('find_unused_parameters', False))
     config.pop('sync_bn', None)
     if _replace(config.model, 'SyncBN', 'BN'):
         print_log(

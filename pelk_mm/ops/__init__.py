@@ -1,6 +1,11 @@
 """The peripheral convolution as an operator; knows torch and nothing else."""
 
-from .peripheral_conv import available_backends, peripheral_conv2d
+# The operator has to be registered before its formulas are.
+from .peripheral_conv import available_backends, peripheral_conv2d  # isort: skip
+from .flops import box_sum_flops, dense_flops
 from .sharing_grid import SharingGrid
 
-__all__ = ['SharingGrid', 'available_backends', 'peripheral_conv2d']
+__all__ = [
+    'SharingGrid', 'available_backends', 'box_sum_flops', 'dense_flops',
+    'peripheral_conv2d'
+]

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, BackendError
 from .sharing_grid import SharingGrid
+
+_logger = logging.getLogger('pelk_mm')
+
+
+def why_not(backend: Backend, device: torch.device,
+            dtype: torch.dtype) -> str | None:
+    """Get a backend ready; None if it runs there, otherwise the reason."""
+    runs, reason = backend.can_run(device, dtype)
+    if not runs:
+        return reason
+    try:
+        backend.prepare()
+    except BackendError as error:
+        _logger.warning('%s; another backend is used instead', error)
+        return str(error)
+    return None
 
 
 def _first_choice(shape: torch.Size, grid: SharingGrid,
@@ -15,7 +33,7 @@ def _first_choice(shape: torch.Size, grid: SharingGrid,
     # oneDNN's depthwise forward wins as long as little of the kernel meets
     # the map; its weight gradient never does beyond small kernels.
     limit = 7 * 7 if weight_grad else 27 * 27
-    return 'dense' if reach[0] * reach[1] <= limit else 'fft'
+    return 'dense' if reach[0] * reach[1] <= limit else 'cpp'
 
 
 def select_backend(name: str | None,
@@ -46,16 +64,21 @@ def select_backend(name: str | None,
     check_name(name)
     where = f'{dtype} on {device}'
     if name is not None:
-        runs, reason = BACKENDS[name].can_run(device, dtype)
+        backend = BACKENDS[name]
+        runs, reason = backend.can_run(device, dtype)
         if not runs:
             raise RuntimeError(
                 f'backend {name!r} cannot run with {where}: {reason}')
-        return BACKENDS[name]
+        backend.prepare()
+        return backend
     first = _first_choice(shape, grid, weight_grad)
     reasons = []
-    for candidate in (first, *(name for name in BACKENDS if name != first)):
-        runs, reason = BACKENDS[candidate].can_run(device, dtype)
-        if runs:
+    order = [first, *BACKENDS]
+    if device.type == 'cuda':
+        order.insert(0, 'triton')
+    for candidate in dict.fromkeys(order):
+        reason = why_not(BACKENDS[candidate], device, dtype)
+        if reason is None:
             return BACKENDS[candidate]
         reasons.append(f'{candidate}: {reason}')
     raise RuntimeError(f'no backend of peripheral_conv2d runs with {where}: '

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
-from .choice import check_name, select_backend
+from .backends import BACKENDS, memory_format
+from .choice import check_name, select_backend, why_not
 from .sharing_grid import SharingGrid
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -19,6 +19,9 @@ def available_backends(
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None) -> dict[str, str | None]:
     """Say which backends run, and why the others do not.
+
+    A backend that is compiled on first use is compiled now: the answer is
+    what a call would get.
 
     Args:
         device (torch.device | str, optional): Where the input would be.
@@ -32,13 +35,9 @@ def available_backends(
     """
     device = torch.get_default_device() if device is None else device
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    verdicts = {
-        name: backend.can_run(torch.device(device), dtype)
-        for name, backend in BACKENDS.items()
-    }
     return {
-        name: None if runs else reason
-        for name, (runs, reason) in verdicts.items()
+        name: why_not(backend, torch.device(device), dtype)
+        for name, backend in BACKENDS.items()
     }
 
 
@@ -136,17 +135,6 @@ def _grid(sizes: tuple[int, ...]) -> SharingGrid:
     return SharingGrid.from_sizes(sizes)
 
 
-def _memory_format(input: Tensor) -> torch.memory_format:
-    """The layout of the result; a channel slice keeps channels-last."""
-    if input.is_contiguous():
-        return torch.contiguous_format
-    if input.stride(1) == 1 and input.shape[1] > 1:
-        return torch.channels_last
-    if input.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 @torch.library.custom_op('pelk_mm::peripheral_conv2d', mutates_args=())
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
              sizes: Sequence[int], backend: str) -> Tensor:
@@ -154,13 +142,13 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
     chosen = select_backend(backend or None, input.device, input.dtype,
                             input.shape, grid)
     output = chosen.forward(input, weight, bias, grid)
-    return output.contiguous(memory_format=_memory_format(input))
+    return output.contiguous(memory_format=memory_format(input))
 
 
 @_forward.register_fake
 def _(input: Tensor, weight: Tensor, bias: Tensor | None,
       sizes: Sequence[int], backend: str) -> Tensor:
-    return torch.empty_like(input, memory_format=_memory_format(input))
+    return torch.empty_like(input, memory_format=memory_format(input))
 
 
 @torch.library.custom_op(

@@ -1,3 +1,4 @@
+from .dynamic_sparsity_hook import DynamicSparsityHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 
-__all__ = ['SafeCheckpointHook']
+__all__ = ['DynamicSparsityHook', 'SafeCheckpointHook']

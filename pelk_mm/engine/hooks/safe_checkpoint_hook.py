@@ -19,6 +19,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
 from ..fileio import ATOMIC_BACKEND
+from .dynamic_sparsity_hook import warn_about_unused_masks
 
 _HISTORY = 'history_buffer'
 #: Modules' own dictionaries of tensors, with torch's notes about versions.
@@ -103,7 +104,12 @@ class SafeCheckpointHook(CheckpointHook):
                 checkpoint[key] = to_plain(value, key)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give mmengine back the log histories that it expects."""
+        """Give mmengine back the log histories that it expects.
+
+        A sparse run that goes on without its hook is warned about here,
+        because the hook that is missing cannot.
+        """
+        warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
             checkpoint['message_hub'] = dict(

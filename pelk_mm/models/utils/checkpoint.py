@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pickle import UnpicklingError
@@ -19,6 +20,8 @@ _PART = re.compile(r'stages\.(\d+)\.(?:blocks\.\d+\.conv\.)?'
 #: What only the training form has.
 _TRAINING_ONLY = {'pos_embed', 'large_norm', 'small_norm'}
 _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
+#: What differs between tasks: each asks for the output of its own stages.
+_OUTPUT_NORM = re.compile(r'norm\d+\.')
 
 
 def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
@@ -130,36 +133,76 @@ def load_pretrained(model: nn.Module, checkpoint: str,
     Takes mmengine checkpoints and bare state dicts, of the backbone or of a
     whole model, with or without ``module.`` in front. An exponential moving
     average needs nothing special: mmengine saves it as the ``state_dict``.
-    Logs how many entries were loaded, and which are missing or unexpected.
+    Logs how many entries were loaded, and which are missing or unexpected; a
+    warning if more is missing than output norms, which a checkpoint of
+    another task does not have.
 
     Args:
         model (nn.Module): A :class:`~pelk_mm.models.PeLK`.
         checkpoint (str): Path or URL.
-        prefix (str): Where the backbone is in the checkpoint. If it is not
-            there but at exactly one other place, that one is taken.
-            Default: ``''``.
+        prefix (str): Where the backbone is in the checkpoint, such as
+            ``'backbone.'``. If it is not there but at exactly one other
+            place, that one is taken. Default: ``''``.
 
     Raises:
         FileNotFoundError: If there is no such file.
         RuntimeError: If the file is not a checkpoint, or holds no weights for
             this backbone.
     """
-    state_dict = read_state_dict(checkpoint)
-    prefix = _find_prefix(state_dict, prefix, checkpoint)
-    weights = {
-        key[len(prefix):]: value
-        for key, value in state_dict.items() if key.startswith(prefix)
-    }
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise RuntimeError(f'{checkpoint}: {error}') from error
+    weights, prefix = _select(model, checkpoint, prefix)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     total = len(model.state_dict())
+    untrained = [key for key in missing if not _OUTPUT_NORM.match(key)]
     print_log(
         f'{type(model).__name__}: loaded {total - len(missing)} of {total} '
         f'entries from {checkpoint} (prefix {prefix!r}); missing: '
-        f'{missing or "none"}; unexpected: {unexpected or "none"}',
-        logger='current')
+        f'{", ".join(missing) or "none"}; unexpected: '
+        f'{", ".join(unexpected) or "none"}',
+        logger='current',
+        level=logging.WARNING if untrained else logging.INFO)
+
+
+def check_pretrained(model: nn.Module) -> None:
+    """Raise what loading a backbone's ``init_cfg`` would raise.
+
+    Args:
+        model (nn.Module): A :class:`~pelk_mm.models.PeLK`, also on the device
+            ``'meta'``. Nothing is loaded into it, and without a local
+            ``Pretrained`` checkpoint nothing is done.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If it holds no weights for this backbone.
+    """
+    if not is_pretrained(model.init_cfg):
+        return
+    checkpoint = model.init_cfg['checkpoint']
+    if '://' not in checkpoint:
+        _select(model, checkpoint, model.init_cfg.get('prefix') or '')
+
+
+def is_pretrained(cfg: dict | list[dict] | None) -> bool:
+    """Whether an ``init_cfg`` loads a checkpoint, in any spelling."""
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    name = getattr(kind, '__name__', kind)
+    return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
+
+
+def _select(model: nn.Module, checkpoint: str,
+            prefix: str) -> tuple[dict[str, Tensor], str]:
+    """The backbone's entries of a checkpoint, checked, and their prefix."""
+    state_dict = read_state_dict(checkpoint)
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'
+    prefix = _find_prefix(state_dict, prefix, checkpoint)
+    try:
+        check_state_dict(model, state_dict, prefix)
+    except RuntimeError as error:
+        raise RuntimeError(f'{checkpoint}: {error}') from error
+    return {
+        key[len(prefix):]: value
+        for key, value in state_dict.items() if key.startswith(prefix)
+    }, prefix
 
 
 def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
@@ -175,30 +218,81 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         RuntimeError: If it is not a checkpoint that loads safely.
     """
+    return weights_of(read_checkpoint(checkpoint), checkpoint)
+
+
+def read_checkpoint(checkpoint: str) -> dict:
+    """Read a checkpoint without running code that may be in it.
+
+    Args:
+        checkpoint (str): Path or URL.
+
+    Returns:
+        dict: All of its contents, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If it is damaged, or does not load safely.
+    """
     try:
         loaded = CheckpointLoader.load_checkpoint(
             checkpoint, map_location='cpu')
+    except FileNotFoundError:
+        raise
     except UnpicklingError as error:
         raise RuntimeError(
             f'{checkpoint} cannot be read as plain weights: it is damaged, '
             'or holds pickled Python objects, which are refused because '
-            'loading them can run code') from error
-    for key in ('state_dict', 'model'):
-        if isinstance(loaded, Mapping) and isinstance(
-                loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(
-            isinstance(value, Tensor) for value in loaded.values()):
-        raise RuntimeError(f'{checkpoint} holds no state dict of tensors')
+            'loading them can run code. If you trust where it comes from, '
+            'tools/model_converters/publish_model.py --trust makes plain '
+            'weights of it') from error
+    except Exception as error:
+        raise RuntimeError(f'{checkpoint} is not a whole checkpoint: '
+                           f'{type(error).__name__}: {error}') from error
+    if not isinstance(loaded, Mapping):
+        raise RuntimeError(f'{checkpoint} holds a {type(loaded).__name__}, '
+                           'expected a checkpoint or a state dict')
     return dict(loaded)
+
+
+def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, or the mapping itself if it is one.
+
+    Args:
+        checkpoint (Mapping): As read from a file.
+        name (str): What to call it in an error.
+
+    Returns:
+        dict[str, Tensor]: As named in the file.
+
+    Raises:
+        RuntimeError: If there is no state dict of tensors in it.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    if not checkpoint or not all(
+            isinstance(value, Tensor) for value in checkpoint.values()):
+        raise RuntimeError(f'{name} holds no state dict of tensors')
+    return dict(checkpoint)
+
+
+def backbone_prefixes(names: Iterable[str]) -> list[str]:
+    """What the names of each PeLK backbone in a state dict start with.
+
+    Args:
+        names (Iterable[str]): Its keys.
+
+    Returns:
+        list[str]: Such as ``['backbone.']``; ``''`` is a bare backbone.
+    """
+    return [key[:-len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
 
 
 def _find_prefix(state_dict: Mapping[str, Tensor], prefix: str,
                  checkpoint: str) -> str:
     """The prefix asked for, or the only one under which a backbone is."""
-    prefixes = [
-        key[:-len(_ANCHOR)] for key in state_dict if key.endswith(_ANCHOR)
-    ]
+    prefixes = backbone_prefixes(state_dict)
     for candidate in (prefix, f'module.{prefix}'):
         if candidate in prefixes:
             return candidate

@@ -11,6 +11,10 @@ from torch import Tensor
 from ..sharing_grid import SharingGrid
 
 
+class BackendError(RuntimeError):
+    """A backend cannot be made to run here; the message says why."""
+
+
 class Backend(ABC):
     """One way to compute a peripheral convolution and its weight gradient.
 
@@ -30,7 +34,16 @@ class Backend(ABC):
                 dtype: torch.dtype) -> tuple[bool, str]:
         """Whether this backend runs there, and the reason if it does not.
 
-        Never raises and never builds anything.
+        Never raises and never builds anything: what has yet to be built is
+        taken to succeed until :meth:`prepare` has failed.
+        """
+
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
+        """Build what the backend needs; at once where that is done.
+
+        Raises:
+            BackendError: If it cannot be built. Stays so in this process, and
+                ``can_run`` gives the reason from then on.
         """
 
     @abstractmethod
@@ -47,3 +60,14 @@ class Backend(ABC):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def memory_format(input: Tensor) -> torch.memory_format:
+    """The layout of the result; a channel slice keeps channels-last."""
+    if input.is_contiguous():
+        return torch.contiguous_format
+    if input.stride(1) == 1 and input.shape[1] > 1:
+        return torch.channels_last
+    if input.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

@@ -1,0 +1,97 @@
+"""Rows of small pictures with captions and a legend, in one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ..engine.fileio import atomic_path
+
+#: Width over height.
+_SCREEN = 1.6
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image ``(H, W, 3)``, uint8 RGB, and what to write above it."""
+
+    image: np.ndarray
+    caption: str = ''
+
+
+def colour_labels(labels: np.ndarray,
+                  palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Paint a map of classes.
+
+    Args:
+        labels (np.ndarray): ``(H, W)``, integers; what is outside of the
+            palette, such as the 255 of ignored pixels, becomes white.
+        palette (Sequence[Sequence[int]]): Red, green and blue of each class,
+            0 to 255.
+
+    Returns:
+        np.ndarray: ``(H, W, 3)``, uint8.
+    """
+    colours = np.array([*palette, (255, 255, 255)], np.uint8)
+    known = (labels >= 0) & (labels < len(palette))
+    return colours[np.where(known, labels, len(palette))]
+
+
+def draw_rows(rows: Sequence[Sequence[Panel]],
+              path: str | Path,
+              title: str = '',
+              legend: Mapping[str, Sequence[int]] | None = None) -> Path:
+    """Draw rows of panels under each other.
+
+    As many rows stand side by side as make the picture fit a screen.
+
+    Args:
+        rows (Sequence[Sequence[Panel]]): At least one; all of one length.
+        path (str | Path): PNG file; its folder is made if need be, and the
+            file appears only once it is complete.
+        title (str): Above everything. Default: ``''``.
+        legend (Mapping[str, Sequence[int]], optional): Colours by name,
+            below everything. Default: None.
+
+    Returns:
+        Path: ``path``.
+    """
+    path = Path(path)
+    width = len(rows[0])
+    abreast = min(
+        range(1, len(rows) + 1),
+        key=lambda count: abs(
+            log(width * count / -(-len(rows) // count) / _SCREEN)))
+    lines = -(-len(rows) // abreast)
+    figure = Figure(
+        figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
+        layout='constrained')
+    figure.suptitle(title)
+    axes = figure.subplots(lines, width * abreast, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, row in enumerate(rows):
+        side, line = divmod(number, lines)
+        for column, panel in enumerate(row):
+            axis = axes[line, side * width + column]
+            axis.imshow(panel.image, interpolation='nearest')
+            axis.set_title(panel.caption, fontsize=8)
+    if legend:
+        figure.legend(
+            handles=[
+                Patch(color=np.asarray(colour) / 255, label=name)
+                for name, colour in legend.items()
+            ],
+            loc='outside lower center',
+            ncols=min(len(legend), 4 * abreast),
+            fontsize=8,
+            frameon=False)
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, dpi=110, format='png')
+    return path

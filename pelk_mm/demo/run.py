@@ -1,0 +1,116 @@
+"""A demo from data to picture, the same for every task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner
+
+from ..datasets.digit_scenes import Recipe, make_digit_scenes
+from ..engine.launch import build_runner, load_config, prepare_training
+from .pictures import draw_rows
+from .tasks import TASKS, Task
+
+#: Where the demo configs expect the data.
+DATA_ROOT = 'data/digit_scenes'
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a demo.
+
+    Args:
+        metric (str): Name of the figure.
+        value (float): The figure, 0 to 1.
+        images (int): How many validation pictures it is over.
+        picture (Path): Predictions beside the ground truth.
+        seconds (float): How long everything took.
+    """
+
+    metric: str
+    value: float
+    images: int
+    picture: Path
+    seconds: float
+
+
+def run_demo(name: str,
+             configs: str | Path,
+             data_root: str | Path = DATA_ROOT,
+             work_dir: str | Path | None = None,
+             recipe: Recipe | None = None,
+             options: Mapping[str, Any] | None = None) -> Result:
+    """Make the data, train, evaluate and draw.
+
+    Args:
+        name (str): A task of :data:`~pelk_mm.demo.TASKS`.
+        configs (str | Path): The folder of configs.
+        data_root (str | Path): Digit scenes, made if they are not there.
+            Default: ``'data/digit_scenes'``.
+        work_dir (str | Path, optional): Logs, checkpoints and the picture.
+            Default: ``work_dirs/`` and the config's name.
+        recipe (Recipe, optional): The data to make. Default: ``Recipe()``.
+        options (Mapping, optional): Fields of the config to override.
+            Default: None.
+
+    Returns:
+        Result: Figure and picture.
+
+    Raises:
+        FileExistsError: If something else is in ``data_root``.
+        LaunchError: If the config cannot be run.
+    """
+    start = time.monotonic()
+    task = TASKS[name]
+    # Before the config: it fails early where the folder is taken.
+    root = make_digit_scenes(data_root, recipe)
+    config = load_config(str(Path(configs, task.config)), options)
+    _replace_root(config, root)
+    runner = build_runner(
+        prepare_training(
+            config, work_dir=None if work_dir is None else str(work_dir)))
+    runner.train()
+    value = runner.test()[task.metric] / (100 if task.percent else 1)
+    dataset = runner.test_dataloader.dataset
+    picture = _draw(task, runner, f'{task.metric} {value:.3f} over '
+                    f'{len(dataset)} validation pictures')
+    return Result(task.metric, value, len(dataset), picture,
+                  time.monotonic() - start)
+
+
+def _replace_root(node: Any, root: Path) -> Any:
+    """Write another root for DATA_ROOT into a config, wherever it is."""
+    if isinstance(node, (Config, dict)):
+        for key, value in node.items():
+            node[key] = _replace_root(value, root)
+    elif isinstance(node, (list, tuple)):
+        return type(node)(_replace_root(value, root) for value in node)
+    elif isinstance(node, str) and (f'{node}/'.startswith(f'{DATA_ROOT}/')):
+        return str(root) + node[len(DATA_ROOT):]
+    return node
+
+
+def _draw(task: Task, runner: Runner, title: str) -> Path:
+    dataset = runner.test_dataloader.dataset
+    meta = dataset.metainfo
+    chosen = np.linspace(
+        0, len(dataset) - 1, min(task.examples, len(dataset)), dtype=int)
+    # One at a time: detection's pictures may differ in size.
+    rows = []
+    runner.model.eval()
+    for index in chosen.tolist():
+        sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
+        image = mmcv.imread(sample.img_path, channel_order='rgb')
+        rows.append(task.panels(image, sample, meta))
+    legend = dict(zip(meta['classes'], meta['palette'],
+                      strict=True)) if task.legend else None
+    return draw_rows(rows, Path(runner.work_dir, 'predictions.png'), title,
+                     legend)

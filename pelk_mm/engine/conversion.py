@@ -1,0 +1,289 @@
+"""Whole checkpoints made into others: grown kernels, published weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from torch import Tensor
+
+from ..models import PeLK
+from ..models.utils import (
+    backbone_prefixes,
+    move_kernels,
+    move_masks,
+    read_checkpoint,
+    read_grids,
+    weights_of,
+)
+from ..ops import SharingGrid
+from ..version import __version__
+from .fileio import atomic_path
+from .hooks.safe_checkpoint_hook import to_plain
+from .sparsity import mask_from_zeros
+from .sparsity_state import STATE_KEY, pack_state, unpack_masks
+
+#: Of a checkpoint's meta, what is still true and of use in another one.
+_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
+#: Put before names by averaged and by parallel models.
+_WRAPPER = 'module.'
+
+
+@dataclass(frozen=True)
+class GrownStage:
+    """What growing did to the kernels of one stage.
+
+    Attributes:
+        old (SharingGrid): The grid before.
+        new (SharingGrid): The grid now.
+        error (float): Norm of the change over the norm of the kernels.
+    """
+
+    old: SharingGrid
+    new: SharingGrid
+    error: float
+
+
+def grow_checkpoint(
+    checkpoint: Mapping[str, Any],
+    arch: str | Mapping[str, Any],
+    from_arch: str | Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[GrownStage]]:
+    """Give the backbone of a checkpoint other kernel sizes.
+
+    Works on checkpoints of all tasks. The optimizer state is left out, and
+    of an averaged model the raw weights. Masks are kept, or read from the
+    zeros, and written into the checkpoint, so that the zeros with which new
+    positions start are not mistaken for weights that sparse training removed.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As read from a file.
+        arch (str | Mapping[str, Any]): The arch to have, a name or a dict as
+            for :class:`~pelk_mm.models.PeLK`; depths and channels may be left
+            out of the dict.
+        from_arch (str | Mapping[str, Any], optional): The arch that it has.
+            Default: told by the shapes.
+
+    Returns:
+        tuple[dict[str, Any], list[GrownStage]]: A new checkpoint, and what
+        changed per stage.
+
+    Raises:
+        RuntimeError: If it holds no PeLK backbone, or one that is not of the
+            arch said.
+        ValueError: If an arch is wrong, has other depths or channels, or the
+            same kernels.
+    """
+    weights = weights_of(checkpoint, 'the checkpoint')
+    prefixes = backbone_prefixes(weights)
+    if len(prefixes) != 1:
+        where = f'{prefixes}' if prefixes else 'none at all'
+        raise RuntimeError(
+            f'expected one PeLK backbone in the checkpoint, found {where}')
+    prefix = prefixes[0]
+    shape = _skeleton(weights, prefix)
+    old = (
+        read_grids(weights, prefix)
+        if from_arch is None else _grids(from_arch, shape))
+    new = _grids(arch, shape)
+    grown, errors = move_kernels(weights, prefix, old, new)
+    result = dict(
+        meta=_meta(checkpoint),
+        state_dict=grown,
+        **{STATE_KEY: _grown_state(checkpoint, weights, prefix, old, new)})
+    return result, [
+        GrownStage(*stage) for stage in zip(old, new, errors, strict=True)
+    ]
+
+
+def publish_checkpoint(config: Config,
+                       checkpoint: str,
+                       folder: str | Path,
+                       *,
+                       weights: str = 'average',
+                       trust: bool = False) -> Path:
+    """Write the part of a checkpoint that other people need.
+
+    The optimizer state, the log and paths of this machine are left out. That
+    the weights fit the config's model is checked before anything is written.
+
+    Args:
+        config (Config): The model's.
+        checkpoint (str): Path of the checkpoint.
+        folder (str | Path): Where to write ``CONFIG-HASH.pth``, HASH being
+            the first eight digits of the file's SHA-256.
+        weights (str): ``'average'`` for the exponential moving average where
+            there is one, ``'raw'`` for the weights that it was taken of,
+            ``'both'`` for both, as mmengine saves them. Default:
+            ``'average'``.
+        trust (bool): Also read checkpoints with pickled Python objects,
+            which runs whatever code is in them. Default: False.
+
+    Returns:
+        Path: The new file.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        RuntimeError: If it cannot be read or does not fit the config, or has
+            no average where raw weights or both are asked for.
+    """
+    loaded = (torch.load(checkpoint, map_location='cpu', weights_only=False)
+              if trust else read_checkpoint(checkpoint))
+    state = weights_of(loaded, checkpoint)
+    raw = _raw_weights(loaded)
+    if weights != 'average' and raw is None:
+        raise RuntimeError(
+            f'{checkpoint} has no moving average, so that there is no '
+            f'difference to raw weights: leave out {weights!r}')
+    if weights == 'raw':
+        state = raw
+    model = build_model(config)
+    model.load_state_dict(state, strict=True)
+    meta = dict(
+        _meta(loaded),
+        config=Path(config.filename or 'config').stem,
+        pelk_mm_version=__version__)
+    published = dict(meta=meta, state_dict=_own_storage(state))
+    if weights == 'both':
+        published['ema_state_dict'] = _own_storage(loaded['ema_state_dict'])
+    if STATE_KEY in loaded:
+        published[STATE_KEY] = to_plain(loaded[STATE_KEY], STATE_KEY)
+    buffer = io.BytesIO()
+    torch.save(published, buffer)
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    target = Path(folder, f'{meta["config"]}-{digest}.pth')
+    with atomic_path(target) as path:
+        path.write_bytes(content)
+    return target
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        checkpoint (Mapping[str, Any]): What to write.
+        path (str | Path): Where.
+    """
+    with atomic_path(path) as temporary:
+        torch.save(dict(checkpoint), temporary)
+
+
+def build_model(config: Config, device: str = 'cpu') -> BaseModel:
+    """Build the model of a config as the runner would.
+
+    Args:
+        config (Config): Not changed.
+        device (str): ``'meta'`` has shapes but no weights, and costs
+            nothing. Default: ``'cpu'``.
+
+    Returns:
+        BaseModel: Not initialised.
+    """
+    scope = DefaultScope.get_current_instance()
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    try:
+        # Some models change the config that they are built from.
+        model = copy.deepcopy(config.model)
+        if 'data_preprocessor' in config:
+            model.setdefault('data_preprocessor', config.data_preprocessor)
+        with torch.device(device):
+            return MODELS.build(model)
+    finally:
+        if scope is not None:
+            init_default_scope(scope.scope_name)
+
+
+def _skeleton(weights: Mapping[str, Tensor], prefix: str) -> dict[str, list]:
+    """Depths and channels of a backbone."""
+    depths, channels = [], []
+    while True:
+        stage = f'{prefix}stages.{len(depths)}.blocks.'
+        blocks = {
+            name[len(stage):].split('.')[0]
+            for name in weights if name.startswith(stage)
+        }
+        if not blocks:
+            return dict(depths=depths, channels=channels)
+        depths.append(len(blocks))
+        channels.append(len(weights[f'{stage}0.norm.weight']))
+
+
+def _grids(arch: str | Mapping[str, Any],
+           shape: Mapping[str, list]) -> list[SharingGrid]:
+    """Grids of an arch, whose depths and channels must be the ones given."""
+    built = len(shape['depths'])
+    if isinstance(arch, Mapping):
+        # A checkpoint may have fewer stages than the four of an arch.
+        filler = {key: [*value, *value[-1:] * (PeLK.num_stages - built)]
+                  for key, value in shape.items()}
+        arch = {**filler, **arch}
+    with torch.device('meta'):
+        model = PeLK(arch)
+    for key, found in shape.items():
+        expected = list(getattr(model, key))
+        if expected[:built] != found:
+            raise ValueError(
+                f'the checkpoint has {key} {found}, arch {arch!r} has '
+                f'{expected}: only kernel sizes and the centre radius can be '
+                'changed')
+    return [
+        SharingGrid(size, model.center_radius)
+        for size in model.kernel_sizes[:built]
+    ]
+
+
+def _grown_state(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor],
+                 prefix: str, old: list[SharingGrid],
+                 new: list[SharingGrid]) -> dict[str, Any]:
+    """The sparsity state of a grown checkpoint."""
+    state = checkpoint.get(STATE_KEY)
+    if state is not None:
+        masks = unpack_masks(state)
+    else:
+        masks = {
+            name: mask_from_zeros(weight)
+            for name, weight in weights.items()
+            if name.startswith(prefix) and weight.ndim in (2, 4)
+        }
+    # Names in a state have no prefix of a wrapper.
+    own = prefix.removeprefix(_WRAPPER)
+    masks = {name.removeprefix(_WRAPPER): mask
+             for name, mask in masks.items()}
+    moved = move_masks(masks, own, old, new)
+    total = sum(mask.numel() for mask in moved.values())
+    dead = sum(int((~mask).sum()) for mask in moved.values())
+    return pack_state(moved, sparsity=dead / max(total, 1), init='zeros')
+
+
+def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """What a moving average was taken of; mmengine swaps the two to save."""
+    averaged = checkpoint.get('ema_state_dict')
+    if averaged is None:
+        return None
+    return {
+        name[len(_WRAPPER):]: value
+        for name, value in averaged.items() if name.startswith(_WRAPPER)
+    }
+
+
+def _meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping):
+        return {}
+    return to_plain({key: meta[key] for key in _META if key in meta}, 'meta')
+
+
+def _own_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: a view would drag all of its base into the file."""
+    return {name: value.detach().cpu().clone()
+            for name, value in state.items()}

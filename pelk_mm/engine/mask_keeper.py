@@ -1,0 +1,214 @@
+"""Keeps masks: on gradients, weights, moments, averages and all ranks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather, all_reduce, broadcast
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import sparsity as policy
+
+# Growth by momentum: the factor on what the average was before a step.
+_MOMENTUM = 0.9
+
+
+class MaskKeeper:
+    """Enforces masks on the weights of a training run, and moves them.
+
+    Where masks act, and why there:
+
+    - On the gradient, while going backward (a hook of the parameter): before
+      gradients are averaged over ranks, clipped or checked for overflow by a
+      loss scaler, so that dead weights have a say in none of these, and
+      before the moments.
+    - On the weight, after every step of the optimizer (a hook of it, not run
+      when a loss scaler skips the step): whatever the optimizer does to zeros
+      with zero gradients, they stay zero.
+    - On moments and averaged models, whenever masks change.
+
+    Args:
+        masks (Mapping[str, Tensor]): Bool masks by parameter name, on their
+            weights' devices.
+        weights (Mapping[str, nn.Parameter]): The weights, at least those of
+            ``masks``. Frozen ones keep their masks and never move.
+        optimizers (Sequence[Optimizer]): Those whose moments are kept masked.
+        averaged (Sequence[nn.Module]): Averaged copies of the model.
+
+    Attributes:
+        masks (dict[str, Tensor]): The masks now.
+        stepped (bool): Whether an optimizer stepped; the reader resets it.
+        gathering (bool): Whether to catch the dense gradients of the next
+            step for growth by momentum.
+        momentum (dict[str, Tensor]): Average of the dense gradients caught.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor],
+                 weights: Mapping[str, nn.Parameter],
+                 optimizers: Sequence[Optimizer],
+                 averaged: Sequence[nn.Module]) -> None:
+        self.masks = dict(masks)
+        self.weights = {name: weights[name] for name in masks}
+        self.stepped = False
+        self.gathering = False
+        self.momentum: dict[str, Tensor] = {}
+        self._optimizers = optimizers
+        self._averaged = [dict(m.named_parameters()) for m in averaged]
+        self._captured: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Apply the masks and enforce them from now on."""
+        self.detach()
+        self._agree()
+        for name, weight in self._trainable():
+            self._handles.append(
+                weight.register_hook(
+                    lambda grad, name=name: self._mask_gradient(name, grad)))
+        for optimizer in self._optimizers:
+            self._handles.append(
+                optimizer.register_step_post_hook(
+                    lambda *_: self._after_step()))
+        self._apply()
+
+    def detach(self) -> None:
+        """Take every hook off parameters and optimizers."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def move(self, rate: float, generator: torch.Generator) -> float:
+        """Drop the smallest live weights of each layer and grow as many.
+
+        Layers with an average of dense gradients grow by its magnitude, the
+        others at random.
+
+        Args:
+            rate (float): Share of the live weights to drop, in [0, 1].
+            generator (torch.Generator): Source of chance, on the CPU.
+
+        Returns:
+            float: The share dropped over all layers. It is below ``rate``
+            where a layer has fewer dead weights than that.
+        """
+        live = dropped = 0
+        for name, weight in self._trainable():
+            mask = self.masks[name]
+            chance = policy.spawn_generator(generator, weight.device)
+            count = policy.turnover(mask, rate)
+            kept = policy.drop_smallest(weight, mask, count)
+            # What was just dropped is no candidate, it would come straight
+            # back.
+            if name in self.momentum:
+                grown = policy.grow_largest(kept, ~mask, count,
+                                            self.momentum[name].abs(), chance)
+            else:
+                grown = policy.grow_random(kept, ~mask, count, chance)
+            live += int(mask.sum())
+            dropped += count
+            self.masks[name] = grown
+        self.momentum.clear()
+        self._agree()
+        self._apply()
+        return dropped / max(live, 1)
+
+    def fold_gradients(self, scale: float = 1.) -> None:
+        """Take the dense gradients of a step into their average.
+
+        Dead weights feed no moments, so that the optimizer's own momentum
+        knows nothing of them. Every rank has to call this.
+
+        Args:
+            scale (float): Loss scale that they carry. Default: 1.
+        """
+        for name, weight in self._trainable():
+            grad = self._captured.pop(name, None)
+            grad = (torch.zeros_like(weight, dtype=torch.float32)
+                    if grad is None else grad.float() / scale)
+            all_reduce(grad, 'mean')
+            average = self.momentum.get(name)
+            self.momentum[name] = grad if average is None else (
+                average.mul_(_MOMENTUM).add_(grad, alpha=1 - _MOMENTUM))
+
+    def forget_gradients(self) -> None:
+        """Drop gradients caught for a step that was then skipped."""
+        self._captured.clear()
+
+    @property
+    def density(self) -> float:
+        """Share of the masked weights that lives."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return sum(int(mask.sum()) for mask in self.masks.values()) / total
+
+    def summary(self) -> str:
+        """Overall density, and the most and the least dense layer."""
+        layers = {
+            name: int(mask.sum()) / mask.numel()
+            for name, mask in self.masks.items()
+        }
+        most = max(layers, key=layers.__getitem__)
+        least = min(layers, key=layers.__getitem__)
+        return (f'density {self.density:.4f} over {len(layers)} weights, most '
+                f'dense {most} {layers[most]:.4f}, least dense {least} '
+                f'{layers[least]:.4f}')
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, weight in self.weights.items():
+            if weight.requires_grad:
+                yield name, weight
+
+    def _mask_gradient(self, name: str, grad: Tensor) -> Tensor:
+        if self.gathering:
+            # Several times a step where gradients accumulate.
+            caught = self._captured.get(name, 0)
+            self._captured[name] = caught + grad.detach()
+        # Not a product, which would turn an overflow into NaN.
+        return torch.where(self.masks[name], grad, grad.new_zeros(()))
+
+    def _after_step(self) -> None:
+        self.stepped = True
+        for name, weight in self._trainable():
+            policy.silence_([weight], self.masks[name])
+
+    def _apply(self) -> None:
+        """Zero dead weights wherever a moment or a copy of them is kept."""
+        for name, weight in self.weights.items():
+            kept = [weight.data]
+            kept += [p[name].data for p in self._averaged if name in p]
+            for optimizer in self._optimizers:
+                kept += [
+                    value
+                    for value in optimizer.state.get(weight, {}).values()
+                    if isinstance(value, Tensor)
+                ]
+            policy.silence_(kept, self.masks[name])
+
+    def _agree(self) -> None:
+        """Make sure that all ranks hold rank 0's masks."""
+        if self._ranks_agree():
+            return
+        print_log(
+            'The masks differ between ranks, so their weights differ too; '
+            'those of rank 0 are taken. Look for what sets the ranks apart',
+            logger='current',
+            level=logging.WARNING)
+        for name, mask in self.masks.items():
+            packed = policy.pack_mask(mask)
+            broadcast(packed)
+            self.masks[name] = policy.unpack_mask(packed, mask.shape).to(
+                mask.device)
+        if not self._ranks_agree():
+            raise RuntimeError(
+                'the masks differ between ranks after those of rank 0 were '
+                'broadcast; do the ranks mask the same weights?')
+
+    def _ranks_agree(self) -> bool:
+        # 60 of the 256 bits: an int64 that every backend can gather.
+        digest = int(policy.mask_digest(self.masks)[:15], 16)
+        gathered = all_gather(torch.tensor([digest]))
+        return len({int(value) for value in gathered}) == 1

@@ -1,0 +1,24 @@
+"""Builds ahead what the backends would build on first use.
+
+``python -m pelk_mm.ops.backends`` prints what it does; its exit status is 0
+also where a backend cannot be built, because the others work without it.
+"""
+
+from __future__ import annotations
+
+from .cpp_build import load_library
+
+
+def main() -> None:
+    """Compile the kernels of the ``cpp`` backend and say where they are."""
+    try:
+        library = load_library(verbose=True)
+    except Exception as error:
+        print(f"backend 'cpp' could not be built, others will be used: "
+              f'{type(error).__name__}: {error}')
+    else:
+        print(f"backend 'cpp' is ready: {library}")
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,60 @@
+"""Operation counts of the peripheral convolution, for torch's FLOP counter.
+
+A counter that looks for convolutions sees nothing in a custom operator. torch
+counts a multiply-accumulate as two operations, an addition as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .sharing_grid import SharingGrid
+
+
+def dense_flops(shape: Sequence[int], grid: SharingGrid) -> int:
+    """Operations with the kernel written out: K^2 multiply-adds an output.
+
+    Args:
+        shape (Sequence[int]): ``(N, C, H, W)`` of the output.
+        grid (SharingGrid): The kernel's cells.
+    """
+    return 2 * prod(shape) * grid.kernel_size**2
+
+
+def box_sum_flops(shape: Sequence[int], grid: SharingGrid) -> int:
+    """Operations of the box-sum form: k'^2 multiply-adds an output, and sums.
+
+    The sums of ``s`` neighbours are built by doubling: along the columns once
+    for all sizes, along the rows once for every distinct size.
+
+    Args:
+        shape (Sequence[int]): ``(N, C, H, W)`` of the output.
+        grid (SharingGrid): The kernel's cells.
+    """
+    sizes = set(grid.sizes)
+    doublings = [size.bit_length() - 1 for size in sizes]
+    remainders = sum(size.bit_count() - 1 for size in sizes)
+    additions = max(doublings) + remainders + sum(doublings) + remainders
+    return prod(shape) * (2 * grid.num_cells**2 + additions)
+
+
+def _count(shape: Sequence[int], sizes: Sequence[int], backend: str) -> int:
+    grid = SharingGrid.from_sizes(tuple(sizes))
+    count = dense_flops if backend == 'dense' else box_sum_flops
+    return count(shape, grid)
+
+
+@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d)
+def _forward(input_shape, weight_shape, bias_shape, sizes, backend,
+             *args, out_shape=None, **kwargs) -> int:
+    return _count(input_shape, sizes, backend)
+
+
+@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_weight_grad)
+def _weight_grad(input_shape, grad_output_shape, sizes, backend,
+                 *args, out_shape=None, **kwargs) -> int:
+    return _count(input_shape, sizes, backend)

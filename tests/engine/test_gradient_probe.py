@@ -1,0 +1,83 @@
+"""SNIP's gradients: right, and without a trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from pelk_mm.engine.gradient_probe import probe_snip_scores
+
+
+class Noisy(BaseModel):
+    """Draws from every source of chance and keeps statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3, bias=False)
+        self.norm = nn.BatchNorm1d(3)
+        self.unused = nn.Linear(2, 2, bias=False)
+
+    def forward(self, inputs, mode='loss'):
+        inputs.mul_(2)
+        noise = random.random() + np.random.rand()
+        x = self.norm(self.layer(inputs))
+        return dict(loss=(x * torch.rand(3) * noise).exp().sum())
+
+
+def probe(model, batch, scale=1.):
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.))
+    weights = dict(a=model.layer.weight, b=model.unused.weight)
+    return probe_snip_scores(model, batch, wrapper, weights, scale)
+
+
+def test_scores_are_those_of_the_loss():
+    model, batch = Noisy(), [torch.randn(5, 4)]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    scores = probe(model, batch)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    loss = model(batch[0].clone())['loss']
+    loss.backward()
+    weight = model.layer.weight
+    torch.testing.assert_close(scores['a'], (weight * weight.grad).abs())
+    assert scores['b'].shape == (2, 2) and not scores['b'].any()
+
+
+def test_scale_is_a_factor():
+    model, batch = Noisy(), [torch.randn(5, 4)]
+    torch.testing.assert_close(
+        probe(model, batch, 64.)['a'],
+        probe(model, batch)['a'] * 64)
+
+
+def test_nothing_is_left_behind():
+    model, batch = Noisy(), [torch.randn(5, 4)]
+    model.layer.weight.grad = torch.full((3, 4), 7.)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    inputs = batch[0].clone()
+
+    def chance():
+        return (random.getstate(), np.random.get_state()[1].tolist(),
+                torch.get_rng_state().tolist())
+
+    before = chance()
+    probe(model, batch)
+    assert chance() == before
+    assert all(v.equal(state[k]) for k, v in model.state_dict().items())
+    assert batch[0].equal(inputs)
+    assert model.layer.weight.grad.unique().tolist() == [7.]
+    assert model.norm.weight.grad is None
+
+
+def test_a_model_without_a_loss_is_refused():
+
+    class Silent(Noisy):
+
+        def train_step(self, data, optim_wrapper):
+            return {}
+
+    with pytest.raises(RuntimeError, match='passed no loss'):
+        probe(Silent(), [torch.randn(5, 4)])

@@ -1,0 +1,137 @@
+"""Command-line wishes become fields of the config, or a clear error."""
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pelk_mm.engine.launch import (
+    LaunchError,
+    check_checkpoint,
+    load_config,
+    prepare_testing,
+    prepare_training,
+)
+from tests.toy_task import TOY_CONFIG
+
+
+@pytest.fixture
+def config() -> Config:
+    config = Config.fromstring(TOY_CONFIG, '.py')
+    config.work_dir = 'somewhere'
+    return config
+
+
+def test_load_config_overrides_and_names_the_work_dir(tmp_path):
+    path = tmp_path / 'my_model.py'
+    path.write_text(TOY_CONFIG)
+    config = load_config(str(path), {'train_dataloader.batch_size': 2})
+    assert config.train_dataloader.batch_size == 2
+    assert config.work_dir.endswith('my_model')
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('x = 1', 'has no model'),
+    ('model = (', 'cannot be read as a config'),
+    ("_base_ = ['missing.py']", 'cannot be read as a config'),
+])
+def test_load_config_refuses_what_is_no_config(tmp_path, text, expected):
+    path = tmp_path / 'broken.py'
+    path.write_text(text)
+    with pytest.raises(LaunchError, match=expected):
+        load_config(str(path))
+
+
+def test_load_config_names_a_missing_file():
+    with pytest.raises(LaunchError, match='no config file nowhere.py'):
+        load_config('nowhere.py')
+
+
+def test_resume_needs_a_checkpoint(config, tmp_path):
+    with pytest.raises(LaunchError, match='no checkpoint in .*start without'):
+        prepare_training(config, work_dir=str(tmp_path), resume='auto')
+    with pytest.raises(LaunchError, match='there is no checkpoint'):
+        prepare_training(config, resume=str(tmp_path / 'iter_1.pth'))
+
+
+def test_resume_auto_takes_the_newest_whole_checkpoint(config, tmp_path):
+    torch.save(dict(state_dict={}), tmp_path / 'iter_3.pth')
+    (tmp_path / 'iter_6.pth').write_bytes(b'torn')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_6.pth'))
+    prepare_training(config, work_dir=str(tmp_path), resume='auto')
+    assert config.resume is True
+    assert config.load_from == str(tmp_path / 'iter_3.pth')
+
+
+class _Payload:
+
+    def __reduce__(self):
+        return print, ('executed',)
+
+
+def test_a_pickle_payload_is_refused_and_not_run(tmp_path, capsys):
+    path = tmp_path / 'hostile.pth'
+    torch.save(dict(state_dict={}, meta=_Payload()), path)
+    with pytest.raises(LaunchError, match='pickled Python objects'):
+        check_checkpoint(str(path))
+    assert 'executed' not in capsys.readouterr().out
+
+
+def test_load_from_is_checked_before_training(config, tmp_path):
+    config.load_from = str(tmp_path / 'gone.pth')
+    with pytest.raises(LaunchError, match='gone.pth'):
+        prepare_training(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU is there')
+def test_amp_without_a_gpu_says_so(config):
+    with pytest.raises(LaunchError, match='--amp needs a GPU'):
+        prepare_training(config, amp=True)
+
+
+def test_amp_changes_the_wrapper(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    prepare_training(config, amp=True)
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.loss_scale == 'dynamic'
+
+
+def test_auto_scale_lr(config):
+    with pytest.raises(LaunchError, match='base_batch_size'):
+        prepare_training(config, auto_scale_lr=True)
+    config.auto_scale_lr = dict(base_batch_size=16)
+    prepare_training(config, auto_scale_lr=True)
+    assert config.auto_scale_lr.enable is True
+
+
+@pytest.mark.parametrize('scope, expected', [
+    ('mmseg', dict(type='SegVisualizationHook', draw=True)),
+    ('mmdet', dict(type='DetVisualizationHook', draw=True)),
+    ('mmpretrain', dict(type='VisualizationHook', enable=True)),
+])
+def test_show_dir_draws_with_the_hook_of_the_library(config, tmp_path, scope,
+                                                     expected):
+    checkpoint = tmp_path / 'model.pth'
+    torch.save(dict(state_dict={}), checkpoint)
+    config.default_scope = scope
+    config.visualizer = dict(type='SegLocalVisualizer')
+    prepare_testing(config, str(checkpoint), show_dir=str(tmp_path / 'drawn'))
+    hook = config.default_hooks.visualization
+    assert {key: hook[key] for key in expected} == expected
+    assert (tmp_path / 'drawn').is_dir()
+
+
+def test_show_dir_needs_a_known_library(config, tmp_path):
+    checkpoint = tmp_path / 'model.pth'
+    torch.save(dict(state_dict={}), checkpoint)
+    with pytest.raises(LaunchError, match='default_scope'):
+        prepare_testing(config, str(checkpoint), show_dir=str(tmp_path))
+
+
+def test_out_adds_to_the_metrics(config, tmp_path):
+    checkpoint = tmp_path / 'model.pth'
+    torch.save(dict(state_dict={}), checkpoint)
+    with pytest.raises(LaunchError, match='pkl'):
+        prepare_testing(config, str(checkpoint), out='results.json')
+    prepare_testing(config, str(checkpoint), out='results.pkl')
+    assert [metric.type for metric in config.test_evaluator
+            ] == ['ToyAccuracy', 'DumpResults']

@@ -1,0 +1,270 @@
+"""The libraries' own configs take PeLK in the three ways that are documented.
+
+From each library's own file only the backbone and the channels behind it are
+exchanged. ``EXCHANGES`` is what a user writes behind ``--cfg-options``; a
+small arch in place of a named one keeps the tests short.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+
+from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
+from pelk_mm.engine import check_channels
+from pelk_mm.models import PeLK
+
+ARCH = dict(
+    depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5))
+_MAPS = [
+    'model.backbone._delete_=True',
+    'model.backbone.type=pelk_mm.PeLK',
+    'model.backbone.out_indices=0,1,2,3',
+    'model.backbone.gap_before_final_norm=False',
+]
+# Library and config: what to exchange, with the channels left open.
+EXCHANGES = {
+    ('mmpretrain', 'resnet/resnet50_8xb32_in1k.py'): [
+        'model.backbone._delete_=True',
+        'model.backbone.type=pelk_mm.PeLK',
+        'model.backbone.gap_before_final_norm=False',
+        'model.head.in_channels={3}',
+    ],
+    ('mmseg', 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'): [
+        'model.pretrained=None',
+        *_MAPS,
+        'model.decode_head.in_channels={0},{1},{2},{3}',
+        'model.auxiliary_head.in_channels={2}',
+    ],
+    ('mmseg', 'fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py'): [
+        'model.pretrained=None',
+        *_MAPS,
+        'model.decode_head.in_channels={3}',
+        'model.auxiliary_head.in_channels={2}',
+    ],
+    ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'):
+    [*_MAPS, 'model.neck.in_channels={0},{1},{2},{3}'],
+    ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'):
+    [*_MAPS, 'model.neck.in_channels={0},{1},{2},{3}'],
+}
+
+
+def mim(library: str) -> Path:
+    """Where an installed library has its configs and tools."""
+    return Path(find_spec(library).origin).parent / '.mim'
+
+
+def exchanges(case: tuple[str, str]) -> list[str]:
+    """The command-line options for the small arch."""
+    options = [text.format(*ARCH['channels']) for text in EXCHANGES[case]]
+    for key, value in ARCH.items():
+        options.append(f'model.backbone.arch.{key}=' +
+                       ','.join(map(str, value)))
+    return options
+
+
+def parsed(options: list[str]) -> dict:
+    return {
+        key: DictAction._parse_iterable(value)
+        for key, value in (option.split('=', 1) for option in options)
+    }
+
+
+def ids(case: tuple[str, str]) -> str:
+    return Path(case[1]).stem
+
+
+def batch(library: str) -> dict:
+    """Two random pictures with something to learn in each."""
+    if library == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        return dict(
+            inputs=torch.randint(0, 256, (2, 3, 64, 64)).float(),
+            data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+    images = [
+        torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+        for _ in range(2)
+    ]
+    if library == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+        samples = [
+            SegDataSample(
+                gt_sem_seg=PixelData(data=torch.randint(0, 19, (1, 64, 64))),
+                metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+            for _ in range(2)
+        ]
+    else:
+        from mmdet.testing import demo_mm_inputs
+        return demo_mm_inputs(
+            2, [[3, 64, 64]] * 2, num_classes=80, with_mask=True,
+            num_items=[2, 2])
+    return dict(inputs=images, data_samples=samples)
+
+
+@pytest.mark.parametrize('case', EXCHANGES, ids=ids)
+def test_own_config_trains_with_pelk(case):
+    """The model of the library's file: loss, and a gradient everywhere."""
+    library, file = case
+    config = Config.fromfile(mim(library) / 'configs' / file)
+    config.merge_from_dict(parsed(exchanges(case)))
+    init_default_scope(library)
+    model_config = config.model.copy()
+    if library == 'mmpretrain':
+        model_config.data_preprocessor = config.data_preprocessor
+    model = revert_sync_batchnorm(MODELS.build(model_config))
+    assert isinstance(model.backbone, PeLK)
+    check_channels(model)
+
+    model.train()
+    # mmsegmentation's size is for its training crops.
+    if library == 'mmseg':
+        model.data_preprocessor.size = (64, 64)
+    data = model.data_preprocessor(batch(library), training=True)
+    loss, _ = model.parse_losses(
+        model.loss(data['inputs'], data['data_samples']))
+    assert torch.isfinite(loss)
+    loss.backward()
+    grads = {
+        name: parameter.grad
+        for name, parameter in model.backbone.named_parameters()
+    }
+    # RetinaNet's and FCN's necks and heads leave the first outputs unused.
+    used = {name: grad for name, grad in grads.items() if grad is not None}
+    assert len(used) > len(grads) / 2
+    assert all(torch.isfinite(grad).all() for grad in used.values())
+    assert grads['stages.0.blocks.0.conv.large.weight'].abs().sum() > 0
+
+
+def run(script: str | list[str], cwd: Path) -> str:
+    """A fresh process, in which nothing has imported pelk_mm yet."""
+    command = [sys.executable] + (['-c', script]
+                                  if isinstance(script, str) else script)
+    environment = dict(os.environ, OMP_NUM_THREADS='1')
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr
+
+
+# The two ways to write it into a config of one's own, as in the README.
+CHILD = """
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+{imports}
+model = dict(
+    backbone=dict(
+        _delete_=True, type='{name}', arch='tiny', out_indices=(0, 1, 2, 3),
+        gap_before_final_norm=False),
+    neck=dict(in_channels=[124, 249, 499, 998]))
+"""
+
+
+@pytest.mark.parametrize('imports, name', [
+    ("custom_imports = dict(imports=['pelk_mm'])", 'PeLK'),
+    ('', 'pelk_mm.PeLK'),
+], ids=['custom_imports', 'scope'])
+def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
+    file = tmp_path / 'retinanet_pelk.py'
+    file.write_text(CHILD.format(imports=imports, name=name))
+    out = run(
+        'import sys, torch\n'
+        'from mmengine.config import Config\n'
+        'from mmengine.registry import MODELS, init_default_scope\n'
+        f'config = Config.fromfile({str(file)!r})\n'
+        "init_default_scope('mmdet')\n"
+        "with torch.device('meta'):\n"
+        '    model = MODELS.build(config.model)\n'
+        "print(type(model).__name__, type(model.backbone).__module__,\n"
+        '      model.neck.in_channels)\n', tmp_path)
+    assert ('RetinaNet pelk_mm.models.backbones.pelk '
+            '[124, 249, 499, 998]') in out
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory) -> Path:
+    """Digit scenes whose COCO categories bear names that COCO has too."""
+    root = make_digit_scenes(
+        tmp_path_factory.mktemp('existing') / 'digits',
+        Recipe(
+            train_scenes=4,
+            val_scenes=1,
+            scene_size=64,
+            train_digits=10,
+            val_digits=10,
+            digit_size=32),
+        progress=False)
+    from mmdet.datasets import CocoDataset
+    file = root / 'coco/annotations/instances_train2017.json'
+    content = json.loads(file.read_text())
+    for category, name in zip(
+            content['categories'], CocoDataset.METAINFO['classes'],
+            strict=False):
+        category['name'] = name
+    file.write_text(json.dumps(content))
+    return root
+
+
+_NO_VALIDATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
+#: What makes of a library's recipe a few iterations on small pictures.
+SHORT = {
+    'mmpretrain': [
+        'train_dataloader.dataset.data_root={root}/imagenet',
+        'train_dataloader.dataset.metainfo.classes=a,b,c,d,e,f,g,h,i,j',
+        'train_dataloader.dataset.pipeline.1.scale=64',
+        'train_cfg.max_epochs=1',
+    ],
+    'mmseg': [
+        'train_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016',
+        'train_dataloader.dataset.pipeline.2.scale=(128,64)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+        'model.data_preprocessor.size=(64,64)',
+        'train_cfg.max_iters=2',
+    ],
+    'mmdet': [
+        'train_dataloader.dataset.data_root={root}/coco',
+        'train_dataloader.dataset.pipeline.2.scale=(128,128)',
+        'train_cfg.max_epochs=1',
+    ],
+}
+
+
+@pytest.mark.parametrize('case', [
+    case if 'mask_rcnn' in case[1] else pytest.param(
+        case, marks=pytest.mark.slow) for case in EXCHANGES
+], ids=ids)
+def test_librarys_own_train_script(case, scenes, tmp_path):
+    library, file = case
+    folder = mim(library)
+    out = run([
+        str(folder / 'tools/train.py'),
+        str(folder / 'configs' / file),
+        '--work-dir',
+        str(tmp_path / 'work'),
+        '--cfg-options',
+        *exchanges(case),
+        *[option.format(root=scenes) for option in SHORT[library]],
+        *_NO_VALIDATION,
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+    ], tmp_path)
+    assert 'pelk_mm.PeLK' in out
+    losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', out)
+    assert losses and all(isfinite(float(loss)) for loss in losses)
+    assert list((tmp_path / 'work').glob('*.pth'))

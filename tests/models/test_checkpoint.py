@@ -1,0 +1,258 @@
+"""A classifier's weights start segmentors and detectors, or say why not."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.model import ExponentialMovingAverage
+
+from pelk_mm.engine.conversion import build_model
+from pelk_mm.models import PeLK
+
+ARCH = dict(
+    depths=(1, 1, 2, 1),
+    channels=(8, 12, 16, 20),
+    kernel_sizes=(13, 11, 9, 7),
+    center_radius=2)
+DENSE = dict(
+    type='PeLK',
+    arch=ARCH,
+    out_indices=(0, 1, 2, 3),
+    gap_before_final_norm=False)
+CLASSIFIER = dict(
+    default_scope='mmpretrain',
+    model=dict(
+        type='ImageClassifier',
+        backbone=dict(type='PeLK', arch=ARCH),
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=20)))
+SEGMENTOR = dict(
+    default_scope='mmseg',
+    model=dict(
+        type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor'),
+        backbone=DENSE,
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=20,
+            in_index=3,
+            channels=4,
+            num_convs=1,
+            num_classes=3),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole')))
+DETECTOR = dict(
+    default_scope='mmdet',
+    model=dict(
+        type='RetinaNet',
+        data_preprocessor=dict(type='DetDataPreprocessor'),
+        backbone=DENSE,
+        neck=dict(
+            type='FPN',
+            in_channels=list(ARCH['channels']),
+            out_channels=8,
+            num_outs=4),
+        bbox_head=dict(
+            type='RetinaHead',
+            num_classes=2,
+            in_channels=8,
+            stacked_convs=1,
+            feat_channels=8,
+            anchor_generator=dict(
+                type='AnchorGenerator',
+                ratios=[1.0],
+                octave_base_scale=4,
+                scales_per_octave=1,
+                strides=[4, 8, 16, 32]))))
+OUTPUT_NORMS = {f'norm{i}.{kind}' for i in range(3)
+                for kind in ('weight', 'bias')}
+
+
+@pytest.fixture
+def classifier():
+    """Every parameter and statistic differs from a fresh model's."""
+    model = build_model(Config(CLASSIFIER))
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def log():
+    """Collects what mmengine logs."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def with_backbone_from(config: dict, checkpoint, prefix='backbone.'):
+    config = Config(config)
+    config.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(checkpoint), prefix=prefix)
+    model = build_model(config)
+    model.init_weights()
+    return model
+
+
+def assert_backbone_is(model, expected: dict) -> None:
+    own = model.backbone.state_dict()
+    # Output norms of stages that a classifier has no output of are new.
+    assert own.keys() - expected.keys() == OUTPUT_NORMS
+    for name, value in expected.items():
+        torch.testing.assert_close(own[name], value, rtol=0, atol=0)
+
+
+def make_plain(model, path):
+    torch.save(dict(state_dict=model.state_dict(), meta=dict()), path)
+
+
+def make_average(model, path):
+    """As mmengine's EMAHook saves: the average is the state_dict."""
+    averaged = ExponentialMovingAverage(model, update_buffers=True)
+    raw = {'module.' + name: torch.zeros_like(value)
+           for name, value in model.state_dict().items()}
+    torch.save(
+        dict(
+            state_dict=averaged.module.state_dict(),
+            ema_state_dict=dict(raw, steps=torch.tensor(1))), path)
+
+
+def make_sparse(model, path):
+    for parameter in model.parameters():
+        if parameter.ndim in (2, 4):
+            parameter.data[torch.rand_like(parameter) < 0.4] = 0
+    make_plain(model, path)
+
+
+def make_parallel(model, path):
+    torch.save({f'module.{name}': value
+                for name, value in model.state_dict().items()}, path)
+
+
+def make_bare(model, path):
+    torch.save(model.backbone.state_dict(), path)
+
+
+@pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR],
+                         ids=['segmentor', 'detector'])
+@pytest.mark.parametrize(
+    'make', [make_plain, make_average, make_sparse, make_parallel, make_bare])
+def test_initialises_other_tasks(config, make, classifier, tmp_path, log):
+    make(classifier, tmp_path / 'cls.pth')
+    model = with_backbone_from(config, tmp_path / 'cls.pth')
+    assert_backbone_is(model, classifier.backbone.state_dict())
+    message = next(record.getMessage() for record in log
+                   if 'loaded' in record.getMessage())
+    total = len(model.backbone.state_dict())
+    assert f'loaded {total - 6} of {total} entries' in message
+    assert 'norm0.weight, norm0.bias' in message
+    assert 'unexpected: none' in message
+    if make is make_sparse:
+        weight = model.backbone.stages[0].blocks[0].pointwise_conv1.weight
+        assert 0.2 < float((weight == 0).float().mean()) < 0.6
+
+
+def test_level_tells_whether_something_else_is_missing(
+        classifier, tmp_path, log):
+    make_plain(classifier, tmp_path / 'cls.pth')
+    with_backbone_from(SEGMENTOR, tmp_path / 'cls.pth')
+    assert [record.levelname for record in log
+            if 'loaded' in record.getMessage()] == ['INFO']
+    state = classifier.state_dict()
+    del state['backbone.stages.0.blocks.0.gamma']
+    torch.save(state, tmp_path / 'no_gamma.pth')
+    log.clear()
+    with_backbone_from(SEGMENTOR, tmp_path / 'no_gamma.pth')
+    warning, = (record for record in log if 'loaded' in record.getMessage())
+    assert warning.levelname == 'WARNING'
+    assert 'stages.0.blocks.0.gamma' in warning.getMessage()
+
+
+@pytest.mark.parametrize('prefix', ['backbone.', 'backbone', '', None])
+def test_spellings_of_the_prefix(prefix, classifier, tmp_path):
+    make_plain(classifier, tmp_path / 'cls.pth')
+    model = with_backbone_from(SEGMENTOR, tmp_path / 'cls.pth', prefix)
+    assert_backbone_is(model, classifier.backbone.state_dict())
+
+
+def test_two_backbones_are_told_apart_by_the_prefix(classifier, tmp_path):
+    state = classifier.state_dict()
+    state |= {f'teacher.{name}': value + 1
+              for name, value in classifier.backbone.state_dict().items()}
+    torch.save(state, tmp_path / 'both.pth')
+    model = with_backbone_from(SEGMENTOR, tmp_path / 'both.pth')
+    assert_backbone_is(model, classifier.backbone.state_dict())
+    with pytest.raises(RuntimeError, match=r"'backbone\.', 'teacher\.'"):
+        with_backbone_from(SEGMENTOR, tmp_path / 'both.pth', 'student.')
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', 'mmengine.Pretrained'])
+def test_a_backbone_alone(kind, classifier, tmp_path):
+    make_plain(classifier, tmp_path / 'cls.pth')
+    backbone = PeLK(
+        ARCH,
+        init_cfg=dict(
+            type=kind,
+            checkpoint=str(tmp_path / 'cls.pth'),
+            prefix='backbone.'))
+    backbone.init_weights()
+    expected = classifier.backbone.state_dict()
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+def other_arch(**changes):
+    return PeLK({**ARCH, **changes}).state_dict()
+
+
+@pytest.mark.parametrize('content, message', [
+    (lambda: dict(state_dict={'fc.weight': torch.zeros(2)}),
+     r'no PeLK backbone.*no prefix at all.*fc\.weight'),
+    (lambda: dict(state_dict={}), 'no state dict of tensors'),
+    (lambda: [1, 2], 'holds a list'),
+    (lambda: other_arch(depths=(1, 1, 3, 1)), r'\[1, 1, 3, 1\] blocks'),
+    (lambda: other_arch(channels=(8, 12, 16, 24)), 'another arch'),
+    (lambda: other_arch(kernel_sizes=(31, 11, 9, 7)), 'grow_kernel'),
+], ids=['another model', 'empty', 'list', 'depths', 'channels', 'kernels'])
+def test_unfit_checkpoints_are_errors(content, message, tmp_path):
+    torch.save(content(), tmp_path / 'bad.pth')
+    with pytest.raises(RuntimeError, match=f'(?s){message}') as error:
+        with_backbone_from(SEGMENTOR, tmp_path / 'bad.pth')
+    assert 'bad.pth' in str(error.value)
+
+
+def test_merged_weights_are_an_error_in_training_form(classifier, tmp_path):
+    classifier.backbone.switch_to_deploy()
+    make_plain(classifier, tmp_path / 'deploy.pth')
+    with pytest.raises(RuntimeError, match='deploy=True'):
+        with_backbone_from(SEGMENTOR, tmp_path / 'deploy.pth')
+
+
+class Surprise:
+    """Unpickling it shows that code in the file was run."""
+
+    def __reduce__(self):
+        return pytest.fail, ('code in a checkpoint was run', )
+
+
+def test_files_that_are_no_checkpoints(classifier, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        with_backbone_from(SEGMENTOR, tmp_path / 'nowhere.pth')
+    (tmp_path / 'text.pth').write_text('<html>404</html>')
+    with pytest.raises(RuntimeError, match=r'text\.pth'):
+        with_backbone_from(SEGMENTOR, tmp_path / 'text.pth')
+    make_plain(classifier, tmp_path / 'whole.pth')
+    content = (tmp_path / 'whole.pth').read_bytes()
+    (tmp_path / 'half.pth').write_bytes(content[:len(content) // 2])
+    with pytest.raises(RuntimeError, match=r'half\.pth is not a whole'):
+        with_backbone_from(SEGMENTOR, tmp_path / 'half.pth')
+    torch.save(dict(classifier.state_dict(), surprise=Surprise()),
+               tmp_path / 'evil.pth')
+    with pytest.raises(RuntimeError, match='--trust'):
+        with_backbone_from(SEGMENTOR, tmp_path / 'evil.pth')
