@@ -1,10 +1,12 @@
 """What every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,5 +28,8 @@ def sample_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh_state() -> Iterator[None]:
+    """Same random numbers for every test, and no scope of an earlier one."""
     torch.manual_seed(0)
+    yield
+    DefaultScope._instance_dict.clear()
