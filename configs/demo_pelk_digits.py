@@ -96,9 +96,9 @@ param_scheduler = [
         begin=1,
         convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=20, val_interval=5)
+train_cfg = dict(max_epochs=10, val_interval=2)
 custom_hooks = []
 default_hooks = dict(
-    logger=dict(interval=40), checkpoint=dict(interval=5, max_keep_ckpts=1))
+    logger=dict(interval=40), checkpoint=dict(interval=2, max_keep_ckpts=1))
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=25)
