@@ -15,7 +15,16 @@ model = dict(
             depths=(2, 2, 4, 2),
             channels=channels,
             kernel_sizes=(31, 15, 9, 5)),
-        drop_path_rate=0.0),
+        drop_path_rate=0.0,
+        # So few channels need larger weights than PeLK's default, a normal
+        # of std 0.02: here the std is 1 / sqrt(fan in).
+        init_cfg=dict(
+            type='Kaiming',
+            layer=['Conv2d', 'Linear'],
+            a=1,
+            mode='fan_in',
+            nonlinearity='leaky_relu',
+            distribution='normal')),
     decode_head=dict(in_channels=channels, channels=32, num_classes=11),
     auxiliary_head=dict(
         in_channels=channels[2], channels=32, num_classes=11),

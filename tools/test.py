@@ -13,6 +13,7 @@ from pelk_mm.engine.launch import (
     load_config,
     prepare_testing,
 )
+from pelk_mm.engine.preflight import preflight
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,6 +51,7 @@ def main() -> None:
             show_dir=args.show_dir,
             out=args.out,
             launcher=args.launcher)
+        preflight(config, training=False)
     except LaunchError as error:
         sys.exit(f'error: {error}')
     metrics = build_runner(config).test()

@@ -12,6 +12,7 @@ from pelk_mm.engine.launch import (
     load_config,
     prepare_training,
 )
+from pelk_mm.engine.preflight import preflight
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +62,7 @@ def main() -> None:
             amp=args.amp,
             auto_scale_lr=args.auto_scale_lr,
             launcher=args.launcher)
+        preflight(config)
     except LaunchError as error:
         sys.exit(f'error: {error}')
     build_runner(config).train()

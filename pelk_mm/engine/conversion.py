@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 from collections.abc import Mapping
@@ -191,7 +192,8 @@ def build_model(config: Config, device: str = 'cpu') -> BaseModel:
     scope = DefaultScope.get_current_instance()
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        model = Config(dict(model=config.model)).model
+        # Some models change the config that they are built from.
+        model = copy.deepcopy(config.model)
         if 'data_preprocessor' in config:
             model.setdefault('data_preprocessor', config.data_preprocessor)
         with torch.device(device):

@@ -6,6 +6,7 @@ import os
 import os.path as osp
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,7 +30,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     """Read a config file and override some of its fields.
 
     Args:
-        path (str): The ``.py`` file.
+        path (str): The ``.py`` file, or one that comes with an installed
+            package, such as
+            ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
         options (Mapping, optional): Values by dotted name, as from
             ``--cfg-options``. Default: None.
 
@@ -39,10 +42,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     Raises:
         LaunchError: If there is no such file, or it is not a config.
     """
-    if not osp.isfile(path):
-        raise LaunchError(f'there is no config file {path}')
+    file, lazy_import = _find_config(path)
     try:
-        config = Config.fromfile(path)
+        config = Config.fromfile(file, lazy_import=lazy_import)
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
         raise LaunchError(f'{path} cannot be read as a config: '
@@ -52,6 +54,26 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     if config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', Path(path).stem)
     return config
+
+
+def _find_config(path: str) -> tuple[str, bool | None]:
+    """A config's file, and whether mmengine has to be told its syntax."""
+    package, separator, name = path.partition('::')
+    if not separator:
+        if not osp.isfile(path):
+            raise LaunchError(f'there is no config file {path}')
+        return path, None
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise LaunchError(f'{path}: the package {package!r} is not installed')
+    file = osp.join(osp.dirname(spec.origin), '.mim', 'configs', name)
+    if not osp.isfile(file):
+        raise LaunchError(
+            f'{path}: {package} comes with no such config; expected a path '
+            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}')
+    # mmengine takes an `import` in a base config for the lazy syntax, and
+    # then refuses the mixture; some of mmpretrain's configs have one.
+    return file, 'read_base' in Path(file).read_text(encoding='utf-8')
 
 
 def prepare_training(config: Config,

@@ -391,27 +391,28 @@ class DynamicSparsityHook(Hook):
                     f'{list(self.exclude)} select; it has masks for '
                     f'{_few(saved)}')
             self._check_dead(masks)
-            self._keep(runner, masks, 'kept from the checkpoint')
-            return
-        masks = {
-            n: policy.mask_from_zeros(p) for n, p in self._weights.items()
-        }
-        zeros = sum(int((~mask).sum()) for mask in masks.values())
+            origin = 'kept from the checkpoint'
+        else:
+            masks = {
+                n: policy.mask_from_zeros(p)
+                for n, p in self._weights.items()
+            }
+            # A layer of nothing but zeros is one that starts there, not a
+            # sparse one; masked, it would never start.
+            for name in [n for n, mask in masks.items() if not mask.any()]:
+                runner.logger.warning(
+                    f'{name} is zero throughout and is left without a mask')
+                del masks[name]
+            origin = "read from the checkpoint's zeros"
+        dead = sum(int((~mask).sum()) for mask in masks.values())
         total = sum(mask.numel() for mask in masks.values())
-        # A layer of nothing but zeros is one that starts there, not a sparse
-        # one; masked, it would never start.
-        empty = [name for name, mask in masks.items() if not mask.any()]
-        zeros -= sum(masks[name].numel() for name in empty)
-        if zeros < _SPARSE_SHARE * total:
+        if dead < max(1, _SPARSE_SHARE * total):
             raise ValueError(
-                f"init='zeros' found nothing sparse: {zeros} of {total} "
+                f"init='zeros' found nothing sparse: {dead} of {total} "
                 'weights are zero. Load a sparse checkpoint (load_from, or '
-                "init_cfg of type 'Pretrained'), or use another init")
-        for name in empty:
-            runner.logger.warning(
-                f'{name} is zero throughout and is left without a mask')
-            del masks[name]
-        self._keep(runner, masks, "read from the checkpoint's zeros")
+                "init_cfg of type 'Pretrained'), use another init, or leave "
+                'the hook out')
+        self._keep(runner, masks, origin)
 
     def _resume(self, runner: Runner, step: int) -> None:
         """Go on with the checkpoint's masks, or say why that cannot be."""

@@ -24,6 +24,7 @@ from ..layers import LayerNorm2d, PartialPeripheralConv2d
 from ..utils import (
     check_state_dict,
     checkpoint_keeping_stats,
+    is_pretrained,
     load_pretrained,
 )
 
@@ -500,7 +501,7 @@ class PeLK(BaseModule):
     def init_weights(self) -> None:
         """Initialise; pretrained weights are checked and reported."""
         cfg = self.init_cfg
-        if _is_pretrained(cfg):
+        if is_pretrained(cfg):
             load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
             self._is_init = True
         else:
@@ -509,10 +510,3 @@ class PeLK(BaseModule):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         check_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _is_pretrained(cfg: dict | list[dict] | None) -> bool:
-    """Whether an ``init_cfg`` loads a checkpoint, in any spelling."""
-    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-    name = getattr(kind, '__name__', kind)
-    return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')

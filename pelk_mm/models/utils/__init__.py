@@ -1,7 +1,9 @@
 from .activation_checkpoint import checkpoint_keeping_stats
 from .checkpoint import (
     backbone_prefixes,
+    check_pretrained,
     check_state_dict,
+    is_pretrained,
     load_pretrained,
     read_checkpoint,
     weights_of,
@@ -9,7 +11,8 @@ from .checkpoint import (
 from .kernel_growth import move_kernels, move_masks, read_grids, regrid
 
 __all__ = [
-    'backbone_prefixes', 'check_state_dict', 'checkpoint_keeping_stats',
-    'load_pretrained', 'move_kernels', 'move_masks', 'read_checkpoint',
-    'read_grids', 'regrid', 'weights_of'
+    'backbone_prefixes', 'check_pretrained', 'check_state_dict',
+    'checkpoint_keeping_stats', 'is_pretrained', 'load_pretrained',
+    'move_kernels', 'move_masks', 'read_checkpoint', 'read_grids', 'regrid',
+    'weights_of'
 ]

@@ -149,18 +149,8 @@ def load_pretrained(model: nn.Module, checkpoint: str,
         RuntimeError: If the file is not a checkpoint, or holds no weights for
             this backbone.
     """
-    state_dict = read_state_dict(checkpoint)
-    if prefix and not prefix.endswith('.'):
-        prefix += '.'
-    prefix = _find_prefix(state_dict, prefix, checkpoint)
-    weights = {
-        key[len(prefix):]: value
-        for key, value in state_dict.items() if key.startswith(prefix)
-    }
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise RuntimeError(f'{checkpoint}: {error}') from error
+    weights, prefix = _select(model, checkpoint, prefix)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     total = len(model.state_dict())
     untrained = [key for key in missing if not _OUTPUT_NORM.match(key)]
     print_log(
@@ -170,6 +160,49 @@ def load_pretrained(model: nn.Module, checkpoint: str,
         f'{", ".join(unexpected) or "none"}',
         logger='current',
         level=logging.WARNING if untrained else logging.INFO)
+
+
+def check_pretrained(model: nn.Module) -> None:
+    """Raise what loading a backbone's ``init_cfg`` would raise.
+
+    Args:
+        model (nn.Module): A :class:`~pelk_mm.models.PeLK`, also on the device
+            ``'meta'``. Nothing is loaded into it, and without a local
+            ``Pretrained`` checkpoint nothing is done.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If it holds no weights for this backbone.
+    """
+    if not is_pretrained(model.init_cfg):
+        return
+    checkpoint = model.init_cfg['checkpoint']
+    if '://' not in checkpoint:
+        _select(model, checkpoint, model.init_cfg.get('prefix') or '')
+
+
+def is_pretrained(cfg: dict | list[dict] | None) -> bool:
+    """Whether an ``init_cfg`` loads a checkpoint, in any spelling."""
+    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
+    name = getattr(kind, '__name__', kind)
+    return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
+
+
+def _select(model: nn.Module, checkpoint: str,
+            prefix: str) -> tuple[dict[str, Tensor], str]:
+    """The backbone's entries of a checkpoint, checked, and their prefix."""
+    state_dict = read_state_dict(checkpoint)
+    if prefix and not prefix.endswith('.'):
+        prefix += '.'
+    prefix = _find_prefix(state_dict, prefix, checkpoint)
+    try:
+        check_state_dict(model, state_dict, prefix)
+    except RuntimeError as error:
+        raise RuntimeError(f'{checkpoint}: {error}') from error
+    return {
+        key[len(prefix):]: value
+        for key, value in state_dict.items() if key.startswith(prefix)
+    }, prefix
 
 
 def read_state_dict(checkpoint: str) -> dict[str, Tensor]:

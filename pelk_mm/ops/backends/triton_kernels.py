@@ -21,8 +21,6 @@ the rounded mean and the rest, so that rounding it costs no more than float32
 accumulation does.
 """
 
-
-
 from __future__ import annotations
 
 import triton

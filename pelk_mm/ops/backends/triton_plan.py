@@ -198,17 +198,23 @@ class Tiles:
         # A wide map wastes less at the ends of the kernel's reach with short
         # chunks; a map of one tile is one chunk.
         chunk = columns if narrow and width <= 64 else min(columns, 32)
-        tall = narrow and lines * channels * width >= 256 * 128 * 64
+        if narrow and lines * channels * width >= 256 * 128 * 64:
+            # Enough work for large tiles, which share each Toeplitz tile
+            # among more lines.
+            most, warps = min(256, 128 * 64 // columns), 8
+        else:
+            most, warps = 64, 4
         return Tiles(
-            _power_of_two(lines, 128 if tall else 64), columns, chunk,
-            _round_up(width, chunk), 8 if tall else 4)
+            _power_of_two(lines, most), columns, chunk,
+            _round_up(width, chunk), warps)
 
     @staticmethod
     def weight_grad(lines: int, width: int, narrow: bool) -> Tiles:
         """For ``weight_grad_kernel``, which contracts over the lines."""
         columns = _power_of_two(width, 64)
+        most = (64 if narrow else 16) * 64 // columns
         return Tiles(
-            _power_of_two(lines, 64 if narrow else 16), columns, columns,
+            _power_of_two(lines, most), columns, columns,
             _round_up(width, columns), 4)
 
     def reach(self, width: int, kernel_size: int) -> int:

@@ -194,7 +194,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
 
   const int64_t bands = plan.bands(images * groups, at::get_num_threads());
   const Storage storage = storage_of(input);
-  run_tasks(images * groups * bands, plan.forward_scratch(lanes), type,
+  run_tasks(images * groups * bands, plan.scratch(lanes), type,
             [&](void* scratch, int64_t task) {
               int64_t band = task % bands, map = task / bands;
               int64_t group = map % groups, image = map / groups;
@@ -247,7 +247,7 @@ at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
                                   at::TensorOptions().dtype(type));
   char* partial_data = static_cast<char*>(partials.data_ptr());
   const Storage storage = storage_of(input);
-  run_tasks(tasks, plan.weight_grad_scratch(lanes), type,
+  run_tasks(tasks, plan.scratch(lanes), type,
             [&](void* scratch, int64_t task) {
               int64_t group = task % groups;
               int64_t band = task / groups % bands;

@@ -34,12 +34,11 @@ struct RowCell {
   int offset;
 };
 
-// A column of cells, likewise. Its parts are powers of two.
+// A column of cells, likewise.
 struct ColumnCell {
   int level;
   int offset;
   int size;
-  int parts_begin, parts_end;
 };
 
 // The kernel's cells, cropped to those that can meet the map.
@@ -54,9 +53,10 @@ struct Geometry {
   const Level* column_levels;
   const Part* column_parts;
   const ColumnCell* columns;
-  std::ptrdiff_t window_rows;  // rows of all windows together
-  int forward_margin;          // pixels left and right of an output row
-  int backward_margin;         // the same for rows of the output's gradient
+  std::ptrdiff_t window_rows;    // rows of all windows together
+  std::ptrdiff_t row_stride;     // pixels from one of them to the next
+  int margin;                    // pixels left and right of an output row
+  std::ptrdiff_t margin_stride;  // pixels from one such row to the next
 };
 
 // A map of one image and one group of channels; strides in elements.
@@ -95,7 +95,9 @@ struct Kernels {
   void (*weight_grad)(Storage, const WeightGradTask&);
 };
 
-constexpr int kTileColumns = 8;  // no kernel handles more columns at once
+// Zeros that a row needs on both sides: a tile of at most 14 columns may overrun
+// its range by 13, and a convolution of at most 7 cells reaches 6 further.
+constexpr int kRowMargin = 20;
 
 extern const Kernels kernels_baseline;
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -121,16 +121,20 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
       make_levels(cells, &column_levels_, &column_parts_, &g.num_powers);
   int largest = 1, reach = 0;
   for (const Cell& cell : cells) {
-    ColumnCell column{level_of[cell.size], cell.offset, cell.size,
-                      static_cast<int>(column_parts_.size()), 0};
-    split(cell.size, &column_parts_);
-    column.parts_end = static_cast<int>(column_parts_.size());
-    columns_.push_back(column);
+    columns_.push_back({level_of[cell.size], cell.offset, cell.size});
     largest = std::max(largest, cell.size);
     reach = std::max({reach, -cell.offset, cell.offset + cell.size});
   }
-  g.forward_margin = largest + kTileColumns;
-  g.backward_margin = reach + largest;
+  g.margin = reach + largest + kRowMargin;
+  // Rows a multiple of 4 KiB apart would share a few sets of the caches.
+  auto spread = [](int64_t pixels) {
+    pixels |= 1;
+    int64_t rest = pixels % 64;
+    return pixels < 56 ? pixels : rest < 9 ? pixels + 10 - rest / 2 * 2
+                       : rest > 55 ? pixels + 73 - rest : pixels;
+  };
+  g.row_stride = spread(width + 2 * kRowMargin);
+  g.margin_stride = spread(width + 2 * g.margin);
 
   g.num_row_levels = static_cast<int>(row_levels_.size());
   g.num_row_parts = static_cast<int>(row_parts_.size());
@@ -145,17 +149,10 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
   g.columns = columns_.data();
 }
 
-int64_t Plan::forward_scratch(int64_t lanes) const {
+int64_t Plan::scratch(int64_t lanes) const {
   const Geometry& g = geometry;
-  return lanes * (g.window_rows * g.width +
-                  int64_t{g.num_powers} * (g.width + 2 * g.forward_margin));
-}
-
-int64_t Plan::weight_grad_scratch(int64_t lanes) const {
-  const Geometry& g = geometry;
-  return lanes *
-         (g.window_rows * g.width + int64_t{g.num_column_levels} *
-                                        (g.width + 2 * g.backward_margin));
+  return lanes * (g.window_rows * g.row_stride +
+                  g.num_column_levels * g.margin_stride);
 }
 
 int64_t Plan::bands(int64_t maps, int64_t threads) const {

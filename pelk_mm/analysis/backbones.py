@@ -1,0 +1,129 @@
+"""The backbone of any library's config, on its own."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from torch import Tensor, nn
+
+from ..models import PeLK
+from ..models.utils import load_pretrained, read_checkpoint, weights_of
+
+#: Where weights of a backbone are in a checkpoint; the first that fits.
+_PREFIXES = ('backbone.', 'module.backbone.', '')
+#: Asked for by some tasks and not by others, as norms of the outputs are.
+_OPTIONAL = re.compile(r'norm\d+\.|(head|fc)\.|.*num_batches_tracked$')
+
+
+def build_backbone(config: Config,
+                   checkpoint: str | None = None,
+                   wishes: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build the backbone of a model's config.
+
+    Args:
+        config (Config): Of mmpretrain, mmsegmentation or mmdetection; not
+            changed.
+        checkpoint (str, optional): Path or URL of trained weights, of the
+            whole model or of the backbone. Default: None, random ones.
+        wishes (Mapping[str, Any], optional): Arguments to set where the
+            backbone has them. Default: None.
+
+    Returns:
+        nn.Module: The backbone, in training mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        RuntimeError: If it holds no weights for this backbone.
+        ValueError: If the config has no backbone, or of an unknown type.
+    """
+    if config.model.get('backbone') is None:
+        raise ValueError('the model of this config has no backbone')
+    before = DefaultScope.get_current_instance()
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    try:
+        settings = Config(dict(backbone=config.model.backbone)).backbone
+        try:
+            known = _arguments(settings.type)
+        except KeyError as error:
+            raise ValueError(str(error.args[0])) from error
+        settings.update({
+            name: value
+            for name, value in (wishes or {}).items() if name in known
+        })
+        # The weights are the caller's business.
+        if 'Pretrained' in str(settings.get('init_cfg')):
+            settings.init_cfg = None
+        backbone = MODELS.build(settings)
+    finally:
+        if before is not None:
+            init_default_scope(before.scope_name)
+    if checkpoint is None:
+        if hasattr(backbone, 'init_weights'):
+            backbone.init_weights()
+    elif isinstance(backbone, PeLK):
+        load_pretrained(backbone, checkpoint, 'backbone.')
+    else:
+        _load(backbone, checkpoint)
+    return backbone
+
+
+def _arguments(kind: str | type) -> set[str]:
+    """Names of the arguments of a class and of what it derives from."""
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if kind is None:
+        raise KeyError('the type of the backbone is not registered; does the '
+                       'config have the custom_imports that it needs?')
+    return {
+        name
+        for base in kind.__mro__ if base is not object
+        for name in inspect.signature(base.__init__).parameters
+    }
+
+
+def _load(backbone: nn.Module, checkpoint: str) -> None:
+    """Load weights, and refuse those of another network.
+
+    mmengine only logs what does not fit, and goes on with random weights.
+    """
+    state = weights_of(read_checkpoint(checkpoint), checkpoint)
+    own = backbone.state_dict()
+    prefix = next(
+        (prefix for prefix in _PREFIXES
+         if any(prefix + name in state for name in own)), None)
+    if prefix is None:
+        raise RuntimeError(
+            f'{checkpoint} has no weights of a {type(backbone).__name__}: '
+            f'none of its {len(state)} entries is among the backbone\'s')
+    weights = {
+        name[len(prefix):]: value
+        for name, value in state.items() if name.startswith(prefix)
+    }
+    wrong = _misfits(own, weights, strict=bool(prefix))
+    if wrong:
+        raise RuntimeError(
+            f'{checkpoint} is not of this {type(backbone).__name__}: '
+            f'{"; ".join(wrong[:3])}'
+            f'{f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""}')
+    backbone.load_state_dict(weights, strict=False)
+
+
+def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor],
+             strict: bool) -> list[str]:
+    """What keeps a checkpoint from being one of this backbone."""
+    wrong = [
+        f'{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}'
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    wrong += [f'{name} is missing' for name in own
+              if name not in given and not _OPTIONAL.match(name)]
+    if strict:
+        # Without a prefix there may be heads.
+        wrong += [f'{name} is not in the backbone' for name in given
+                  if name not in own and not _OPTIONAL.match(name)]
+    return wrong

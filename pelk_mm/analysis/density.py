@@ -1,0 +1,154 @@
+"""How sparse the layers of a checkpoint are, and stay when merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..engine.fileio import atomic_path
+from ..engine.sparsity_state import STATE_KEY, unpack_masks
+
+
+@dataclass(frozen=True)
+class LayerDensity:
+    """Live weights of one layer.
+
+    Args:
+        name (str): Name of the parameter.
+        shape (tuple[int, ...]): Its shape.
+        weights (int): Its weights.
+        live (int): Those that its mask lets live; without a mask, those that
+            are not zero.
+        masked (bool): Whether there is a mask.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    weights: int
+    live: int
+    masked: bool
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that live."""
+        return self.live / self.weights
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields and density, for JSON."""
+        return dict(asdict(self), density=self.density)
+
+
+def layer_densities(weights: Mapping[str, Tensor],
+                    masks: Mapping[str, Tensor]) -> list[LayerDensity]:
+    """Count live weights in every 2-D and 4-D weight.
+
+    Args:
+        weights (Mapping[str, Tensor]): A state dict, or parameters by name.
+        masks (Mapping[str, Tensor]): Bool masks by the same names; weights
+            without one are counted by their zeros.
+
+    Returns:
+        list[LayerDensity]: In the order of ``weights``.
+    """
+    return [
+        LayerDensity(
+            name, tuple(weight.shape), weight.numel(),
+            int(masks[name].sum() if name in masks else weight.
+                count_nonzero()), name in masks)
+        for name, weight in weights.items()
+        if weight.ndim in (2, 4) and weight.is_floating_point()
+        and weight.numel()
+    ]
+
+
+def checkpoint_densities(
+        checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
+    """Count live weights in a checkpoint, by its masks where it has them.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As mmengine saves it, or a bare state
+            dict.
+
+    Returns:
+        list[LayerDensity]: In the order of the state dict.
+
+    Raises:
+        ValueError: If there is no 2-D or 4-D weight in it, or its masks are
+            damaged.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    state = checkpoint.get(STATE_KEY)
+    tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+    layers = layer_densities(tensors, unpack_masks(state) if state else {})
+    if not layers:
+        raise ValueError('the checkpoint has no 2-D or 4-D weights; is it '
+                         'one of a model?')
+    return layers
+
+
+def merged_densities(model: nn.Module) -> dict[str, LayerDensity]:
+    """Merge a model and count the kernels that are less sparse for it.
+
+    A small kernel that is merged into a large one fills zeros of it.
+
+    Args:
+        model (nn.Module): Model with a checkpoint's weights; its modules that
+            have ``switch_to_deploy`` are merged, in place.
+
+    Returns:
+        dict[str, LayerDensity]: By name, those whose zeros changed; counted
+        by them, as a merged kernel has no mask.
+    """
+    before = {layer.name: layer.live for layer in _zeros(model)}
+    for module in model.modules():
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    return {
+        layer.name: layer
+        for layer in _zeros(model) if layer.live != before.get(layer.name)
+    }
+
+
+def _zeros(model: nn.Module) -> list[LayerDensity]:
+    return layer_densities(dict(model.named_parameters()), {})
+
+
+def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
+    """Draw the density of every layer, in the order of the network.
+
+    Args:
+        layers (Iterable[LayerDensity]): What to draw.
+        path (str | Path): Image file; its suffix tells the format.
+    """
+    from matplotlib.figure import Figure
+
+    layers = list(layers)
+    kinds = [_kind(layer) for layer in layers]
+    figure = Figure(figsize=(max(6., 0.14 * len(layers)), 4.5))
+    axes = figure.subplots()
+    for kind in dict.fromkeys(kinds):
+        where = [i for i, k in enumerate(kinds) if k == kind]
+        axes.bar(where, [layers[i].density for i in where], 0.8, label=kind)
+    total = (sum(layer.live for layer in layers) /
+             sum(layer.weights for layer in layers))
+    axes.axhline(total, color='0.3', lw=1, ls='--', label=f'all {total:.3f}')
+    axes.set(
+        xlim=(-0.6, len(layers) - 0.4),
+        ylim=(0, 1.02),
+        xlabel='weight, in the order of the checkpoint',
+        ylabel='density')
+    axes.legend(
+        loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _kind(layer: LayerDensity) -> str:
+    if len(layer.shape) == 2:
+        return 'linear'
+    return 'depthwise' if layer.shape[1] == 1 else 'convolution'

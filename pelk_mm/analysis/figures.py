@@ -1,0 +1,39 @@
+"""What the figures of the analysis tools have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..engine.fileio import atomic_path
+
+#: Two colours that stay apart in grey: one dark, one light.
+STRONG = '#9c3306'
+SOFT = '#5b9bd0'
+INK = '#222222'
+FAINT = '#8a8a8a'
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure (Figure): What to write.
+        path (str | Path): The file, ending in ``.png``; its folder is made
+            if need be.
+        dpi (int): Pixels per inch. Default: 150.
+
+    Returns:
+        Path: ``path``.
+
+    Raises:
+        ValueError: If the name does not end in ``.png``.
+        OSError: If it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != '.png':
+        raise ValueError(f'figures are PNG files, got the name {path}')
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, dpi=dpi, format='png', facecolor='white')
+    return path

@@ -1,0 +1,332 @@
+"""Predictions on pictures of one's own, for every task.
+
+The libraries' inferencers do the work; what is here gives them one face and
+goes on where a picture is broken.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement
+
+from ..datasets.images import check_image, find_images
+from .fileio import atomic_path
+from .launch import LaunchError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of one picture.
+
+    Attributes:
+        image (Path): The picture.
+        rows (tuple[tuple[str, ...], ...]): What was found, most certain
+            first, as text in the columns of :attr:`Predictor.columns`.
+        drawn (Path | None): The picture with what was found drawn into it.
+        error (str | None): Why there is none, if there is none.
+    """
+
+    image: Path
+    rows: tuple[tuple[str, ...], ...] = ()
+    drawn: Path | None = None
+    error: str | None = None
+
+
+class Predictor(ABC):
+    """One task's inferencer.
+
+    Args:
+        config (Config): The model's.
+        checkpoint (str): Its weights.
+        device (str, optional): Such as ``'cpu'``. Default: None, a GPU if
+            there is one.
+    """
+
+    #: Heads of a result's columns.
+    columns: tuple[str, ...]
+
+    def __init__(self,
+                 config: Config,
+                 checkpoint: str,
+                 device: str | None = None) -> None:
+        self.inferencer = self._build(config, checkpoint, device)
+
+    @abstractmethod
+    def _build(self, config: Config, checkpoint: str,
+               device: str | None) -> Any:
+        """The library's inferencer."""
+
+    @abstractmethod
+    def predict(self, images: list[np.ndarray]) -> list[BaseDataElement]:
+        """Data samples of images ``(H, W, 3)``, uint8 BGR."""
+
+    @abstractmethod
+    def rows(self, sample: BaseDataElement) -> Iterator[tuple[str, ...]]:
+        """What was found, as text."""
+
+    @abstractmethod
+    def draw(self, image: np.ndarray, sample: BaseDataElement,
+             path: Path) -> None:
+        """Draw a sample into an image ``(H, W, 3)``, uint8 RGB."""
+
+
+class Classifier(Predictor):
+    """Top five classes."""
+
+    columns = ('class', 'score')
+
+    def _build(self, config, checkpoint, device):
+        from mmpretrain import ImageClassificationInferencer
+        from mmpretrain.visualization import UniversalVisualizer
+        inferencer = ImageClassificationInferencer(
+            config, pretrained=checkpoint, device=device or _best_device())
+        if inferencer.classes is None:
+            inferencer.classes = _classes(config)
+        inferencer.visualizer = UniversalVisualizer()
+        return inferencer
+
+    def predict(self, images):
+        return self.inferencer(
+            images, return_datasamples=True, batch_size=len(images))
+
+    def rows(self, sample):
+        scores = sample.pred_score
+        top = scores.topk(min(5, len(scores)))
+        for score, label in zip(
+                top.values.tolist(), top.indices.tolist(), strict=True):
+            yield _name(self.inferencer.classes, label), f'{score:.3f}'
+
+    def draw(self, image, sample, path):
+        self.inferencer.visualizer.visualize_cls(
+            image,
+            sample,
+            classes=self.inferencer.classes,
+            # Text is unreadable on smaller pictures.
+            resize=max(224, min(image.shape[:2])),
+            draw_gt=False,
+            out_file=str(path))
+
+
+class Segmentor(Predictor):
+    """Classes by their share of the picture."""
+
+    columns = ('class', 'share of pixels')
+
+    def _build(self, config, checkpoint, device):
+        from mmseg.apis import MMSegInferencer
+        inferencer = MMSegInferencer(
+            config, checkpoint, device=device or _best_device())
+        inferencer.show_progress = False
+        return inferencer
+
+    def predict(self, images):
+        samples = self.inferencer(
+            images, return_datasamples=True, batch_size=len(images))
+        return samples if isinstance(samples, list) else [samples]
+
+    def rows(self, sample):
+        labels, counts = sample.pred_sem_seg.data.unique(return_counts=True)
+        order = counts.argsort(descending=True)
+        classes = self.inferencer.model.dataset_meta['classes']
+        for i in order.tolist():
+            share = float(counts[i]) / float(counts.sum())
+            yield _name(classes, int(labels[i])), f'{share:.1%}'
+
+    def draw(self, image, sample, path):
+        visualizer = self.inferencer.visualizer
+        visualizer.set_dataset_meta(**self.inferencer.model.dataset_meta)
+        visualizer.add_datasample(
+            path.stem, image, sample, draw_gt=False, out_file=str(path))
+
+
+class Detector(Predictor):
+    """Objects with a score of at least ``threshold``."""
+
+    columns = ('class', 'score', 'box (x1 y1 x2 y2)')
+    threshold = 0.3
+
+    def _build(self, config, checkpoint, device):
+        from mmdet.apis import DetInferencer
+        return DetInferencer(
+            config,
+            checkpoint,
+            device=device or _best_device(),
+            show_progress=False)
+
+    def predict(self, images):
+        return self.inferencer(
+            images,
+            return_datasamples=True,
+            no_save_vis=True,
+            batch_size=len(images))['predictions']
+
+    def rows(self, sample):
+        found = sample.pred_instances
+        classes = self.inferencer.model.dataset_meta['classes']
+        for label, score, box in zip(
+                found.labels.tolist(),
+                found.scores.tolist(),
+                found.bboxes.round().int().tolist(),
+                strict=True):
+            if score >= self.threshold:
+                yield (_name(classes, label), f'{score:.3f}',
+                       ' '.join(map(str, box)))
+
+    def draw(self, image, sample, path):
+        visualizer = self.inferencer.visualizer
+        visualizer.dataset_meta = self.inferencer.model.dataset_meta
+        visualizer.add_datasample(
+            path.stem,
+            image,
+            sample,
+            draw_gt=False,
+            pred_score_thr=self.threshold,
+            out_file=str(path))
+
+
+#: By the scope that a config works in.
+PREDICTORS: dict[str, type[Predictor]] = dict(
+    mmpretrain=Classifier, mmseg=Segmentor, mmdet=Detector)
+
+
+def build_predictor(config: Config,
+                    checkpoint: str,
+                    device: str | None = None) -> Predictor:
+    """Build the predictor of a config's task.
+
+    Args:
+        config (Config): The model's; its ``default_scope`` names the task.
+        checkpoint (str): Its weights.
+        device (str, optional): Default: None, a GPU if there is one.
+
+    Returns:
+        Predictor: Ready to predict.
+
+    Raises:
+        LaunchError: If the task is none of the three.
+    """
+    scope = config.get('default_scope')
+    if scope not in PREDICTORS:
+        raise LaunchError(
+            'the default_scope of a config names its task, expected one of '
+            f'{list(PREDICTORS)}, got {scope!r}')
+    return PREDICTORS[scope](config, checkpoint, device)
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """The picture, or the pictures of a folder.
+
+    Args:
+        source (str | Path): A file, or a folder with its subfolders.
+
+    Returns:
+        list[Path]: At least one.
+
+    Raises:
+        LaunchError: If there is nothing.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise LaunchError(f'there is no file or folder {source}')
+    images = [source] if source.is_file() else list(find_images(source))
+    if not images:
+        raise LaunchError(f'{source} and its subfolders hold no image')
+    return images
+
+
+def predict_files(predictor: Predictor,
+                  images: Sequence[Path],
+                  out: str | Path,
+                  batch_size: int = 1) -> Iterator[Prediction]:
+    """Predict pictures and draw the results; broken ones are passed over.
+
+    Args:
+        predictor (Predictor): From :func:`build_predictor`.
+        images (Sequence[Path]): The pictures.
+        out (str | Path): Folder for the drawn ones.
+        batch_size (int): Pictures that go through the network together.
+            Default: 1.
+
+    Yields:
+        Prediction: One for each picture, in their order.
+    """
+    names = _output_names(images)
+    for start in range(0, len(images), batch_size):
+        batch = images[start:start + batch_size]
+        loaded = [_load(path) for path in batch]
+        whole = [image for image in loaded if not isinstance(image, str)]
+        samples = iter(_predict(predictor, whole))
+        for path, image in zip(batch, loaded, strict=True):
+            if isinstance(image, str):
+                yield Prediction(path, error=image)
+                continue
+            sample = next(samples)
+            if isinstance(sample, str):
+                yield Prediction(path, error=f'{path}: {sample}')
+                continue
+            drawn = Path(out, names[path])
+            with atomic_path(drawn) as scratch:
+                predictor.draw(image[..., ::-1].copy(), sample, scratch)
+            yield Prediction(path, tuple(predictor.rows(sample)), drawn)
+
+
+def _load(path: Path) -> np.ndarray | str:
+    """The image, ``(H, W, 3)`` uint8 BGR, or why there is none."""
+    try:
+        check_image(path)
+    except ValueError as error:
+        return str(error)
+    image = mmcv.imread(str(path))
+    return f'OpenCV cannot read {path}' if image is None else image
+
+
+def _predict(predictor: Predictor,
+             images: list[np.ndarray]) -> list[BaseDataElement | str]:
+    """Data samples; where the network fails on one, why."""
+    if not images:
+        return []
+    try:
+        return predictor.predict(images)
+    except Exception as error:
+        if len(images) == 1:
+            return [f'{type(error).__name__}: {error}']
+    # One of them may be at fault, or their sizes do not go together.
+    return [sample for image in images
+            for sample in _predict(predictor, [image])]
+
+
+def _output_names(images: Sequence[Path]) -> dict[Path, Path]:
+    """Where each picture is drawn to; no two at the same place."""
+    root = osp.commonpath([path.absolute().parent for path in images])
+    names: dict[Path, Path] = {}
+    for path in images:
+        name = Path(osp.relpath(path.absolute(), root))
+        short = name.with_suffix('.png')
+        names[path] = (short if short not in names.values() else
+                       name.with_name(f'{name.name}.png'))
+    return names
+
+
+def _name(classes: Sequence[str] | None, label: int) -> str:
+    if classes is None or label >= len(classes):
+        return f'class {label}'
+    return classes[label]
+
+
+def _classes(config: Config) -> Sequence[str] | None:
+    dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+    return (dataset.get('metainfo') or {}).get('classes')
+
+
+def _best_device() -> str:
+    import torch
+    return 'cuda' if torch.cuda.is_available() else 'cpu'

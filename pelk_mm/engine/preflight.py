@@ -1,0 +1,350 @@
+"""Mistakes that would cost training time, found before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import os.path as osp
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor, nn
+
+from ..datasets.images import IMAGE_SUFFIXES, check_image, find_images
+from ..models import PeLK
+from ..models.utils import (
+    check_pretrained,
+    check_state_dict,
+    read_checkpoint,
+    weights_of,
+)
+from .channels import check_channels
+from .conversion import build_model
+from .launch import LaunchError
+
+#: Images that are decoded per folder.
+_SAMPLES = 8
+#: Larger annotation files are read by their data set only.
+_LARGEST_JSON = 64 << 20
+#: The libraries' data sets of image files. Others, such as CIFAR's archives,
+#: are left to themselves.
+_OF_FILES = {'CustomDataset', 'BaseSegDataset', 'BaseDetDataset'}
+_COCO_KEYS = {'images', 'annotations', 'categories'}
+
+
+def preflight(config: Config, training: bool = True) -> None:
+    """Raise unless data, model and weights of a config go together.
+
+    Looked for are data folders that hold no image, or images that cannot be
+    decoded (the first few are), annotation files that are not COCO's, heads
+    whose number of classes is not the data set's, necks and heads whose
+    channels are not the backbone's, and weights (``load_from`` and the
+    backbone's ``init_cfg``) of another arch or number of classes.
+
+    A checkpoint's head with another number of classes is refused, unless the
+    config has ``new_head = True``: then that head starts anew. Files that are
+    missing are the business of :func:`~pelk_mm.datasets.check.check_data`.
+
+    Args:
+        config (Config): As it goes to the runner. Not changed.
+        training (bool): Whether to train; to test, the checkpoint must hold
+            every weight. Default: True.
+
+    Raises:
+        LaunchError: Naming everything that is wrong.
+    """
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    loaders = ('train', 'val') if training else ('test', )
+    problems = [
+        problem for split in loaders for problem in _data_problems(
+            config.get(f'{split}_dataloader'), f'{split}_dataloader')
+    ]
+    problems += _class_problems(config, f'{loaders[0]}_dataloader')
+    try:
+        model = build_model(config, device='meta')
+    except Exception as error:
+        # It may be fit for real devices only. If not, the runner says so.
+        print_log(f'preflight: the model is not checked: {error}', 'current')
+    else:
+        problems += _channel_problems(model)
+        problems += _pretrained_problems(model)
+        if config.get('load_from'):
+            problems += _load_problems(config, model, config.load_from,
+                                       training)
+    _report(problems)
+
+
+def check_weights(config: Config, checkpoint: str) -> None:
+    """Raise unless a checkpoint holds every weight of a config's model.
+
+    Args:
+        config (Config): The model's. Not changed.
+        checkpoint (str): Path; URLs are not checked.
+
+    Raises:
+        LaunchError: If it does not.
+    """
+    model = build_model(config, device='meta')
+    _report(_load_problems(config, model, checkpoint, training=False))
+
+
+def _report(problems: Iterable[str]) -> None:
+    problems = list(dict.fromkeys(problems))
+    if len(problems) > 1:
+        raise LaunchError('\n- '.join(['the run would fail:', *problems]))
+    if problems:
+        raise LaunchError(problems[0])
+
+
+# Data ------------------------------------------------------------------------
+
+
+def _data_problems(loader: Mapping | None, name: str) -> Iterator[str]:
+    for dataset in _leaves((loader or {}).get('dataset')):
+        kinds = getattr(_dataset_class(dataset), '__mro__', ())
+        if not _OF_FILES & {kind.__name__ for kind in kinds}:
+            continue
+        folders = dict(_folders(dataset))
+        for folder in folders.values():
+            yield from _folder_problems(folder, name)
+        ann_file = dataset.get('ann_file')
+        if ann_file and '://' not in ann_file:
+            path = osp.join(dataset.get('data_root') or '', ann_file)
+            yield from _annotation_problems(path, dataset, name)
+        elif not ann_file and 'labelled' in folders:
+            yield from _subfolder_problems(folders['labelled'], dataset, name)
+
+
+def _leaves(dataset: Any) -> Iterator[Mapping]:
+    """Data set configs inside of wrappers."""
+    if isinstance(dataset, Mapping):
+        inner = dataset.get('datasets', dataset.get('dataset'))
+        if inner is None:
+            yield dataset
+        else:
+            yield from _leaves(inner)
+    elif isinstance(dataset, Sequence) and not isinstance(dataset, str):
+        for item in dataset:
+            yield from _leaves(item)
+
+
+def _folders(dataset: Mapping) -> Iterator[tuple[str, str]]:
+    """The folders of local images that a data set reads, by role."""
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix')
+    if not isinstance(prefixes, Mapping):
+        # A string, or the split that stands for it, as in mmpretrain.
+        prefix = prefixes or dataset.get('split') or ''
+        if not (root or prefix):
+            return
+        prefixes = dict(labelled=prefix)
+    for role, prefix in prefixes.items():
+        path = osp.join(root, prefix or '')
+        if path and '://' not in path:
+            yield role, path
+
+
+def _folder_problems(folder: str, name: str) -> Iterator[str]:
+    if not osp.isdir(folder):
+        # One that is missing is named where the config is read.
+        if osp.exists(folder):
+            yield f'{name}: {folder} is a file, expected a folder of images'
+        return
+    images = list(islice(find_images(folder), _SAMPLES))
+    if not images:
+        yield (f'{name}: the folder {folder} holds no image, nor do its '
+               f'subfolders (looked for {", ".join(IMAGE_SUFFIXES)})')
+    for image in images:
+        try:
+            check_image(image)
+        except ValueError as error:
+            yield f'{name}: {error}'
+
+
+def _annotation_problems(path: str, dataset: Mapping,
+                         name: str) -> Iterator[str]:
+    if ('Coco' not in str(dataset.get('type')) or not osp.isfile(path)
+            or osp.getsize(path) > _LARGEST_JSON):
+        return
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:
+        yield f'{name}: {path} is no JSON: {error}'
+        return
+    missing = _COCO_KEYS - (content.keys()
+                            if isinstance(content, dict) else set())
+    if missing:
+        yield (f'{name}: {path} is not an annotation file of COCO: it has no '
+               f'{", ".join(sorted(missing))}')
+        return
+    if not content['images']:
+        yield f'{name}: {path} names no image'
+    known = {category.get('name') for category in content['categories']}
+    classes = _classes(dataset)
+    absent = [label for label in classes or () if label not in known]
+    if absent:
+        yield (f'{name}: {path} has no category {_some(absent)} of the '
+               f'classes of the data set; it has {_some(sorted(known))}')
+
+
+def _subfolder_problems(folder: str, dataset: Mapping,
+                        name: str) -> Iterator[str]:
+    """Images in one subfolder a class, with classes known beforehand."""
+    classes = _classes(dataset)
+    if (not osp.isdir(folder) or not classes
+            or not dataset.get('with_label', True)
+            or dataset.get('split') == 'test'
+            or osp.exists(_list_file(dataset))):
+        return
+    found = sum(entry.is_dir() for entry in os.scandir(folder))
+    if found != len(classes):
+        yield (f'{name}: {folder} has {found} subfolders and the data set '
+               f'{len(classes)} classes; every class needs its folder, and '
+               'nothing else may be there')
+
+
+def _list_file(dataset: Mapping) -> str:
+    """Where mmpretrain's ImageNet looks for a list of files by itself."""
+    return osp.join(
+        dataset.get('data_root') or '', 'meta',
+        f'{dataset.get("split")}.txt')
+
+
+def _dataset_class(dataset: Mapping) -> type | None:
+    kind = dataset.get('type')
+    if not isinstance(kind, str):
+        return kind
+    # As in building: the library of the default scope comes first.
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(kind)
+
+
+def _classes(dataset: Mapping) -> Sequence[str] | None:
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        classes = getattr(_dataset_class(dataset), 'METAINFO',
+                          {}).get('classes')
+    return None if isinstance(classes, str) else classes
+
+
+def _class_problems(config: Config, loader: str) -> Iterator[str]:
+    dataset = next(
+        _leaves((config.get(loader) or {}).get('dataset')), None)
+    if dataset is None:
+        return
+    classes = _classes(dataset)
+    if classes is None:
+        return
+    for where, count in _head_classes(config.model, 'model'):
+        if count != len(classes):
+            yield (f'{where}.num_classes is {count}, the data set '
+                   f'({dataset.get("type")}) has {len(classes)} classes: '
+                   f'{_some(classes)}')
+
+
+def _head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
+    """num_classes of every head in a model's config, by dotted name."""
+    if isinstance(node, Mapping):
+        if (where.split('.')[-1].rstrip('0123456789').endswith('head')
+                and isinstance(node.get('num_classes'), int)):
+            yield where, node['num_classes']
+        for key, value in node.items():
+            yield from _head_classes(value, f'{where}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            # `bbox_head` of a cascade is a list.
+            yield from _head_classes(value, f'{where}{i}')
+
+
+# Model and weights -----------------------------------------------------------
+
+
+def _backbones(model: nn.Module) -> Iterator[tuple[str, PeLK]]:
+    for name, module in model.named_modules():
+        if isinstance(module, PeLK):
+            yield f'{name}.' if name else '', module
+
+
+def _channel_problems(model: nn.Module) -> Iterator[str]:
+    try:
+        check_channels(model)
+    except ValueError as error:
+        yield str(error)
+
+
+def _pretrained_problems(model: nn.Module) -> Iterator[str]:
+    for prefix, backbone in _backbones(model):
+        try:
+            check_pretrained(backbone)
+        except (OSError, RuntimeError) as error:
+            yield f'model.{prefix}init_cfg: {error}'
+
+
+def _load_problems(config: Config, model: nn.Module, path: str,
+                   training: bool) -> Iterator[str]:
+    if '://' in path:
+        return
+    try:
+        given = weights_of(read_checkpoint(path), path)
+    except (OSError, RuntimeError) as error:
+        yield str(error)
+        return
+    given = {name.removeprefix('module.'): value
+             for name, value in given.items()}
+    own = model.state_dict()
+    if not own.keys() & given.keys():
+        yield (f'{path} holds no weight of this model: it has '
+               f'{_some(list(given))}, the model {_some(list(own))}')
+        return
+    explained = []
+    for prefix, backbone in _backbones(model):
+        explained.append(prefix)
+        try:
+            check_state_dict(backbone, given, prefix)
+        except RuntimeError as error:
+            yield f'{path}: {error}'
+    rest = {
+        name: value
+        for name, value in own.items()
+        if not any(name.startswith(prefix) for prefix in explained)
+    }
+    yield from _head_problems(config, path, rest, given, training)
+    if not training:
+        missing = [name for name in own if name not in given
+                   and not name.endswith('num_batches_tracked')]
+        if missing:
+            yield (f'{path} lacks {len(missing)} of the {len(own)} entries '
+                   f'of the model: {_some(missing)}')
+
+
+def _head_problems(config: Config, path: str, own: Mapping[str, Tensor],
+                   given: Mapping[str, Tensor],
+                   training: bool) -> Iterator[str]:
+    wrong = [name for name, value in own.items()
+             if name in given and given[name].shape != value.shape]
+    if not wrong:
+        return
+    shapes = '; '.join(
+        f'{name} is {tuple(given[name].shape)} in the checkpoint, '
+        f'{tuple(own[name].shape)} in the model' for name in wrong[:3])
+    may_differ = training and not config.get('resume')
+    if may_differ and config.get('new_head'):
+        print_log(
+            f'new_head: {len(wrong)} entries do not fit {path} and start '
+            f'anew: {", ".join(wrong)}', 'current')
+        return
+    advice = ('; if the data has other classes on purpose, let the head '
+              'start anew with --cfg-options new_head=True'
+              if may_differ else '')
+    yield (f'{path} does not fit the model behind the backbone, as with '
+           f'another number of classes ({shapes}){advice}')
+
+
+def _some(items: Sequence, most: int = 3) -> str:
+    more = f' and {len(items) - most} more' if len(items) > most else ''
+    return ', '.join(map(str, items[:most])) + more

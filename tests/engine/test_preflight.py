@@ -1,0 +1,236 @@
+"""Mistakes are named before training, and right configs pass."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from pelk_mm.engine.conversion import build_model
+from pelk_mm.engine.launch import LaunchError
+from pelk_mm.engine.preflight import preflight
+from pelk_mm.models import PeLK
+from tests.models.test_checkpoint import (
+    ARCH,
+    CLASSIFIER,
+    DETECTOR,
+    SEGMENTOR,
+)
+from tests.toy_task import TOY_CONFIG
+
+
+def draw(path, size=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(
+        0, 255, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def loader(dataset: dict) -> dict:
+    return dict(batch_size=1, num_workers=0, dataset=dataset)
+
+
+@pytest.fixture
+def classification(tmp_path) -> Config:
+    for name in 'abc':
+        draw(tmp_path / 'data' / 'train' / name / '0.jpg')
+    dataset = dict(
+        type='CustomDataset',
+        data_root=str(tmp_path / 'data'),
+        data_prefix='train',
+        metainfo=dict(classes=tuple('abc')))
+    return Config(
+        dict(
+            CLASSIFIER,
+            train_dataloader=loader(dataset),
+            val_dataloader=loader(dataset),
+            test_dataloader=loader(dataset)))
+
+
+@pytest.fixture
+def segmentation(tmp_path) -> Config:
+    draw(tmp_path / 'img' / '0.jpg')
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(
+        tmp_path / 'img' / '0.png')
+    return Config(
+        dict(
+            SEGMENTOR,
+            train_dataloader=loader(
+                dict(
+                    type='BaseSegDataset',
+                    data_root=str(tmp_path),
+                    data_prefix=dict(img_path='img', seg_map_path='img'),
+                    metainfo=dict(classes=tuple('abc'))))))
+
+
+@pytest.fixture
+def detection(tmp_path) -> Config:
+    draw(tmp_path / 'img' / '0.jpg')
+    (tmp_path / 'coco.json').write_text(
+        json.dumps(
+            dict(
+                images=[dict(id=0, file_name='0.jpg', width=40, height=40)],
+                annotations=[],
+                categories=[dict(id=1, name='a'), dict(id=2, name='b')])))
+    return Config(
+        dict(
+            DETECTOR,
+            train_dataloader=loader(
+                dict(
+                    # As in the configs that repeat their data.
+                    type='RepeatDataset',
+                    times=2,
+                    dataset=dict(
+                        type='CocoDataset',
+                        data_root=str(tmp_path),
+                        ann_file='coco.json',
+                        data_prefix=dict(img='img'),
+                        metainfo=dict(classes=('a', 'b')))))))
+
+
+def refuses(config: Config, message: str, **kwargs) -> str:
+    with pytest.raises(LaunchError, match=message) as error:
+        preflight(config, **kwargs)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('task',
+                         ['classification', 'segmentation', 'detection'])
+def test_right_configs_pass_unchanged(task, request):
+    config = request.getfixturevalue(task)
+    before = config.pretty_text
+    preflight(config)
+    assert config.pretty_text == before
+
+
+def test_configs_of_other_kinds_pass():
+    preflight(Config.fromstring(TOY_CONFIG, '.py'))
+
+
+def test_archives_are_left_to_their_data_set(classification, tmp_path):
+    (tmp_path / 'cifar').mkdir()
+    classification.train_dataloader.dataset = dict(
+        type='CIFAR10', data_prefix=str(tmp_path / 'cifar'))
+    # Only its ten classes are compared.
+    refuses(classification, 'has 10 classes')
+
+
+def test_a_file_instead_of_a_folder(classification, tmp_path):
+    (tmp_path / 'data' / 'val').write_text('train')
+    classification.val_dataloader.dataset.data_prefix = 'val'
+    refuses(classification, 'val is a file, expected a folder')
+
+
+def test_folder_without_images(segmentation, tmp_path):
+    (tmp_path / 'empty' / 'deeper').mkdir(parents=True)
+    (tmp_path / 'empty' / 'deeper' / 'notes.txt').write_text('hi')
+    segmentation.train_dataloader.dataset.data_prefix.img_path = 'empty'
+    refuses(segmentation, 'empty holds no image')
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'text', 'nothing'])
+def test_images_that_cannot_be_decoded(damage, classification, tmp_path):
+    path = tmp_path / 'data' / 'train' / 'b' / '0.jpg'
+    content = path.read_bytes()
+    path.write_bytes({
+        'truncated': content[:len(content) // 2],
+        'text': b'<html>404</html>',
+        'nothing': b''
+    }[damage])
+    refuses(classification, r'b/0\.jpg (cannot be decoded|is not an image)')
+
+
+def test_a_folder_too_many(classification, tmp_path):
+    draw(tmp_path / 'data' / 'train' / 'd' / '0.jpg')
+    refuses(classification, '4 subfolders and the data set 3 classes')
+
+
+@pytest.mark.parametrize('content, message', [
+    ('not json', 'is no JSON'),
+    ('[]', 'it has no annotations, categories, images'),
+    ('{"images": [], "annotations": []}', 'it has no categories'),
+    ('{"images": [], "annotations": [], "categories": '
+     '[{"name": "a"}, {"name": "b"}]}', 'names no image'),
+    ('{"images": [{}], "annotations": [], "categories": [{"name": "a"}]}',
+     'no category b of the classes'),
+])
+def test_annotations_that_are_not_coco(content, message, detection, tmp_path):
+    (tmp_path / 'coco.json').write_text(content)
+    refuses(detection, message)
+
+
+def test_classes_of_data_and_head(detection):
+    detection.model.bbox_head.num_classes = 80
+    refuses(detection,
+            r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b')
+
+
+def test_channels_of_neck_and_heads(detection):
+    detection.model.neck.in_channels = [96, 192, 384, 768]
+    refuses(detection, r'in_channels=\[96, 192, 384, 768\].*PeLK')
+
+
+def save_weights(config: Config, path) -> dict:
+    state = build_model(config).state_dict()
+    torch.save(dict(state_dict=state), path)
+    return state
+
+
+def test_a_head_of_other_classes_starts_anew_only_if_asked(
+        classification, tmp_path):
+    other = Config(CLASSIFIER)
+    other.model.head.num_classes = 7
+    save_weights(other, tmp_path / 'seven.pth')
+    classification.load_from = str(tmp_path / 'seven.pth')
+    message = refuses(classification, r'head\.fc\.weight is \(7, 20\)')
+    assert 'new_head=True' in message
+    classification.new_head = True
+    preflight(classification)
+    # Neither a resumed training nor a test can have another head.
+    refuses(classification, 'does not fit', training=False)
+    classification.resume = True
+    refuses(classification, 'does not fit')
+
+
+def test_checkpoints_of_other_models(classification, tmp_path):
+    classification.load_from = str(tmp_path / 'x.pth')
+    refuses(classification, 'x.pth')
+    torch.save({'fc.weight': torch.zeros(1)}, tmp_path / 'x.pth')
+    refuses(classification, 'holds no weight of this model')
+    other = Config(CLASSIFIER)
+    other.model.backbone.arch = dict(ARCH, depths=(1, 1, 1, 1))
+    save_weights(other, tmp_path / 'x.pth')
+    refuses(classification, 'another arch')
+    save_weights(classification, tmp_path / 'x.pth')
+    preflight(classification)
+
+
+def test_a_test_needs_every_weight(classification, tmp_path):
+    classification.load_from = str(tmp_path / 'x.pth')
+    state = save_weights(classification, tmp_path / 'x.pth')
+    preflight(classification, training=False)
+    del state['head.fc.bias']
+    torch.save(state, tmp_path / 'x.pth')
+    preflight(classification)
+    refuses(classification, r'lacks 1 of the \d+ entries.*head\.fc\.bias',
+            training=False)
+
+
+def test_pretrained_backbones(segmentation, tmp_path):
+    path = tmp_path / 'backbone.pth'
+    segmentation.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    refuses(segmentation, r'model\.backbone\.init_cfg: .*backbone\.pth')
+    torch.save(PeLK(dict(ARCH, channels=(8, 12, 16, 24))).state_dict(), path)
+    refuses(segmentation, 'another arch')
+    torch.save(PeLK(ARCH).state_dict(), path)
+    preflight(segmentation)
+
+
+def test_all_problems_are_named_at_once(classification, tmp_path):
+    draw(tmp_path / 'data' / 'train' / 'd' / '0.jpg')
+    classification.model.head.in_channels = 3
+    message = refuses(classification, 'the run would fail')
+    assert '4 subfolders' in message and 'in_channels=3' in message

@@ -1,0 +1,193 @@
+"""image_demo.py and the libraries' inferencers, with the demos' models."""
+
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from pelk_mm.engine.conversion import build_model
+from pelk_mm.engine.inference import (
+    build_predictor,
+    list_images,
+    predict_files,
+)
+from pelk_mm.engine.launch import LaunchError
+
+CONFIGS = {
+    'classification': 'demo_pelk_digits.py',
+    'segmentation': 'demo_upernet_pelk_digits.py',
+    'detection': 'demo_cascade_mask_rcnn_pelk_digits.py',
+}
+DIGITS = tuple('0123456789')
+
+
+@pytest.fixture(scope='module', params=list(CONFIGS))
+def model(request, root, tmp_path_factory):
+    """Task, config path and a checkpoint of random weights."""
+    path = root / 'configs' / CONFIGS[request.param]
+    config = Config.fromfile(path)
+    torch.manual_seed(0)
+    network = build_model(config)
+    network.init_weights()
+    dataset = config.test_dataloader.dataset
+    checkpoint = tmp_path_factory.mktemp('weights') / 'random.pth'
+    torch.save(
+        dict(
+            meta=dict(dataset_meta=dict(dataset.metainfo)),
+            state_dict=network.state_dict()), checkpoint)
+    return request.param, str(path), str(checkpoint)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Of several sizes, in subfolders, two of one stem, one broken."""
+    folder = tmp_path / 'pictures'
+    generator = np.random.default_rng(0)
+    for name, size in (('a.jpg', (64, 64)), ('a.png', (80, 48)),
+                       ('deep/er/b.jpg', (96, 128))):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(
+            generator.integers(0, 255, (*size, 3), np.uint8)).save(path)
+    whole = (folder / 'a.jpg').read_bytes()
+    (folder / 'broken.jpg').write_bytes(whole[:len(whole) // 2])
+    (folder / 'notes.txt').write_text('not a picture')
+    return folder
+
+
+@pytest.fixture
+def run(root, monkeypatch, capsys):
+
+    def _run(*args) -> tuple[int, str, str]:
+        path = root / 'tools' / 'image_demo.py'
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(path), run_name='__main__')
+        code = stop.value.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+        return code, *capsys.readouterr()
+
+    return _run
+
+
+def test_folder_with_a_broken_picture(model, pictures, tmp_path, run):
+    task, config, checkpoint = model
+    out = tmp_path / 'out'
+    status, stdout, stderr = run(config, checkpoint, pictures, '--out', out,
+                                 '--device', 'cpu', '--batch-size', 2)
+    assert status == 1
+    assert '3 of 4 pictures drawn' in stdout
+    skipped = [line for line in stderr.splitlines() if 'skipped' in line]
+    assert len(skipped) == 1 and 'broken.jpg' in skipped[0]
+    drawn = sorted(str(path.relative_to(out)) for path in out.rglob('*')
+                   if path.is_file())
+    assert drawn == ['a.png', 'a.png.png', 'deep/er/b.png']
+    for name in drawn:
+        assert np.asarray(Image.open(out / name)).std() > 0
+    if task == 'classification':
+        assert stdout.count('0.') >= 15
+    else:
+        assert 'a.jpg' in stdout
+
+
+def test_one_whole_picture(model, pictures, tmp_path, run):
+    _, config, checkpoint = model
+    status, stdout, stderr = run(config, checkpoint, pictures / 'a.jpg',
+                                 '--out', tmp_path / 'out', '--device', 'cpu')
+    assert status == 0, stderr
+    assert '1 of 1 pictures drawn' in stdout
+
+
+def test_rows_are_what_the_inferencer_found(model, pictures, tmp_path):
+    task, config, checkpoint = model
+    predictor = build_predictor(Config.fromfile(config), checkpoint, 'cpu')
+    if task == 'detection':
+        # Random weights are sure of nothing.
+        predictor.threshold = 0.0
+    result, = predict_files(predictor, [pictures / 'a.png'], tmp_path)
+    assert result.error is None and result.drawn.is_file()
+    rows = result.rows
+    if task == 'classification':
+        assert len(rows) == 5 and {row[0] for row in rows} <= {*DIGITS}
+        scores = [float(row[1]) for row in rows]
+        assert scores == sorted(scores, reverse=True)
+    elif task == 'segmentation':
+        assert {row[0] for row in rows} <= {'background', *DIGITS}
+        total = sum(float(row[1].rstrip('%')) for row in rows)
+        assert total == pytest.approx(100, abs=1)
+    else:
+        assert rows and {row[0] for row in rows} <= {*DIGITS}
+        assert all(len(row[2].split()) == 4 for row in rows)
+
+
+def test_a_picture_the_network_fails_on_is_passed_over(
+        model, pictures, tmp_path):
+    _, config, checkpoint = model
+    predictor = build_predictor(Config.fromfile(config), checkpoint, 'cpu')
+    predict = predictor.predict
+
+    def fail_on_odd_ones(images):
+        if any(image.shape[0] == 80 for image in images):
+            raise ValueError('80 rows are odd')
+        return predict(images)
+
+    predictor.predict = fail_on_odd_ones
+    results = list(
+        predict_files(predictor, [pictures / 'a.jpg', pictures / 'a.png'],
+                      tmp_path / 'out', batch_size=2))
+    assert results[0].drawn.is_file()
+    assert '80 rows are odd' in results[1].error
+
+
+def test_inferencers_of_the_libraries(model, pictures):
+    task, config, checkpoint = model
+    image = str(pictures / 'deep' / 'er' / 'b.jpg')
+    if task == 'classification':
+        from mmpretrain import ImageClassificationInferencer
+        result, = ImageClassificationInferencer(
+            config, pretrained=checkpoint, device='cpu')(image)
+        assert result['pred_class'] in DIGITS
+        assert result['pred_scores'].sum() == pytest.approx(1, abs=1e-5)
+    elif task == 'segmentation':
+        from mmseg.apis import MMSegInferencer
+        result = MMSegInferencer(config, checkpoint, device='cpu')(image)
+        assert result['predictions'].shape == (96, 128)
+    else:
+        from mmdet.apis import DetInferencer
+        result = DetInferencer(config, checkpoint, device='cpu')(image)
+        found, = result['predictions']
+        assert len(found['labels']) == len(found['scores'])
+
+
+def test_wrong_checkpoints_are_refused(model, pictures, tmp_path, run):
+    _, config, checkpoint = model
+    args = (pictures, '--out', tmp_path / 'out', '--device', 'cpu')
+    _, _, stderr = run(config, tmp_path / 'none.pth', *args)
+    assert 'none.pth' in stderr and 'Traceback' not in stderr
+    loaded = torch.load(checkpoint)
+    name = [name for name in loaded['state_dict']
+            if name.endswith('weight')][-1]
+    del loaded['state_dict'][name]
+    torch.save(loaded, tmp_path / 'part.pth')
+    status, _, stderr = run(config, tmp_path / 'part.pth', *args)
+    assert status == 1
+    assert 'lacks 1 of' in stderr and name in stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_sources_without_images(tmp_path):
+    with pytest.raises(LaunchError, match='no file or folder'):
+        list_images(tmp_path / 'nowhere')
+    with pytest.raises(LaunchError, match='hold no image'):
+        list_images(tmp_path)
+
+
+def test_configs_of_no_task(tmp_path):
+    with pytest.raises(LaunchError, match='mmpretrain.*mmseg.*mmdet'):
+        build_predictor(Config(dict(model=dict())), 'x.pth')

@@ -1,0 +1,77 @@
+"""Predict pictures with a model of any task, and draw what it found."""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.inference import (
+    build_predictor,
+    list_images,
+    predict_files,
+)
+from pelk_mm.engine.launch import LaunchError, check_checkpoint, load_config
+from pelk_mm.engine.preflight import check_weights
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Exit status: 0 if all pictures were predicted, 1 if not.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('image', help='a picture, or a folder of them')
+    parser.add_argument(
+        '--out', required=True, help='folder for the drawn pictures')
+    parser.add_argument(
+        '--device', help='such as cpu or cuda:1 (default: a GPU if any)')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='default: 1')
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f'--batch-size must be at least 1, got '
+                     f'{args.batch_size}')
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        config = load_config(args.config)
+        images = list_images(args.image)
+        check_checkpoint(args.checkpoint)
+        check_weights(config, args.checkpoint)
+        predictor = build_predictor(config, args.checkpoint, args.device)
+    except LaunchError as error:
+        sys.exit(f'error: {error}')
+    # Wide enough for paths where the output is no terminal.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    table = Table('picture', *predictor.columns)
+    failed = 0
+    for result in track(
+            predict_files(predictor, images, args.out, args.batch_size),
+            'Pictures',
+            total=len(images),
+            console=Console(stderr=True)):
+        if result.error is not None:
+            failed += 1
+            print(f'skipped: {result.error}', file=sys.stderr)
+            continue
+        name = escape(str(result.image))
+        nothing = ('nothing found', *[''] * (len(predictor.columns) - 1))
+        for row in result.rows or [nothing]:
+            table.add_row(name, *map(escape, row))
+            name = ''
+        table.add_section()
+    console.print(table)
+    print(f'{len(images) - failed} of {len(images)} pictures drawn to '
+          f'{args.out}')
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
