@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import get_file_backend
 
-from pelk_mm.engine.fileio import atomic_path
+from pelk_mm.engine.fileio import ATOMIC_BACKEND, atomic_path
 
 
 def test_appears_whole_under_its_own_suffix(tmp_path):
@@ -47,7 +47,7 @@ def test_a_body_that_writes_nothing_is_an_error(tmp_path):
 
 
 def test_mmengine_backend(tmp_path, monkeypatch):
-    backend = get_file_backend(backend_args=dict(backend='pelk_mm.atomic'))
+    backend = get_file_backend(backend_args=dict(backend=ATOMIC_BACKEND))
     target = tmp_path / 'data.bin'
     backend.put(b'old', str(target))
     assert backend.get(str(target)) == b'old'
