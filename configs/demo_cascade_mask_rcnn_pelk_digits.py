@@ -24,7 +24,7 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/demo_pelk_digits/epoch_20.pth',
+            checkpoint='work_dirs/demo_pelk_digits/epoch_10.pth',
             prefix='backbone.')),
     neck=dict(in_channels=channels, out_channels=width, num_outs=len(strides)),
     rpn_head=dict(
