@@ -24,7 +24,7 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/demo_pelk_digits/last.pth',
+            checkpoint='work_dirs/demo_pelk_digits/epoch_10.pth',
             prefix='backbone.')),
     neck=dict(in_channels=channels, out_channels=width, num_outs=len(strides)),
     rpn_head=dict(
@@ -107,10 +107,12 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=scene_size, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor'))
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -144,7 +146,7 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_iters = 1000
+max_iters = 500
 train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters,
     val_interval=250)
@@ -153,17 +155,17 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.8, num_layers=5))
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=100),
+        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
     dict(
         type='PolyLR',
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
-        begin=100,
+        begin=50,
         end=max_iters)
 ]
 default_hooks = dict(
-    logger=dict(interval=25),
+    logger=dict(interval=20),
     checkpoint=dict(by_epoch=False, interval=250))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
