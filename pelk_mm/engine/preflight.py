@@ -150,7 +150,9 @@ def _folders(dataset: Mapping) -> Iterator[tuple[str, str]]:
 
 def _folder_problems(folder: str, name: str) -> Iterator[str]:
     if not osp.isdir(folder):
-        # That is said where the config is read.
+        # One that is missing is named where the config is read.
+        if osp.exists(folder):
+            yield f'{name}: {folder} is a file, expected a folder of images'
         return
     images = list(islice(find_images(folder), _SAMPLES))
     if not images:

@@ -117,6 +117,12 @@ def test_archives_are_left_to_their_data_set(classification, tmp_path):
     refuses(classification, 'has 10 classes')
 
 
+def test_a_file_instead_of_a_folder(classification, tmp_path):
+    (tmp_path / 'data' / 'val').write_text('train')
+    classification.val_dataloader.dataset.data_prefix = 'val'
+    refuses(classification, 'val is a file, expected a folder')
+
+
 def test_folder_without_images(segmentation, tmp_path):
     (tmp_path / 'empty' / 'deeper').mkdir(parents=True)
     (tmp_path / 'empty' / 'deeper' / 'notes.txt').write_text('hi')
