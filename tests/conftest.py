@@ -1,7 +1,9 @@
 """What every test may use."""
 
 import os
-from collections.abc import Iterator
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,26 @@ def _fresh_state() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a file of ``tools/`` as its command line would, in this process.
+
+    Returns its exit status, and what it wrote to stdout and stderr.
+    """
+
+    def run(tool: str, *args) -> tuple[int, str, str]:
+        path = ROOT / 'tools' / tool
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        status = 0
+        try:
+            runpy.run_path(str(path), run_name='__main__')
+        except SystemExit as stop:
+            # Python prints a text and exits with 1.
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+            status = 1 if isinstance(stop.code, str) else stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run
