@@ -142,14 +142,10 @@ def poison():
 
 
 @pytest.mark.skipif(INTERPRETED, reason='this is that process')
-@pytest.mark.parametrize('which', [
-    'not slow',
-    pytest.param('slow', marks=pytest.mark.slow),
-])
-def test_interpreted(which):
+def test_interpreted():
     result = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
-         '-m', which, '-k', 'TestInterpreted', __file__],
+         '-k', 'TestInterpreted', __file__],
         cwd=ROOT, env={**os.environ, 'TRITON_INTERPRET': '1'},
         capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -186,12 +182,6 @@ class TestInterpreted:
     ])
     def test_grids(self, shape, grid, layout, dtype):
         check(shape, GRIDS[grid], dtype, layout)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize('grid', GRIDS)
-    def test_larger(self, grid):
-        check((1, 2, 19, 70), GRIDS[grid], torch.float32, 'slice')
-        check((2, 1, 33, 20), GRIDS[grid], torch.bfloat16, 'channels_last')
 
     def test_result_keeps_the_layout(self):
         grid = GRIDS['5']
