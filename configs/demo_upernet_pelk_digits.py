@@ -12,7 +12,11 @@ channels = [32, 64, 128, 256]
 class_weight = [0.4, *[1.0] * 10]
 
 model = dict(
-    data_preprocessor=dict(size=scene_size),
+    # The channels are equal. The stem's LayerNorm keeps the direction of what
+    # it is given and drops the length: only with unequal means is a flat light
+    # patch another direction than a flat dark one.
+    data_preprocessor=dict(
+        mean=[0., 127.5, 255.], std=[127.5] * 3, size=scene_size),
     backbone=dict(
         arch=dict(
             _delete_=True,
@@ -99,9 +103,9 @@ test_evaluator = val_evaluator
 
 # From scratch every layer learns at the full rate.
 optim_wrapper = dict(
-    optimizer=dict(lr=4e-3),
+    optimizer=dict(lr=3e-3),
     paramwise_cfg=dict(_delete_=True, decay_rate=1.0))
-max_iters = 1200
+max_iters = 1000
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
@@ -113,9 +117,9 @@ param_scheduler = [
         begin=50,
         end=max_iters)
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=400)
+train_cfg = dict(max_iters=max_iters, val_interval=250)
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=200))
+    checkpoint=dict(interval=250))
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)
