@@ -132,7 +132,8 @@ def _draw(task: Task, runner: Runner, title: str) -> Path:
     rows = []
     runner.model.eval()
     for index in chosen.tolist():
-        sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
+        with torch.no_grad():
+            sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         rows.append(task.panels(image, sample, meta))
     legend = dict(zip(meta['classes'], meta['palette'],
