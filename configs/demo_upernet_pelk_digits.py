@@ -7,6 +7,9 @@ _base_ = ['_base_/models/upernet_pelk.py', '_base_/schedules/ade20k_160k.py']
 scene_size = (128, 128)
 channels = [32, 64, 128, 256]
 
+# Four pixels in five are background, one class of eleven in the mIoU.
+class_weight = [0.4, *[1.0] * 10]
+
 model = dict(
     data_preprocessor=dict(size=scene_size),
     backbone=dict(
@@ -25,9 +28,16 @@ model = dict(
             mode='fan_in',
             nonlinearity='leaky_relu',
             distribution='normal')),
-    decode_head=dict(in_channels=channels, channels=32, num_classes=11),
+    decode_head=dict(
+        in_channels=channels,
+        channels=32,
+        num_classes=11,
+        loss_decode=dict(class_weight=class_weight)),
     auxiliary_head=dict(
-        in_channels=channels[2], channels=32, num_classes=11),
+        in_channels=channels[2],
+        channels=32,
+        num_classes=11,
+        loss_decode=dict(class_weight=class_weight)),
     test_cfg=dict(_delete_=True, mode='whole'))
 
 dataset = dict(
@@ -41,9 +51,11 @@ dataset = dict(
                  (70, 240, 240), (240, 50, 230), (210, 245, 60),
                  (250, 190, 212)]),
     reduce_zero_label=True)
-# No flips: a mirrored 2 is not a 2.
+# Colours say nothing about digits, and a mirrored 2 is not a 2: no colours and
+# no flips.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='StretchedGrey'),
     dict(type='LoadAnnotations'),
     dict(
         type='RandomResize',
@@ -55,6 +67,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='StretchedGrey'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')
 ]
@@ -85,9 +98,9 @@ test_evaluator = val_evaluator
 
 # From scratch every layer learns at the full rate.
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-3),
+    optimizer=dict(lr=4e-3),
     paramwise_cfg=dict(_delete_=True, decay_rate=1.0))
-max_iters = 800
+max_iters = 1200
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
@@ -99,7 +112,7 @@ param_scheduler = [
         begin=50,
         end=max_iters)
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=200)
+train_cfg = dict(max_iters=max_iters, val_interval=400)
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=200))

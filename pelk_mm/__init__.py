@@ -3,7 +3,7 @@
 from .version import __version__
 
 try:
-    from . import engine, models
+    from . import datasets, engine, models
 except (ImportError, AttributeError) as error:
     # On meeting `pelk_mm.PeLK` mmengine imports this and drops exactly these
     # two kinds of errors, to say merely that PeLK is not registered.
@@ -12,4 +12,4 @@ except (ImportError, AttributeError) as error:
         f'{type(error).__name__}: {error}. It needs torch, mmengine and mmcv, '
         'see requirements/') from error
 
-__all__ = ['__version__', 'engine', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'models']

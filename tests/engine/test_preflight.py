@@ -167,6 +167,11 @@ def test_classes_of_data_and_head(detection):
             r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b')
 
 
+def test_heads_that_count_something_else(detection):
+    detection.model.bbox_head.num_classes = 1
+    preflight(detection)
+
+
 def test_channels_of_neck_and_heads(detection):
     detection.model.neck.in_channels = [96, 192, 384, 768]
     refuses(detection, r'in_channels=\[96, 192, 384, 768\].*PeLK')
