@@ -156,27 +156,27 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_iters = 500
+max_iters = 300
 train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters,
-    val_interval=250)
+    val_interval=150)
 optim_wrapper = dict(
     optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=10),
     paramwise_cfg=dict(decay_rate=0.8, num_layers=5))
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
+        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
     dict(
         type='PolyLR',
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
-        begin=50,
+        begin=30,
         end=max_iters)
 ]
 default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=250))
+    logger=dict(interval=10),
+    checkpoint=dict(by_epoch=False, interval=150))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)
