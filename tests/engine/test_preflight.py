@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from pelk_mm.engine.conversion import build_model
@@ -187,12 +188,21 @@ def test_a_head_of_other_classes_starts_anew_only_if_asked(
         classification, tmp_path):
     other = Config(CLASSIFIER)
     other.model.head.num_classes = 7
+    other.model.backbone.layer_scale_init_value = 0.5
     save_weights(other, tmp_path / 'seven.pth')
     classification.load_from = str(tmp_path / 'seven.pth')
     message = refuses(classification, r'head\.fc\.weight is \(7, 20\)')
     assert 'new_head=True' in message
     classification.new_head = True
     preflight(classification)
+    # What the runner then does.
+    model = build_model(classification)
+    before = model.head.fc.weight.clone()
+    loaded = load_checkpoint(model, str(tmp_path / 'seven.pth'))
+    assert torch.equal(model.head.fc.weight, before)
+    name = 'stages.0.blocks.0.gamma'
+    assert torch.equal(model.backbone.state_dict()[name],
+                       loaded['state_dict'][f'backbone.{name}'])
     # Neither a resumed training nor a test can have another head.
     refuses(classification, 'does not fit', training=False)
     classification.resume = True
