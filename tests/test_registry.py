@@ -84,7 +84,7 @@ def processes(tmp_path_factory):
 
 @pytest.mark.parametrize('case', CASES)
 def test_names_are_found(processes, case):
-    output, errors = processes[case].communicate(timeout=300)
+    output, errors = processes[case].communicate(timeout=600)
     assert processes[case].returncode == 0, errors
     assert output.splitlines()[-1] == (
         'built pelk_mm.models.backbones.pelk.PeLK '
@@ -94,7 +94,7 @@ def test_names_are_found(processes, case):
 
 def test_a_broken_installation_says_so(processes):
     """mmengine alone would only say that PeLK is not registered."""
-    _, errors = processes['broken'].communicate(timeout=300)
+    _, errors = processes['broken'].communicate(timeout=600)
     assert processes['broken'].returncode != 0
     last = errors.strip().splitlines()[-1]
     assert last.startswith('RuntimeError: pelk_mm cannot be imported')
