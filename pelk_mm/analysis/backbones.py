@@ -74,7 +74,10 @@ def build_backbone(config: Config,
 
 def _arguments(kind: str | type) -> set[str]:
     """Names of the arguments of a class and of what it derives from."""
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        # As `build` looks it up: first in the library of the config.
+        with MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
     if kind is None:
         raise KeyError('the type of the backbone is not registered; does the '
                        'config have the custom_imports that it needs?')

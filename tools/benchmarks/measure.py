@@ -1,0 +1,140 @@
+"""Timing that is fair on a machine which does other things meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]],
+               rounds: int = 15,
+               clock: str = 'wall',
+               slice_s: float = 0.03,
+               budget_s: float = 6.0) -> dict[str, dict[str, float]]:
+    """Time all candidates in turn, round after round.
+
+    What disturbs one of them then disturbs them all, so ratios within one
+    call are worth more than times. Fast ones are repeated within a round until
+    ``slice_s`` is used, slow ones sit rounds out once they have used
+    ``budget_s``.
+
+    Args:
+        candidates (Mapping): What to call, by name.
+        rounds (int): How often each is timed, at most. Default: 15.
+        clock (str): ``'wall'``, or ``'cpu'`` for the time that the process
+            spent computing: meaningful with one thread, and indifferent to
+            other processes taking turns. Default: ``'wall'``.
+        slice_s (float): Seconds per turn. Default: 0.03.
+        budget_s (float): Seconds per candidate, all in all. Default: 6.
+
+    Returns:
+        dict: For each name ``median_ms``, ``best_ms`` and ``rounds``.
+    """
+    now = CLOCKS[clock]
+    repeats, times = {}, {name: [] for name in candidates}
+    spent = dict.fromkeys(candidates, 0.0)
+    for name, call in candidates.items():  # warm up
+        start = now()
+        call()
+        first = now() - start
+        if first < slice_s:
+            start = now()
+            call()
+            first = now() - start
+        repeats[name] = max(1, int(slice_s / max(first, 1e-6)))
+        if first > budget_s / 3:  # once is all that it gets
+            times[name].append(first)
+            spent[name] = budget_s
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            if spent[name] >= budget_s:
+                continue
+            start = now()
+            for _ in range(repeats[name]):
+                call()
+            elapsed = now() - start
+            spent[name] += elapsed
+            times[name].append(elapsed / repeats[name])
+    return {
+        name: {
+            'median_ms': 1e3 * statistics.median(values),
+            'best_ms': 1e3 * min(values),
+            'rounds': len(values)
+        }
+        for name, values in times.items()
+    }
+
+
+def peak_memory(call: Callable[[], object]) -> int | None:
+    """Bytes that a call adds to the process at its peak; None if unknown."""
+    try:
+        # Memory that was freed but not given back would hide what is taken.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')  # forget the last peak
+        before = _status('VmRSS')
+        call()
+        return max(0, _status('VmHWM') - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(field: str) -> int:
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise OSError(f'no {field} in /proc/self/status')
+
+
+def environment(clock: str) -> dict[str, object]:
+    """Where and with what a measurement was made."""
+    return {
+        'cpu': _cpu_name(),
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        'clock': clock,
+        'load': list(os.getloadavg()),
+        'capability': torch.backends.cpu.get_cpu_capability(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'system': platform.platform(),
+        'commit': _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    try:
+        return subprocess.run(['git', 'describe', '--always', '--dirty'],
+                              cwd=Path(__file__).parent, check=True,
+                              capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: str | Path, content: object) -> None:
+    """Write a whole file or none."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(json.dumps(content, indent=1) + '\n')
+    temporary.replace(path)
