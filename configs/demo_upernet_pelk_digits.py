@@ -29,7 +29,8 @@ model = dict(
             mode='fan_in',
             nonlinearity='leaky_relu',
             distribution='normal')),
-    decode_head=dict(in_channels=channels, channels=32, num_classes=11),
+    decode_head=dict(
+        in_channels=channels, channels=64, dropout_ratio=0., num_classes=11),
     auxiliary_head=dict(
         in_channels=channels[2], channels=32, num_classes=11),
     test_cfg=dict(_delete_=True, mode='whole'))
@@ -94,7 +95,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(lr=3e-3),
     paramwise_cfg=dict(_delete_=True, decay_rate=1.0))
-max_iters = 1000
+max_iters = 1300
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
@@ -106,9 +107,9 @@ param_scheduler = [
         begin=50,
         end=max_iters)
 ]
-train_cfg = dict(max_iters=max_iters, val_interval=250)
+train_cfg = dict(max_iters=max_iters, val_interval=325)
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=250))
+    checkpoint=dict(interval=325))
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)
