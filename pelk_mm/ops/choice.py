@@ -7,6 +7,7 @@ import logging
 import torch
 
 from .backends import BACKENDS, Backend, BackendError
+from .cost_model import cheapest_first
 from .sharing_grid import SharingGrid
 
 _logger = logging.getLogger('pelk_mm')
@@ -26,14 +27,14 @@ def why_not(backend: Backend, device: torch.device,
     return None
 
 
-def _first_choice(shape: torch.Size, grid: SharingGrid,
-                  weight_grad: bool) -> str:
-    """The backend with the least work, before asking whether it can run."""
-    reach = [min(grid.kernel_size, 2 * extent - 1) for extent in shape[-2:]]
-    # oneDNN's depthwise forward wins as long as little of the kernel meets
-    # the map; its weight gradient never does beyond small kernels.
-    limit = 7 * 7 if weight_grad else 27 * 27
-    return 'dense' if reach[0] * reach[1] <= limit else 'cpp'
+def _order(device: torch.device, shape: torch.Size, grid: SharingGrid,
+           weight_grad: bool, channels_last: bool) -> list[str]:
+    """Every backend, the fastest first, before asking whether it can run."""
+    if device.type == 'cpu':
+        first = cheapest_first(tuple(shape), grid, weight_grad, channels_last)
+    else:
+        first = ('triton', 'fft' if grid.kernel_size > 31 else 'dense')
+    return list(dict.fromkeys((*first, *BACKENDS)))
 
 
 def select_backend(name: str | None,
@@ -41,7 +42,8 @@ def select_backend(name: str | None,
                    dtype: torch.dtype,
                    shape: torch.Size,
                    grid: SharingGrid,
-                   weight_grad: bool = False) -> Backend:
+                   weight_grad: bool = False,
+                   channels_last: bool = False) -> Backend:
     """The named backend, or the cheapest one that can run.
 
     Args:
@@ -52,6 +54,8 @@ def select_backend(name: str | None,
         grid (SharingGrid): The kernel's cells.
         weight_grad (bool): Choose for the weight's gradient instead of for
             the convolution. Default: False.
+        channels_last (bool): Whether the input is laid out that way.
+            Default: False.
 
     Returns:
         Backend: One whose ``can_run`` says yes.
@@ -71,12 +75,8 @@ def select_backend(name: str | None,
                 f'backend {name!r} cannot run with {where}: {reason}')
         backend.prepare()
         return backend
-    first = _first_choice(shape, grid, weight_grad)
     reasons = []
-    order = [first, *BACKENDS]
-    if device.type == 'cuda':
-        order.insert(0, 'triton')
-    for candidate in dict.fromkeys(order):
+    for candidate in _order(device, shape, grid, weight_grad, channels_last):
         reason = why_not(BACKENDS[candidate], device, dtype)
         if reason is None:
             return BACKENDS[candidate]

@@ -139,8 +139,13 @@ def _grid(sizes: tuple[int, ...]) -> SharingGrid:
 def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
              sizes: Sequence[int], backend: str) -> Tensor:
     grid = _grid(tuple(sizes))
-    chosen = select_backend(backend or None, input.device, input.dtype,
-                            input.shape, grid)
+    chosen = select_backend(
+        backend or None,
+        input.device,
+        input.dtype,
+        input.shape,
+        grid,
+        channels_last=memory_format(input) == torch.channels_last)
     output = chosen.forward(input, weight, bias, grid)
     return output.contiguous(memory_format=memory_format(input))
 
@@ -162,7 +167,8 @@ def _weight_grad(input: Tensor, grad_output: Tensor, sizes: Sequence[int],
         input.dtype,
         input.shape,
         grid,
-        weight_grad=True)
+        weight_grad=True,
+        channels_last=memory_format(input) == torch.channels_last)
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
 

@@ -1,0 +1,252 @@
+"""The operator: every backend against the truth, and what torch sees of it."""
+
+from __future__ import annotations
+
+import io
+from unittest import mock
+
+import pytest
+import torch
+
+from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+from pelk_mm.ops import backends as backends_module
+
+from .cases import (
+    BACKENDS,
+    EXPLICIT_GRIDS,
+    LAYOUTS,
+    PAPER_GRIDS,
+    check,
+    make_map,
+    require,
+)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    require(request.param)
+    return request.param
+
+
+@pytest.mark.parametrize('name', PAPER_GRIDS)
+def test_paper_grids(backend, name):
+    check(backend, (1, 2, 19, 13), PAPER_GRIDS[name])
+
+
+@pytest.mark.parametrize('name', EXPLICIT_GRIDS)
+def test_explicit_grids(backend, name):
+    if backend == 'dense' and name == 'far':
+        pytest.skip('a kernel of 2001 x 2001 written out is no test')
+    check(backend, (2, 2, 11, 14), EXPLICIT_GRIDS[name])
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 7), (6, 1), (2, 3), (7, 7),
+                                  (9, 33), (40, 5)])
+@pytest.mark.parametrize('layout', ['contiguous', 'slice'])
+def test_sizes(backend, size, layout):
+    check(backend, (1, 2, *size), SharingGrid(31), layout=layout)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_layouts_and_dtypes(backend, layout, dtype):
+    check(backend, (2, 3, 13, 16), SharingGrid(13), dtype, layout)
+
+
+def test_all_ones_grid_is_a_depthwise_convolution(backend):
+    grid = SharingGrid.from_sizes([1] * 7)
+    x, w = make_map((2, 5, 12, 9)), torch.randn(5, 1, 7, 7)
+    expected = torch.nn.functional.conv2d(x.double(), w.double(), padding=3,
+                                          groups=5)
+    actual = peripheral_conv2d(x, w, grid, backend=backend)
+    assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize('layout,format', [
+    ('contiguous', torch.contiguous_format),
+    ('channels_last', torch.channels_last),
+    ('slice', torch.channels_last),
+    ('strided', torch.contiguous_format),
+])
+def test_output_layout(backend, layout, format):
+    x = make_map((2, 4, 5, 6), layout=layout)
+    y = peripheral_conv2d(x, torch.randn(4, 1, 9, 9), SharingGrid(13),
+                          backend=backend)
+    assert y.is_contiguous(memory_format=format)
+
+
+def test_no_bias(backend):
+    x, w = make_map((1, 3, 6, 7)), torch.randn(3, 1, 9, 9)
+    grid, bias = SharingGrid(13), torch.randn(3)
+    without = peripheral_conv2d(x, w, grid, backend=backend)
+    with_bias = peripheral_conv2d(x, w, grid, bias, backend=backend)
+    torch.testing.assert_close(without + bias[:, None, None], with_bias)
+
+
+def test_backend_named_is_the_one_that_ran(backend):
+    x = make_map((1, 3, 6, 7)).requires_grad_()
+    w = torch.randn(3, 1, 9, 9, requires_grad=True)
+    ran = []
+    for name, other in backends_module.BACKENDS.items():
+        for method in ('forward', 'weight_grad'):
+            original = getattr(other, method)
+
+            def spy(*args, _name=name, _method=method, _original=original):
+                ran.append((_name, _method))
+                return _original(*args)
+
+            patch = mock.patch.object(other, method, spy)
+            patch.start()
+    try:
+        y = peripheral_conv2d(x, w, SharingGrid(13), backend=backend)
+        y.sum().backward()
+    finally:
+        mock.patch.stopall()
+    assert ran == [(backend, 'forward'), (backend, 'forward'),
+                   (backend, 'weight_grad')]
+
+
+def test_gradcheck_and_gradgradcheck(backend):
+    grid = SharingGrid.from_sizes([3, 2, 1, 2, 3])
+    x = make_map((2, 2, 5, 4), torch.float64, 'slice').requires_grad_()
+    w = torch.randn(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(2, dtype=torch.float64, requires_grad=True)
+
+    def convolve(*leaves):
+        return peripheral_conv2d(*leaves[:2], grid, leaves[2],
+                                 backend=backend)
+
+    assert torch.autograd.gradcheck(convolve, (x, w, b))
+    assert torch.autograd.gradgradcheck(convolve, (x, w, b))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_opcheck(backend, layout):
+    grid = SharingGrid(13)
+    x = make_map((2, 3, 6, 7), layout=layout).requires_grad_()
+    w = torch.randn(3, 1, 9, 9, requires_grad=True)
+    b = torch.randn(3, requires_grad=True)
+    ops = torch.ops.pelk_mm
+    torch.library.opcheck(ops.peripheral_conv2d.default,
+                          (x, w, b, grid.sizes, backend))
+    torch.library.opcheck(
+        ops.peripheral_conv2d_weight_grad.default,
+        (x, make_map((2, 3, 6, 7), layout=layout), grid.sizes, backend))
+
+
+class Module(torch.nn.Module):
+
+    def __init__(self, backend: str | None) -> None:
+        super().__init__()
+        self.grid, self.backend = SharingGrid(13), backend
+        self.weight = torch.nn.Parameter(torch.randn(3, 1, 9, 9))
+        self.bias = torch.nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return peripheral_conv2d(x[:, :3], self.weight, self.grid, self.bias,
+                                 backend=self.backend).relu()
+
+
+def test_compile_is_one_graph(backend):
+    module = Module(backend)
+    x = make_map((2, 5, 8, 9), layout='channels_last')
+    expected = module(x)
+    expected.sum().backward()
+    grad = module.weight.grad.clone()
+    module.weight.grad = None
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    actual = compiled(x)
+    actual.sum().backward()
+    torch.testing.assert_close(actual, expected)
+    assert actual.stride() == expected.stride()
+    torch.testing.assert_close(module.weight.grad, grad)
+
+
+def test_export_and_save(backend):
+    module = Module(backend).eval()
+    x = make_map((2, 5, 8, 9))
+    program = torch.export.export(module, (x,))
+    calls = [node for node in program.graph.nodes
+             if node.target is torch.ops.pelk_mm.peripheral_conv2d.default]
+    assert len(calls) == 1
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.export.load(file).module()(x), module(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(backend, dtype):
+    module, x = Module(backend), make_map((1, 5, 8, 9))
+    with torch.autocast('cpu', dtype):
+        y = module(x)
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert module.weight.grad.dtype == torch.float32
+    plain = module(x)
+    assert (y - plain).abs().max() <= 2**-6 * plain.abs().max()
+
+
+def test_autocast_leaves_float64_alone(backend):
+    x = make_map((1, 5, 8, 9), torch.float64)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert Module(backend).double()(x).dtype == torch.float64
+
+
+def test_calling_twice_and_checkpointing(backend):
+    module, x = Module(backend), make_map((1, 5, 8, 9)).requires_grad_()
+    (module(x).sum() + module(x).sum()).backward()
+    twice, x.grad = x.grad.clone(), None
+    torch.utils.checkpoint.checkpoint(
+        module, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(twice, 2 * x.grad)
+
+
+def test_backward_keeps_only_input_and_weight(backend):
+    saved = []
+    x = make_map((2, 3, 20, 20)).requires_grad_()
+    w = torch.randn(3, 1, 13, 13, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor) or tensor, lambda tensor:
+            tensor):
+        peripheral_conv2d(x, w, SharingGrid(51), backend=backend)
+    assert sorted(tensor.numel() for tensor in saved) == sorted(
+        [x.numel(), w.numel()])
+
+
+GRID = SharingGrid(13)
+X, W, B = torch.randn(1, 3, 6, 7), torch.randn(3, 1, 9, 9), torch.randn(3)
+
+
+@pytest.mark.parametrize('arguments,error,words', [
+    ((X, W, 13), TypeError, ['SharingGrid', 'int']),
+    ((X.numpy(), W, GRID), TypeError, ['input', 'ndarray']),
+    ((X.int(), W, GRID), TypeError, ['input', 'torch.int32']),
+    ((X, W.double(), GRID), TypeError, ['weight', 'float32', 'float64']),
+    ((X[0], W, GRID), ValueError, ['(N, C, H, W)', '(3, 6, 7)']),
+    ((X[:0], W, GRID), ValueError, ['empty', '(0, 3, 6, 7)']),
+    ((X, W[:2], GRID), ValueError, ['(3, 1, 9, 9)', '(2, 1, 9, 9)']),
+    ((X, W[..., 1:], GRID), ValueError, ['(3, 1, 9, 9)', '(3, 1, 9, 8)']),
+    ((X, W, GRID, B[:2]), ValueError, ['bias', '(3,)', '(2,)']),
+    ((X, W.to('meta'), GRID), ValueError, ['weight', 'cpu', 'meta']),
+])
+def test_bad_arguments(arguments, error, words):
+    with pytest.raises(error) as raised:
+        peripheral_conv2d(*arguments)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="'cudnn'.*'cpp'.*'dense'"):
+        peripheral_conv2d(X, W, GRID, backend='cudnn')
+
+
+def test_available_backends():
+    assert available_backends()['dense'] is None
+    on_cuda = available_backends('cuda')
+    assert 'CPU only' in on_cuda['cpp']
+    assert 'float32' not in str(available_backends(dtype=torch.int8)['fft'])
+    assert 'torch.int8' in available_backends(dtype=torch.int8)['cpp']

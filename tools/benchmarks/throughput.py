@@ -1,0 +1,181 @@
+"""Images a second of whole backbones, PeLK against its peers.
+
+Peers: ConvNeXt with PeLK's own widths and depths, ConvNeXt and RepLKNet of
+mmpretrain. All see the same images in channels-last; PeLK is merged for
+inference, as RepLKNet is.
+
+    python tools/benchmarks/throughput.py
+    python tools/benchmarks/throughput.py --networks pelk_t same_width_t \\
+        --sizes 224 --training --batch 4
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from measure import CLOCKS, environment, interleave, write_json
+from torch import nn
+
+from pelk_mm.models import PeLK
+
+ARCHS = {'t': 'tiny', 's': 'small', 'b': 'base', '101_t': 'tiny-101',
+         '101_b': 'base-101'}
+
+
+def pelk(arch: str, backend: str | None = None) -> Callable[[], nn.Module]:
+    return lambda: PeLK(arch, backend=backend)
+
+
+def same_width(arch: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from mmpretrain.models import ConvNeXt
+        model = PeLK(arch)
+        return ConvNeXt(dict(depths=list(model.depths),
+                             channels=list(model.channels)))
+    return build
+
+
+def convnext(arch: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from mmpretrain.models import ConvNeXt
+        return ConvNeXt(arch)
+    return build
+
+
+def replknet() -> nn.Module:
+    from mmpretrain.models import RepLKNet
+    return RepLKNet('31B')
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{f'pelk_{key}': pelk(arch) for key, arch in ARCHS.items()},
+    **{f'pelk_{key}_dense': pelk(arch, 'dense')
+       for key, arch in ARCHS.items()},
+    **{f'same_width_{key}': same_width(ARCHS[key]) for key in ('t', 's', 'b')},
+    'convnext_t': convnext('tiny'),
+    'replknet_31b': replknet,
+}
+DEFAULT = ('pelk_t', 'pelk_101_t', 'pelk_s', 'pelk_b', 'same_width_t',
+           'convnext_t', 'replknet_31b')
+
+#: (what, above, below, size, training, limit, whether at least).
+TARGETS = (
+    ('PeLK-T over ConvNeXt of its widths, time', 'pelk_t', 'same_width_t',
+     224, False, 1.12, False),
+    ('PeLK-T over ConvNeXt of its widths, time of a training step', 'pelk_t',
+     'same_width_t', 224, True, 1.25, False),
+    ('PeLK-101-T over PeLK-T, time', 'pelk_101_t', 'pelk_t', 224, False, 1.10,
+     False),
+    ('PeLK-T, training step, times faster than dense', 'pelk_t_dense',
+     'pelk_t', 224, True, 2.5, True),
+    ('PeLK-B-101, times faster than dense', 'pelk_101_b_dense', 'pelk_101_b',
+     384, False, 1.25, True),
+)
+
+
+def prepare(name: str, training: bool) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().to(memory_format=torch.channels_last)
+    model.train(training)
+    if not training and hasattr(model, 'switch_to_deploy'):
+        model.switch_to_deploy()
+    return model
+
+
+def step(model: nn.Module, images: torch.Tensor,
+         training: bool) -> Callable[[], object]:
+    """One forward pass, or one with its backward pass."""
+
+    def infer() -> object:
+        with torch.inference_mode():
+            return model(images)
+
+    def train() -> object:
+        model.zero_grad()
+        model(images)[-1].sum().backward()
+
+    return train if training else infer
+
+
+def check(name: str, size: int) -> None:
+    """PeLK must give the same with its own kernels as with dense ones."""
+    torch.manual_seed(0)
+    model = PeLK(ARCHS[name.removeprefix('pelk_')],
+                 layer_scale_init_value=1.).eval()
+    images = torch.randn(1, 3, size, size)
+    outputs = []
+    with torch.inference_mode():
+        for backend in (None, 'dense'):
+            for module in model.modules():
+                if hasattr(module, 'backend'):
+                    module.backend = backend
+            outputs.append(model(images)[-1])
+    error = (outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()
+    if not error < 1e-4:
+        raise SystemExit(f'{name} at {size}: off by {error:.2e}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS,
+                        default=DEFAULT)
+    parser.add_argument('--sizes', nargs='+', type=int,
+                        default=(224, 384, 512))
+    parser.add_argument('--batch', type=int, default=1)
+    parser.add_argument('--training', action='store_true')
+    parser.add_argument('--rounds', type=int, default=10)
+    parser.add_argument('--clock', choices=CLOCKS, default='wall')
+    parser.add_argument('--threads', type=int, help='default: all cores')
+    parser.add_argument('--budget', type=float, default=30.0, metavar='S',
+                        help='seconds a network and size')
+    parser.add_argument('--json', help='write everything to this file')
+    args = parser.parse_args()
+    if args.clock == 'cpu' and args.threads != 1:
+        parser.error('--clock cpu needs --threads 1')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    where = environment(args.clock)
+    print('\n'.join(f'{key}: {value}' for key, value in where.items()))
+    for name in args.networks:
+        if name.removeprefix('pelk_') in ARCHS:
+            check(name, 64)
+    models = {name: prepare(name, args.training) for name in args.networks}
+    results: dict[str, dict] = {}
+    for size in args.sizes:
+        images = torch.randn(args.batch, 3, size, size).to(
+            memory_format=torch.channels_last)
+        times = interleave(
+            {name: step(model, images, args.training)
+             for name, model in models.items()},
+            args.rounds, args.clock, slice_s=0., budget_s=args.budget)
+        results[str(size)] = times
+        print(f'\n{size} x {size}, batch {args.batch}, '
+              f'{"training step" if args.training else "inference"}')
+        for name, entry in times.items():
+            entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
+            print(f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
+                  f'{entry["median_ms"]:10.1f} ms')
+    print()
+    rows = []
+    for what, above, below, size, training, limit, at_least in TARGETS:
+        times = results.get(str(size), {})
+        if training != args.training or not {above, below} <= times.keys():
+            continue
+        ratio = times[above]['median_ms'] / times[below]['median_ms']
+        met = ratio >= limit if at_least else ratio <= limit
+        rows.append({'target': what, 'value': ratio, 'limit': limit,
+                     'verdict': 'pass' if met else 'falls short'})
+        print(f'{rows[-1]["verdict"]:12} {what}, {size}: {ratio:.3g} '
+              f'({"at least" if at_least else "at most"} {limit:g})')
+    if args.json:
+        write_json(args.json, {
+            'environment': where, 'batch': args.batch,
+            'training': args.training, 'times': results, 'targets': rows})
+
+
+if __name__ == '__main__':
+    main()
