@@ -116,6 +116,8 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
         key=lambda count: abs(
             log(width * count / -(-len(rows) // count) / _SCREEN)))
     lines = -(-len(rows) // abreast)
+    # No column stays empty.
+    abreast = -(-len(rows) // lines)
     figure = Figure(
         figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
         layout='constrained')
