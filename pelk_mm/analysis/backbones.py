@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
@@ -46,7 +47,7 @@ def build_backbone(config: Config,
     before = DefaultScope.get_current_instance()
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        settings = Config(dict(backbone=config.model.backbone)).backbone
+        settings = deepcopy(config.model.backbone)
         try:
             known = _arguments(settings.type)
         except KeyError as error:

@@ -131,7 +131,7 @@ def count_complexity(config: Config,
                          'to count zeros in; leave out one of the two')
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f'sparsity must be in [0, 1), got {sparsity}')
-    model = build_model(config, 'meta' if checkpoint is None else 'cpu')
+    model = _build(config, with_weights=checkpoint is not None)
     _check_kind(model)
     if checkpoint is None:
         if sparsity is None:
@@ -162,6 +162,17 @@ def count_complexity(config: Config,
     return Complexity(
         tuple(shape), zero_share if checkpoint else sparsity,
         checkpoint is not None, list(parts.values()))
+
+
+def _build(config: Config, with_weights: bool) -> nn.Module:
+    if not with_weights:
+        try:
+            return build_model(config, 'meta')
+        except (NotImplementedError, RuntimeError):
+            # Constructors that compute with tensors, such as the drop rates
+            # of mmpretrain's ConvNeXt, need real ones.
+            pass
+    return build_model(config)
 
 
 # Which weights are zero ----------------------------------------------------

@@ -45,10 +45,10 @@ def count_convnext(kernel_sizes: Sequence[int] = KERNEL_SIZES,
         multiply-accumulates of one image.
     """
     grids = [paper_grid(size) for size in kernel_sizes]
-    with torch.device('meta'):
-        backbone = MODELS.build(dict(type='mmpretrain.ConvNeXt', arch='tiny'))
-        channels = next(reversed(backbone.channels))
-        model = nn.Sequential(backbone, nn.Linear(channels, 1000)).eval()
+    backbone = MODELS.build(
+        dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain'))
+    model = nn.Sequential(
+        backbone, nn.Linear(backbone.channels[-1], 1000)).to('meta').eval()
     blocks = [block for block in model.modules()
               if hasattr(block, 'depthwise_conv')]
     rows = []

@@ -36,7 +36,9 @@ def test_the_tables_of_the_paper(row, root):
     counts = count_complexity(config, row.shape)
     assert counts.sparsity == 0.4
     assert not counts.measured
-    assert counts.total('nonzero') / 1e6 == pytest.approx(row.params, abs=.8)
+    near = 0.8 if row.config == 'pelk_s_in1k.py' else 0.6
+    assert counts.total('nonzero') / 1e6 == pytest.approx(
+        row.params, abs=near)
     gmacs = counts.total('macs_paper') / 1e9
     if row.config in OWN_GMACS:
         assert gmacs == pytest.approx(OWN_GMACS[row.config], abs=0.01)
@@ -69,9 +71,7 @@ def test_relations_between_the_counts(config):
     dense = count_complexity(Config(config), (64, 96), sparsity=0)
     sparse = count_complexity(Config(config), (64, 96), sparsity=0.5)
     names = [part.name for part in dense.parts]
-    assert names[:4] == ['stem', 'large kernels', 'FFN', 'downsampling'
-                         ] or set(names[:5]) >= {
-                             'stem', 'large kernels', 'FFN', 'downsampling'}
+    assert {'stem', 'large kernels', 'FFN', 'downsampling'} <= set(names)
     for part, other in zip(dense.parts, sparse.parts, strict=True):
         assert part.name == other.name
         assert part.macs_executed == other.macs_executed

@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 
 from mmengine.config import DictAction
-from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.table import Table
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
+from pelk_mm.analysis.quiet import quiet
 from pelk_mm.engine.fileio import atomic_path
 from pelk_mm.engine.launch import load_config
 
@@ -141,20 +141,21 @@ def paper_table(task: str, rows: Iterable[dict]) -> Table:
     return table
 
 
+def run(args: argparse.Namespace) -> dict | list[dict]:
+    if args.paper_tables:
+        return paper_tables(args.sparsity)
+    config = load_config(args.config, args.cfg_options)
+    counts = count_complexity(config, args.shape or default_shape(config),
+                              args.sparsity, args.checkpoint)
+    print_parts(counts)
+    return counts.as_dict()
+
+
 def main() -> None:
     args = parse_args()
-    # Of building models for other ends than to train them.
-    MMLogger.get_current_instance().setLevel('ERROR')
     try:
-        if args.paper_tables:
-            result = paper_tables(args.sparsity)
-        else:
-            config = load_config(args.config, args.cfg_options)
-            counts = count_complexity(config,
-                                      args.shape or default_shape(config),
-                                      args.sparsity, args.checkpoint)
-            print_parts(counts)
-            result = counts.as_dict()
+        with quiet():
+            result = run(args)
         if args.json:
             with atomic_path(args.json) as path:
                 path.write_text(json.dumps(result, indent=2) + '\n')

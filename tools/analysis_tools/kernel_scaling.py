@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from mmengine.logging import MMLogger
 from rich.progress import track
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.figures import save_figure
+from pelk_mm.analysis.quiet import quiet
 from pelk_mm.analysis.scaling import (
     KERNEL_SIZES,
     candidates,
@@ -83,11 +83,11 @@ def measure(args: argparse.Namespace) -> list[dict]:
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_current_instance().setLevel('ERROR')
     torch.set_num_threads(args.threads)
     out = Path(args.out)
     try:
-        counts = count_convnext(args.kernel_sizes)
+        with quiet():
+            counts = count_convnext(args.kernel_sizes)
         with torch.no_grad():
             times = [] if args.no_time else measure(args)
         setting = environment(args.clock)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
 from rich.progress import Progress
 
 import pelk_mm  # noqa: F401, registers PeLK
@@ -29,6 +28,7 @@ from pelk_mm.analysis.erf import (
     save_field,
 )
 from pelk_mm.analysis.figures import save_figure
+from pelk_mm.analysis.quiet import quiet
 from pelk_mm.engine.launch import load_config
 
 
@@ -99,7 +99,8 @@ def fingerprint(config: Config, checkpoint: str | None, images: list[Path],
         digest.update(f'{path.name} {path.stat().st_size}'.encode())
     if checkpoint and Path(checkpoint).is_file():
         with open(checkpoint, 'rb') as file:
-            digest.update(hashlib.file_digest(file, 'sha256').digest())
+            for block in iter(lambda: file.read(1 << 20), b''):
+                digest.update(block)
     else:
         digest.update(str(checkpoint).encode())
     return digest.hexdigest()
@@ -165,9 +166,8 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_current_instance().setLevel('ERROR')
     try:
-        with Progress() as progress:
+        with quiet(), Progress() as progress:
             run(args, progress)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
