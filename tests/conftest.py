@@ -1,10 +1,14 @@
 """What every test may use."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,5 +30,31 @@ def sample_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh_state() -> Iterator[None]:
+    """Same random numbers for every test, and no scope of an earlier one."""
     torch.manual_seed(0)
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run a file of ``tools/`` as its command line would, in this process.
+
+    Returns its exit status, and what it wrote to stdout and stderr.
+    """
+
+    def run(tool: str, *args) -> tuple[int, str, str]:
+        path = ROOT / 'tools' / tool
+        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        status = 0
+        try:
+            runpy.run_path(str(path), run_name='__main__')
+        except SystemExit as stop:
+            # Python prints a text and exits with 1.
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+            status = 1 if isinstance(stop.code, str) else stop.code or 0
+        return status, *capsys.readouterr()
+
+    return run

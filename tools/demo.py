@@ -47,8 +47,8 @@ def main() -> None:
         sys.exit('\ninterrupted')
     print(f'\n{args.task}: {result.seconds / 60:.1f} minutes for data, '
           'training, evaluation and picture')
-    print(f'{result.metric}: {result.value:.3f} over {result.images} '
-          'validation pictures')
+    for name, value in result.figures.items():
+        print(f'{name}: {value:.3f} over {result.images} validation pictures')
     print(f'picture: {result.picture}')
 
 

@@ -11,7 +11,8 @@ python=${PYTHON:-python3}
 needed_gb=14
 
 fail() {
-    printf 'error: %s\n' "$@" >&2
+    printf 'error: %s\n' "$1" >&2
+    [ $# -eq 1 ] || printf '       %s\n' "${@:2}" >&2
     exit 1
 }
 step() { printf '\n== %s\n' "$1"; }

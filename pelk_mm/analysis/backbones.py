@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
@@ -46,7 +47,7 @@ def build_backbone(config: Config,
     before = DefaultScope.get_current_instance()
     init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        settings = Config(dict(backbone=config.model.backbone)).backbone
+        settings = deepcopy(config.model.backbone)
         try:
             known = _arguments(settings.type)
         except KeyError as error:
@@ -74,7 +75,10 @@ def build_backbone(config: Config,
 
 def _arguments(kind: str | type) -> set[str]:
     """Names of the arguments of a class and of what it derives from."""
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        # As `build` looks it up: first in the library of the config.
+        with MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
     if kind is None:
         raise KeyError('the type of the backbone is not registered; does the '
                        'config have the custom_imports that it needs?')

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
+import cv2
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -43,6 +44,52 @@ def colour_labels(labels: np.ndarray,
     return colours[np.where(known, labels, len(palette))]
 
 
+def draw_instances(image: np.ndarray,
+                   boxes: np.ndarray,
+                   labels: np.ndarray,
+                   masks: np.ndarray,
+                   palette: Sequence[Sequence[int]],
+                   classes: Sequence[str],
+                   scores: np.ndarray | None = None,
+                   scale: int = 3) -> np.ndarray:
+    """Draw boxes, masks and class names onto an enlarged image.
+
+    Args:
+        image (np.ndarray): ``(H, W, 3)``, uint8 RGB.
+        boxes (np.ndarray): ``(N, 4)``, left, top, right and bottom in pixels.
+        labels (np.ndarray): ``(N,)``, integers.
+        masks (np.ndarray): ``(N, H, W)``, bool or 0 and 1.
+        palette (Sequence[Sequence[int]]): Red, green and blue of each class,
+            0 to 255.
+        classes (Sequence[str]): Their names.
+        scores (np.ndarray, optional): ``(N,)``, written behind the names.
+            Default: None.
+        scale (int): How many times larger to draw. Default: 3.
+
+    Returns:
+        np.ndarray: ``(scale * H, scale * W, 3)``, uint8.
+    """
+    shaded = image.astype(np.float32)
+    for mask, label in zip(masks, labels, strict=True):
+        inside = mask.astype(bool)
+        shaded[inside] = (shaded[inside] + np.array(palette[label])) / 2
+    large = np.ascontiguousarray(
+        shaded.astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        left, top, right, bottom = np.rint(box * scale).astype(int).tolist()
+        colour = tuple(int(value) for value in palette[label])
+        cv2.rectangle(large, (left, top), (right, bottom), colour, 2)
+        text = classes[label]
+        if scores is not None:
+            text += f' {scores[i]:.2f}'
+        where = (left + 2, max(top - 4, 12))
+        # A dark edge keeps the text readable on every background.
+        for ink, thickness in (((0, 0, 0), 3), (colour, 1)):
+            cv2.putText(large, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45,
+                        ink, thickness, cv2.LINE_AA)
+    return large
+
+
 def draw_rows(rows: Sequence[Sequence[Panel]],
               path: str | Path,
               title: str = '',
@@ -69,6 +116,8 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
         key=lambda count: abs(
             log(width * count / -(-len(rows) // count) / _SCREEN)))
     lines = -(-len(rows) // abreast)
+    # No column stays empty.
+    abreast = -(-len(rows) // lines)
     figure = Figure(
         figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
         layout='constrained')

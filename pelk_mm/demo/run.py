@@ -10,8 +10,10 @@ from typing import Any
 
 import mmcv
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..datasets.digit_scenes import Recipe, make_digit_scenes
@@ -28,15 +30,13 @@ class Result:
     """What came out of a demo.
 
     Args:
-        metric (str): Name of the figure.
-        value (float): The figure, 0 to 1.
-        images (int): How many validation pictures it is over.
+        figures (dict[str, float]): By name, 0 to 1.
+        images (int): How many validation pictures they are over.
         picture (Path): Predictions beside the ground truth.
         seconds (float): How long everything took.
     """
 
-    metric: str
-    value: float
+    figures: dict[str, float]
     images: int
     picture: Path
     seconds: float
@@ -50,6 +50,9 @@ def run_demo(name: str,
              options: Mapping[str, Any] | None = None) -> Result:
     """Make the data, train, evaluate and draw.
 
+    A demo that starts from another one's weights runs that first, unless it
+    was run before.
+
     Args:
         name (str): A task of :data:`~pelk_mm.demo.TASKS`.
         configs (str | Path): The folder of configs.
@@ -62,7 +65,7 @@ def run_demo(name: str,
             Default: None.
 
     Returns:
-        Result: Figure and picture.
+        Result: Figures and picture.
 
     Raises:
         FileExistsError: If something else is in ``data_root``.
@@ -74,16 +77,37 @@ def run_demo(name: str,
     root = make_digit_scenes(data_root, recipe)
     config = load_config(str(Path(configs, task.config)), options)
     _replace_root(config, root)
+    _make_weights(task, config, configs, root, recipe)
     runner = build_runner(
         prepare_training(
             config, work_dir=None if work_dir is None else str(work_dir)))
     runner.train()
-    value = runner.test()[task.metric] / (100 if task.percent else 1)
-    dataset = runner.test_dataloader.dataset
-    picture = _draw(task, runner, f'{task.metric} {value:.3f} over '
-                    f'{len(dataset)} validation pictures')
-    return Result(task.metric, value, len(dataset), picture,
-                  time.monotonic() - start)
+    found = runner.test()
+    figures = {
+        metric: found[metric] / (100 if task.percent else 1)
+        for metric in task.metrics
+    }
+    images = len(runner.test_dataloader.dataset)
+    picture = _draw(
+        task, runner,
+        ', '.join(f'{name} {value:.3f}' for name, value in figures.items()) +
+        f' over {images} validation pictures')
+    return Result(figures, images, picture, time.monotonic() - start)
+
+
+def _make_weights(task: Task, config: Config, configs: str | Path, root: Path,
+                  recipe: Recipe | None) -> None:
+    """Run the demo whose checkpoint the config starts from, if need be."""
+    weights = (config.model.backbone.get('init_cfg') or {}).get('checkpoint')
+    if task.after is None or weights is None or Path(weights).exists():
+        return
+    work_dir = Path('work_dirs', Path(TASKS[task.after].config).stem)
+    if Path(weights).parent != work_dir:
+        return  # of the user's own; its absence is an error later on
+    print_log(
+        f'{weights} does not exist yet: running the demo of {task.after}',
+        logger='current')
+    run_demo(task.after, configs, root, work_dir, recipe)
 
 
 def _replace_root(node: Any, root: Path) -> Any:
@@ -98,6 +122,7 @@ def _replace_root(node: Any, root: Path) -> Any:
     return node
 
 
+@torch.no_grad()
 def _draw(task: Task, runner: Runner, title: str) -> Path:
     dataset = runner.test_dataloader.dataset
     meta = dataset.metainfo
@@ -107,7 +132,8 @@ def _draw(task: Task, runner: Runner, title: str) -> Path:
     rows = []
     runner.model.eval()
     for index in chosen.tolist():
-        sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
+        with torch.no_grad():
+            sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         rows.append(task.panels(image, sample, meta))
     legend = dict(zip(meta['classes'], meta['palette'],

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
-from .pictures import Panel, colour_labels
+from .pictures import Panel, colour_labels, draw_instances
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,24 @@ class Task:
 
     Args:
         config (str): File in ``configs/``.
-        metric (str): Name of the figure among the evaluator's.
-        percent (bool): Whether the evaluator gives it in percent.
+        metrics (Sequence[str]): Names of the figures among the evaluator's.
+        percent (bool): Whether the evaluator gives them in percent.
         examples (int): How many validation pictures to draw.
         panels (Callable): From a validation image ``(H, W, 3)`` uint8 RGB,
             its data sample with ground truth and prediction, and the data
             set's metainfo to the panels of its row.
-        legend (bool): Whether to show the classes' colours.
+        legend (bool): Whether to show the classes' colours. Default: True.
+        after (str, optional): The task from whose demo the config's
+            pretrained weights come. Default: None.
     """
 
     config: str
-    metric: str
+    metrics: Sequence[str]
     percent: bool
     examples: int
     panels: Callable[[np.ndarray, BaseDataElement, Mapping], Sequence[Panel]]
     legend: bool = True
+    after: str | None = None
 
 
 def segmentation_panels(image: np.ndarray, sample: BaseDataElement,
@@ -61,21 +65,60 @@ def classification_panels(image: np.ndarray, sample: BaseDataElement,
     ]
 
 
+#: Detections below it are not drawn.
+_SCORE = 0.5
+
+
+def detection_panels(image: np.ndarray, sample: BaseDataElement,
+                     meta: Mapping) -> list[Panel]:
+    """The image, the true instances and the detected ones."""
+    truth, found = sample.gt_instances, sample.pred_instances
+    found = found[found.scores >= _SCORE]
+    masks = truth.masks
+    if hasattr(masks, 'to_ndarray'):
+        masks = masks.to_ndarray()
+    boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
+    return [
+        Panel(image, 'input'),
+        Panel(
+            draw_instances(image, _numpy(boxes), _numpy(truth.labels),
+                           _numpy(masks), meta['palette'], meta['classes']),
+            'ground truth'),
+        Panel(
+            draw_instances(image, _numpy(found.bboxes), _numpy(found.labels),
+                           _numpy(found.masks), meta['palette'],
+                           meta['classes'], _numpy(found.scores)),
+            f'detections, score at least {_SCORE}')
+    ]
+
+
+def _numpy(values: Tensor | np.ndarray) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
+
+
 #: The demos by the name of their task.
 TASKS = {
     'segmentation':
     Task(
         config='demo_upernet_pelk_digits.py',
-        metric='mIoU',
+        metrics=('mIoU', ),
         percent=True,
         examples=6,
         panels=segmentation_panels),
     'classification':
     Task(
         config='demo_pelk_digits.py',
-        metric='accuracy/top1',
+        metrics=('accuracy/top1', ),
         percent=True,
         examples=20,
         panels=classification_panels,
         legend=False),
+    'detection':
+    Task(
+        config='demo_cascade_mask_rcnn_pelk_digits.py',
+        metrics=('coco/bbox_mAP_50', 'coco/segm_mAP_50'),
+        percent=False,
+        examples=8,
+        panels=detection_panels,
+        after='classification'),
 }

@@ -19,7 +19,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets.check import check_data
-from .hooks.safe_checkpoint_hook import find_resumable
+from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
 
 
 class LaunchError(ValueError):
@@ -201,7 +201,11 @@ def _check_data(config: Config, splits: tuple[str, ...]) -> None:
 
 def _resume_from(resume: str, work_dir: str) -> str:
     if resume != 'auto':
-        check_checkpoint(resume)
+        if '://' not in resume:
+            try:
+                check_resumable(resume)
+            except (FileNotFoundError, ValueError) as error:
+                raise LaunchError(str(error)) from error
         return resume
     found = find_resumable(work_dir)
     if found is None:

@@ -33,6 +33,9 @@ _LARGEST_JSON = 64 << 20
 #: The libraries' data sets of image files. Others, such as CIFAR's archives,
 #: are left to themselves.
 _OF_FILES = {'CustomDataset', 'BaseSegDataset', 'BaseDetDataset'}
+#: Heads that tell the data set's classes apart. Others count other things,
+#: such as semantic_head the classes of stuff, or rpn_head a single one.
+_HEADS = ('head', 'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
 _COCO_KEYS = {'images', 'annotations', 'categories'}
 
 
@@ -150,7 +153,9 @@ def _folders(dataset: Mapping) -> Iterator[tuple[str, str]]:
 
 def _folder_problems(folder: str, name: str) -> Iterator[str]:
     if not osp.isdir(folder):
-        # That is said where the config is read.
+        # One that is missing is named where the config is read.
+        if osp.exists(folder):
+            yield f'{name}: {folder} is a file, expected a folder of images'
         return
     images = list(islice(find_images(folder), _SAMPLES))
     if not images:
@@ -248,9 +253,11 @@ def _class_problems(config: Config, loader: str) -> Iterator[str]:
 def _head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
     """num_classes of every head in a model's config, by dotted name."""
     if isinstance(node, Mapping):
-        if (where.split('.')[-1].rstrip('0123456789').endswith('head')
-                and isinstance(node.get('num_classes'), int)):
-            yield where, node['num_classes']
+        count = node.get('num_classes')
+        # 1 is a mask or a foreground whatever its class.
+        if (where.split('.')[-1].rstrip('0123456789') in _HEADS
+                and isinstance(count, int) and count > 1):
+            yield where, count
         for key, value in node.items():
             yield from _head_classes(value, f'{where}.{key}')
     elif isinstance(node, (list, tuple)):

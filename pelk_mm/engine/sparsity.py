@@ -160,7 +160,8 @@ def snip_densities(scores: Mapping[str, Tensor],
             'all SNIP scores are zero: the loss of the first batch has no '
             "gradient to the masked weights; use init='erk'")
     keep = max(1, round(density * flat.numel()))
-    threshold = flat.kthvalue(flat.numel() - keep + 1).values
+    # On the CPU, as CUDA has no deterministic version of it.
+    threshold = flat.cpu().kthvalue(flat.numel() - keep + 1).values.item()
     above = {name: int((s > threshold).sum()) for name, s in scores.items()}
     # Equal scores at the threshold fill what is left in the layers' order.
     left = keep - sum(above.values())

@@ -1,6 +1,5 @@
 """The COCO configs build, and hold what their names and the recipe say."""
 
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,10 +10,10 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 
+from pelk_mm.engine import check_channels
 from pelk_mm.models import PeLK
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get('PELK_MM_DATA', ROOT.parent / 'shared' / 'data'))
 NAME = 'cascade_mask_rcnn_pelk_{}_coco.py'
 # Size in the file's name: arch, drop path, decay rate, layers.
 RECIPES = {
@@ -142,17 +141,17 @@ def test_layer_decay_table_of_the_detector():
     } == TENSORS
 
 
-@pytest.mark.skipif(
-    not (DATA / 'coco').is_dir(),
-    reason='no COCO images; set PELK_MM_DATA to a folder that has coco/')
 @pytest.mark.parametrize('size', RECIPES)
-def test_pipelines_and_metric_on_coco_images(size):
+def test_pipelines_and_metric_on_coco_images(size, sample_data):
     config = load(size)
+    coco = sample_data / 'coco'
     config.merge_from_dict({
-        'train_dataloader.dataset.data_root': str(DATA / 'coco'),
-        'val_dataloader.dataset.data_root': str(DATA / 'coco'),
+        'train_dataloader.dataset.data_root':
+        str(coco),
+        'val_dataloader.dataset.data_root':
+        str(coco),
         'val_evaluator.ann_file':
-        str(DATA / 'coco/annotations/instances_val2017.json'),
+        str(coco / 'annotations/instances_val2017.json'),
     })
     train = DATASETS.build(config.train_dataloader.dataset)
     assert len(train) > 0
@@ -174,3 +173,37 @@ def test_pipelines_and_metric_on_coco_images(size):
         width / sample['data_samples'].ori_shape[1])
     metric = METRICS.build(config.val_evaluator)
     assert metric.metrics == ['bbox', 'segm']
+
+
+def test_demo_starts_from_what_the_classification_demo_saves():
+    """Same backbone, and the checkpoint's name is the last epoch's."""
+    detection, classification = (
+        Config.fromfile(ROOT / 'configs' / name)
+        for name in ('demo_cascade_mask_rcnn_pelk_digits.py',
+                     'demo_pelk_digits.py'))
+    assert detection.model.backbone.arch == classification.model.backbone.arch
+    assert detection.model.backbone.init_cfg.checkpoint == (
+        'work_dirs/demo_pelk_digits/'
+        f'epoch_{classification.train_cfg.max_epochs}.pth')
+    assert detection.grey == classification.grey
+
+
+def test_demo_model_and_optimizer():
+    config = Config.fromfile(ROOT / 'configs' /
+                             'demo_cascade_mask_rcnn_pelk_digits.py')
+    init_default_scope(config.default_scope)
+    model = build(config)
+    check_channels(model)
+    groups = build_optim_wrapper(model,
+                                 config.optim_wrapper).optimizer.param_groups
+    assert sum(len(group['params']) for group in groups) == len(
+        list(model.parameters()))
+    # Layer-wise: the stem learns slowest, all behind the backbone fully.
+    rates = {
+        name: group['lr_scale']
+        for group in groups for name in group['param_names']
+    }
+    assert rates['backbone.downsample_layers.0.0.weight'] == min(
+        rates.values()) < 0.5
+    assert all(rate == 1 for name, rate in rates.items()
+               if not name.startswith('backbone.'))

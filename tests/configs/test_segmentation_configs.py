@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmseg.structures import SegDataSample
 
 from pelk_mm.datasets.digit_scenes import (
     ADE_ROOT,
@@ -225,3 +226,15 @@ def test_starting_from_a_classification_checkpoint(load, tmp_path):
     for value in model.backbone.state_dict().values():
         assert value.eq(3).all()
     assert not model.decode_head.conv_seg.weight.eq(3).any()
+
+
+def test_an_image_smaller_than_the_stride_is_refused(load):
+    model = MODELS.build(load(DEMO).model)
+    small = dict(
+        inputs=[torch.zeros(3, 20, 40, dtype=torch.uint8)],
+        data_samples=[
+            SegDataSample(
+                metainfo=dict(img_shape=(20, 40), ori_shape=(20, 40)))
+        ])
+    with pytest.raises(ValueError, match='20 x 40 pixels is too small'):
+        model.test_step(small)

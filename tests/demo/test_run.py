@@ -1,14 +1,24 @@
 """The demos run from data to picture; what they share does its job."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from pelk_mm.datasets.digit_scenes import Recipe
-from pelk_mm.demo import TASKS, run_demo
-from pelk_mm.demo.pictures import Panel, colour_labels, draw_rows
+from pelk_mm.demo import TASKS, run, run_demo
+from pelk_mm.demo.pictures import (
+    Panel,
+    colour_labels,
+    draw_instances,
+    draw_rows,
+)
 from pelk_mm.demo.run import _replace_root
+from pelk_mm.models import PeLK
 
 TINY = Recipe(
     train_scenes=4,
@@ -18,17 +28,29 @@ TINY = Recipe(
     val_digits=10,
     digit_size=32)
 #: Fields that make each demo a matter of seconds.
+ALL = {
+    'train_dataloader.batch_size': 2,
+    **{
+        f'{split}_dataloader.{field}': value
+        for split in ('train', 'val', 'test')
+        for field, value in (('num_workers', 0), ('persistent_workers', False))
+    },
+}
 SHORT = {
     'segmentation': {
         'train_cfg.max_iters': 2,
         'train_cfg.val_interval': 2,
-        'train_dataloader.batch_size': 2,
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'val_dataloader.num_workers': 0,
-        'val_dataloader.persistent_workers': False,
-        'test_dataloader.num_workers': 0,
-        'test_dataloader.persistent_workers': False,
+    },
+    'classification': {
+        'train_cfg.max_epochs': 2,
+        'train_cfg.val_interval': 2,
+    },
+    # Its weights come from a test of their own.
+    'detection': {
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 2,
+        'model.backbone.init_cfg': None,
+        'model.test_cfg.rcnn.score_thr': 0.0,
     },
 }
 
@@ -41,15 +63,66 @@ def test_demo_trains_evaluates_and_draws(task, tmp_path, root):
         data_root=tmp_path / 'data',
         work_dir=tmp_path / 'work',
         recipe=TINY,
-        options=SHORT[task])
+        options={
+            **ALL,
+            **SHORT[task]
+        })
 
-    assert result.metric == TASKS[task].metric
-    assert 0 <= result.value <= 1
+    assert list(result.figures) == list(TASKS[task].metrics)
+    assert all(0 <= value <= 1 for value in result.figures.values())
     assert result.images > 0
     assert result.picture.parent == tmp_path / 'work'
     pixels = np.asarray(Image.open(result.picture).convert('RGB'))
     assert pixels.std() > 10
     assert list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_detection_starts_from_the_classification_demo(tmp_path, root,
+                                                       monkeypatch):
+    """It runs that demo where it was not run, and loads what it saved."""
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / 'work_dirs/demo_pelk_digits/epoch_10.pth'
+    ran = []
+
+    def classify(name, configs, data_root, work_dir, recipe):
+        ran.append((name, Path(data_root), Path(work_dir), recipe))
+        config = Config.fromfile(root / 'configs' / TASKS[name].config)
+        arch = config.model.backbone.arch
+        backbone = PeLK(arch, layer_scale_init_value=1.0)
+        for parameter in backbone.parameters():
+            torch.nn.init.constant_(parameter, 0.125)
+        weights.parent.mkdir(parents=True)
+        torch.save({
+            'state_dict': {
+                f'backbone.{key}': value
+                for key, value in backbone.state_dict().items()
+            }
+        }, weights)
+
+    config = Config.fromfile(root / 'configs' / TASKS['detection'].config)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, 'run_demo', classify)
+            run._make_weights(TASKS['detection'], config, root / 'configs',
+                              tmp_path / 'data', TINY)
+    assert ran == [('classification', tmp_path / 'data',
+                    Path('work_dirs/demo_pelk_digits'), TINY)]
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(config.model.backbone)
+    backbone.init_weights()
+    own_norms = [f'norm{i}' for i in range(3)]
+    for name, parameter in backbone.named_parameters():
+        if name.split('.')[0] not in own_norms:
+            assert (parameter == 0.125).all(), name
+
+
+def test_weights_of_ones_own_are_not_made(tmp_path, root, monkeypatch):
+    monkeypatch.setattr(run, 'run_demo', lambda *args: pytest.fail('ran'))
+    config = Config.fromfile(root / 'configs' / TASKS['detection'].config)
+    config.model.backbone.init_cfg.checkpoint = str(tmp_path / 'absent.pth')
+    run._make_weights(TASKS['detection'], config, root / 'configs',
+                      tmp_path, TINY)
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path, root):
@@ -82,6 +155,28 @@ def test_labels_are_painted_and_ignored_pixels_white():
     assert painted.dtype == np.uint8
     assert painted.tolist() == [[[1, 2, 3], [4, 5, 6]],
                                 [[255, 255, 255], [7, 8, 9]]]
+
+
+def test_instances_are_drawn_where_they_are():
+    image = np.full((20, 30, 3), 100, np.uint8)
+    mask = np.zeros((1, 20, 30), bool)
+    mask[0, 8:12, 16:20] = True
+    drawn = draw_instances(image, np.array([[12., 5, 24, 15]]), np.array([1]),
+                           mask, [(0, 0, 0), (200, 0, 0)], ['a', 'b'],
+                           np.array([0.75]), scale=2)
+    assert drawn.shape == (40, 60, 3) and drawn.dtype == np.uint8
+    assert (image == 100).all()
+    assert drawn[20, 36].tolist() == [150, 50, 50]
+    # The middle of the box's left and right edges.
+    assert drawn[20, 24].tolist() == drawn[20, 48].tolist() == [200, 0, 0]
+    assert (drawn[32:] == 100).all() and (drawn[:, :20] == 100).all()
+
+
+def test_nothing_found_draws_the_image():
+    image = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    drawn = draw_instances(image, np.zeros((0, 4)), np.zeros(0, int),
+                           np.zeros((0, 3, 3), bool), [], [], np.zeros(0))
+    assert (drawn[::3, ::3] == image).all()
 
 
 @pytest.mark.parametrize('count', [1, 3, 4, 7])

@@ -54,12 +54,19 @@ def test_resume_needs_a_checkpoint(config, tmp_path):
 
 
 def test_resume_auto_takes_the_newest_whole_checkpoint(config, tmp_path):
-    torch.save(dict(state_dict={}), tmp_path / 'iter_3.pth')
+    torch.save(dict(state_dict={}, meta={}, message_hub={}),
+               tmp_path / 'iter_3.pth')
     (tmp_path / 'iter_6.pth').write_bytes(b'torn')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_6.pth'))
     prepare_training(config, work_dir=str(tmp_path), resume='auto')
     assert config.resume is True
     assert config.load_from == str(tmp_path / 'iter_3.pth')
+
+
+def test_resume_refuses_weights_alone(config, tmp_path):
+    torch.save(dict(state_dict={}), tmp_path / 'weights.pth')
+    with pytest.raises(LaunchError, match='name it in load_from'):
+        prepare_training(config, resume=str(tmp_path / 'weights.pth'))
 
 
 class _Payload:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from pelk_mm.engine.conversion import build_model
@@ -117,6 +118,12 @@ def test_archives_are_left_to_their_data_set(classification, tmp_path):
     refuses(classification, 'has 10 classes')
 
 
+def test_a_file_instead_of_a_folder(classification, tmp_path):
+    (tmp_path / 'data' / 'val').write_text('train')
+    classification.val_dataloader.dataset.data_prefix = 'val'
+    refuses(classification, 'val is a file, expected a folder')
+
+
 def test_folder_without_images(segmentation, tmp_path):
     (tmp_path / 'empty' / 'deeper').mkdir(parents=True)
     (tmp_path / 'empty' / 'deeper' / 'notes.txt').write_text('hi')
@@ -161,6 +168,11 @@ def test_classes_of_data_and_head(detection):
             r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b')
 
 
+def test_heads_that_count_something_else(detection):
+    detection.model.bbox_head.num_classes = 1
+    preflight(detection)
+
+
 def test_channels_of_neck_and_heads(detection):
     detection.model.neck.in_channels = [96, 192, 384, 768]
     refuses(detection, r'in_channels=\[96, 192, 384, 768\].*PeLK')
@@ -176,12 +188,21 @@ def test_a_head_of_other_classes_starts_anew_only_if_asked(
         classification, tmp_path):
     other = Config(CLASSIFIER)
     other.model.head.num_classes = 7
+    other.model.backbone.layer_scale_init_value = 0.5
     save_weights(other, tmp_path / 'seven.pth')
     classification.load_from = str(tmp_path / 'seven.pth')
     message = refuses(classification, r'head\.fc\.weight is \(7, 20\)')
     assert 'new_head=True' in message
     classification.new_head = True
     preflight(classification)
+    # What the runner then does.
+    model = build_model(classification)
+    before = model.head.fc.weight.clone()
+    loaded = load_checkpoint(model, str(tmp_path / 'seven.pth'))
+    assert torch.equal(model.head.fc.weight, before)
+    name = 'stages.0.blocks.0.gamma'
+    assert torch.equal(model.backbone.state_dict()[name],
+                       loaded['state_dict'][f'backbone.{name}'])
     # Neither a resumed training nor a test can have another head.
     refuses(classification, 'does not fit', training=False)
     classification.resume = True

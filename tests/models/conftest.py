@@ -6,11 +6,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def randomise():
     """A function that moves a module away from where it would start.

@@ -3,8 +3,11 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
+from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -12,17 +15,22 @@ from rich.table import Table
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
+from pelk_mm.analysis.quiet import quiet
 from pelk_mm.engine.fileio import atomic_path
-from pelk_mm.engine.launch import LaunchError, load_config
+from pelk_mm.engine.launch import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# A table that is cut to 80 columns cannot be read.
-CONSOLE = Console(width=max(Console().width, 120))
+#: Wide enough for every table here; one that is cut cannot be read.
+CONSOLE = Console(width=max(Console().width, 100), highlight=False)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument(
+        'config', nargs='?', help='config file, or one of an installed '
+        'package, such as mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='count the zeros of these weights')
     parser.add_argument(
         '--shape',
         nargs=2,
@@ -34,16 +42,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--sparsity',
         type=float,
-        default=0.4,
-        help='share of zeros in the sparse weights (default: %(default)s)')
+        help='without a checkpoint, the share of zeros to assume in the '
+        'sparse weights (default: 0.4 for PeLK, 0 for other backbones)')
     parser.add_argument(
         '--paper-tables',
         action='store_true',
         help="count every model of the paper's Tables 2 to 4 instead")
     parser.add_argument('--json', metavar='FILE', help='write the counts here')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override fields of the config')
     args = parser.parse_args()
     if args.paper_tables == (args.config is not None):
         parser.error('give a config, or --paper-tables')
+    if args.paper_tables and (args.shape or args.cfg_options):
+        parser.error('--paper-tables counts the models and shapes of the '
+                     'paper: leave out --shape and --cfg-options')
     return args
 
 
@@ -57,33 +71,29 @@ def default_shape(config) -> tuple[int, int]:
 def print_parts(counts: Complexity) -> None:
     height, width = counts.shape
     table = Table(
-        title=f'{height} x {width} pixels, {counts.sparsity:.0%} of the '
-        'sparse weights zero')
+        title=f'{height} × {width} pixels, {counts.sparsity:.1%} zeros in the '
+        f'sparse weights ({"counted" if counts.measured else "assumed"})')
     table.add_column('part')
-    for name in ('params M', 'non-zero M', "G MACs, paper's count",
-                 'G MACs, dense', 'G MACs, executed'):
+    fields = (('params\nM', 'params', 1e6), ('non-zero\nM', 'nonzero', 1e6),
+              ("paper's count\nG MACs", 'macs_paper', 1e9),
+              ('dense\nG MACs', 'macs_dense', 1e9),
+              ('executed\nG MACs', 'macs_executed', 1e9))
+    for name, _, _ in fields:
         table.add_column(name, justify='right')
-
-    def add(name: str, part) -> None:
-        table.add_row(name, *(f'{part(field) / scale:.2f}'
-                              for field, scale in (('params', 1e6),
-                                                   ('nonzero', 1e6),
-                                                   ('macs_paper', 1e9),
-                                                   ('macs_dense', 1e9),
-                                                   ('macs_executed', 1e9))))
-
     for part in counts.parts:
-        add(part.name, lambda field, part=part: getattr(part, field))
+        table.add_row(part.name, *(f'{getattr(part, field) / scale:.2f}'
+                                   for _, field, scale in fields))
     table.add_section()
-    add('all', counts.total)
+    table.add_row('all', *(f'{counts.total(field) / scale:.2f}'
+                           for _, field, scale in fields))
     CONSOLE.print(table)
     print("The paper's count executes kernels dense and leaves out zero "
           "weights and the auxiliary head.\n"
-          'Zeros save nothing at run time; "executed" leaves out none, and '
-          'counts the box-sum form.')
+          'Zeros save nothing at run time: "executed" leaves none out; it '
+          'counts box sums.')
 
 
-def paper_tables(sparsity: float) -> list[dict]:
+def paper_tables(sparsity: float | None) -> list[dict]:
     """Count every row of the paper's tables and print both."""
     rows = []
     for row in track(PAPER_ROWS, 'counting', transient=True):
@@ -100,47 +110,56 @@ def paper_tables(sparsity: float) -> list[dict]:
                     params=counts.total('nonzero') / 1e6,
                     gmacs=counts.total('macs_paper') / 1e9,
                     gmacs_executed=counts.total('macs_executed') / 1e9)))
-    table = Table(
-        title="Tables 2 to 4 of the paper, and ours by the paper's count")
-    for name in ('task', 'model', 'image'):
-        table.add_column(name)
-    for name in ('params M, paper', 'ours', 'G MACs, paper', 'ours',
-                 'difference', 'executed, dense weights'):
-        table.add_column(name, justify='right')
-    last = None
-    for row in rows:
-        if last not in (None, row['table']):
-            table.add_section()
-        last = row['table']
-        paper, ours = row['paper'], row['ours']
-        digits = 1 if paper['gmacs'] < 100 else 0
-        table.add_row(row['table'], row['model'], '{} x {}'.format(
-            *row['shape']), f"{paper['params']}", f"{ours['params']:.1f}",
-                      f"{paper['gmacs']:.{digits}f}", f"{ours['gmacs']:.2f}",
-                      f"{ours['gmacs'] - paper['gmacs']:+.2f}",
-                      f"{ours['gmacs_executed']:.2f}")
-    CONSOLE.print(table)
-    print('ImageNet T and S: the architecture that reproduces every other row '
-          'gives 5.83 and 10.92 G here,\n0.2 G above what the paper prints.')
+    print("The paper's Tables 2 to 4, and ours by the paper's count")
+    for task, group in groupby(rows, lambda row: row['table']):
+        CONSOLE.print(paper_table(task, group))
+    print('G MACs: 10^9 multiply-accumulates, which the paper calls FLOPs. '
+          'Executed: box sums, zeros not\n'
+          'left out. ImageNet T and S: the architecture that reproduces every '
+          'other row gives 5.83 and\n10.92 here, 0.2 above what the paper '
+          'prints.')
     return rows
+
+
+def paper_table(task: str, rows: Iterable[dict]) -> Table:
+    table = Table(title=task, title_justify='left', title_style='bold')
+    table.add_column('model', min_width=10)
+    table.add_column('image', min_width=10)
+    for name in ('params M\npaper', '\nours', 'G MACs\npaper', '\nours',
+                 '\ndifference', '\nexecuted'):
+        table.add_column(name, justify='right', min_width=8)
+    for row in rows:
+        paper, ours = row['paper'], row['ours']
+        # As many digits as the paper prints, and one more.
+        digits = 1 if paper['gmacs'] < 100 else 0
+        table.add_row(
+            row['model'], '{} × {}'.format(*row['shape']),
+            f"{paper['params']:.0f}", f"{ours['params']:.1f}",
+            f"{paper['gmacs']:.{digits}f}", f"{ours['gmacs']:.{digits + 1}f}",
+            f"{ours['gmacs'] - paper['gmacs']:+.{digits + 1}f}",
+            f"{ours['gmacs_executed']:.{digits + 1}f}")
+    return table
+
+
+def run(args: argparse.Namespace) -> dict | list[dict]:
+    if args.paper_tables:
+        return paper_tables(args.sparsity)
+    config = load_config(args.config, args.cfg_options)
+    counts = count_complexity(config, args.shape or default_shape(config),
+                              args.sparsity, args.checkpoint)
+    print_parts(counts)
+    return counts.as_dict()
 
 
 def main() -> None:
     args = parse_args()
     try:
-        if args.paper_tables:
-            result = paper_tables(args.sparsity)
-        else:
-            config = load_config(args.config)
-            counts = count_complexity(config,
-                                      args.shape or default_shape(config),
-                                      args.sparsity)
-            print_parts(counts)
-            result = counts.as_dict()
+        with quiet():
+            result = run(args)
         if args.json:
             with atomic_path(args.json) as path:
                 path.write_text(json.dumps(result, indent=2) + '\n')
-    except (LaunchError, ValueError, OSError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -187,8 +187,14 @@ class DynamicSparsityHook(Hook):
 
         Raises:
             RuntimeError: If parameters or optimizer are sharded.
-            ValueError: If masks cannot be had as configured; see the class.
+            ValueError: If masks cannot be had as configured (see the class),
+                or there are two such hooks.
         """
+        if sum(isinstance(h, DynamicSparsityHook) for h in runner.hooks) > 1:
+            raise ValueError(
+                'there is more than one DynamicSparsityHook, and a checkpoint '
+                'holds the masks of one; use include and exclude of a single '
+                'hook')
         model = runner.model
         _refuse_sharding(model)
         if is_model_wrapper(model):

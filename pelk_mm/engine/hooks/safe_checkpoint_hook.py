@@ -147,8 +147,8 @@ def to_plain(value: Any, name: str = 'value') -> Any:
         return {
             _HISTORY:
             dict(
-                log=torch.as_tensor(np.asarray(log, dtype=np.float64)),
-                count=torch.as_tensor(np.asarray(count, dtype=np.float64)),
+                log=torch.from_numpy(log.copy()),
+                count=torch.from_numpy(count.copy()),
                 max_length=int(value.max_length))
         }
     if isinstance(value, np.generic) and not isinstance(

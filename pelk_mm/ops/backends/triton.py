@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from .base import Backend
+from .base import Backend, BackendError, memory_format
 from .triton_plan import Plan, Tiles, copy_plan, make_plan, make_tables
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,6 +47,10 @@ class TritonBackend(Backend):
 
     name = 'triton'
 
+    def __init__(self) -> None:
+        self._ready = False
+        self._failure: str | None = None
+
     def can_run(self, device: torch.device,
                 dtype: torch.dtype) -> tuple[bool, str]:
         if dtype not in _DTYPES:
@@ -62,16 +66,39 @@ class TritonBackend(Backend):
                 "it needs an NVIDIA GPU; elsewhere only Triton's interpreter "
                 'runs it, for tests: set TRITON_INTERPRET=1 before anything '
                 'imports triton')
+        if self._failure is not None:
+            return False, self._failure
         return _runs_on(device)
+
+    def prepare(self) -> None:
+        """Compile, load and run the smallest kernel once.
+
+        Triton needs a C compiler and a cache it can write, and says so only
+        when it launches.
+        """
+        kernels, _ = _kernels()
+        if self._ready or kernels is None or kernels.INTERPRETED:
+            return
+        if self._failure is not None:
+            raise BackendError(self._failure)
+        try:
+            pixel = torch.zeros(1, 1, 1, 16, device='cuda')
+            _interleave(pixel, torch.empty_like(pixel)[..., :1],
+                        Tiles(16, 16, 16, 16, 4))
+        # Compilers, drivers and file systems fail in many ways, none of which
+        # should stop a training that has other backends.
+        except Exception as error:
+            lines = str(error).strip().splitlines() or ['no message']
+            self._failure = ("backend 'triton' could not launch a kernel: "
+                             f'{type(error).__name__}: {lines[0]}')
+            raise BackendError(self._failure) from error
+        self._ready = True
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
                 grid: SharingGrid) -> Tensor:
         batch, channels, height, width = input.shape
-        direct = not _is_channels_last(input)
-        output = torch.empty_like(
-            input,
-            memory_format=torch.contiguous_format
-            if direct else torch.channels_last)
+        output = torch.empty_like(input, memory_format=memory_format(input))
+        direct = output.is_contiguous()
         if not batch:
             return output
         kernels, _ = _kernels()
@@ -198,11 +225,6 @@ def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: make it the tensors' one."""
     return torch.cuda.device(device) if device.type == 'cuda' else (
         nullcontext())
-
-
-def _is_channels_last(input: Tensor) -> bool:
-    """Whether channels lie side by side, in a slice of a tensor as well."""
-    return input.stride(1) == 1 and not input.is_contiguous()
 
 
 def _precision(input: Tensor) -> str:

@@ -368,6 +368,24 @@ def test_two_processes_resume_to_the_bit_and_agree(tmp_path):
     assert differences(healed[0], ranks[0]['masks']) == []
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('growth', ['random', 'momentum'])
+def test_half_precision_on_a_gpu(tmp_path, growth):
+    """Masks where the weights are, the generator where it always is."""
+    hook = dict(init='snip', growth=growth, update_interval=4, end=40)
+    amp = dict(type='AmpOptimWrapper', loss_scale='dynamic')
+    train(tmp_path, 10, hook, wrapper=amp, hooks=[Watch()], save_every=10)
+    runner = train(
+        tmp_path, 20, hook, wrapper=amp, hooks=[Watch()], resume=True)
+    keeper = sparsity_hook(runner).keeper
+    assert all(mask.is_cuda for mask in keeper.masks.values())
+    assert keeper.density == pytest.approx(0.6, abs=0.01)
+    # A loss scaler starts by skipping some steps.
+    assert 8 <= sparsity_hook(runner).step <= 20
+
+
 @pytest.fixture(scope='module')
 def sparse_run(tmp_path_factory):
     """A finished sparse run of four iterations."""
@@ -651,6 +669,15 @@ def test_an_optimizer_out_of_reach_is_refused(tmp_path):
         ZeroRedundancyOptimizer(runner.model.parameters(), lr=1.))
     with pytest.raises(RuntimeError, match='cannot reach the moments'):
         runner.train()
+
+
+def test_two_hooks_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='more than one'):
+        train(
+            tmp_path,
+            2,
+            dict(),
+            hooks=[dict(type='DynamicSparsityHook', include='head')])
 
 
 def test_patterns_that_match_nothing(tmp_path):

@@ -1,0 +1,416 @@
+"""Effective receptive fields: which pixels the centre of a map looks at.
+
+The method of `RepLKNet <https://arxiv.org/abs/2203.06717>`_, which SLaK and
+PeLK follow: the gradient of the central position of the last feature map,
+summed over channels, to the pixels of an image; negative parts cut off, summed
+over colours and averaged over images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..engine.fileio import atomic_path
+from .backbones import build_backbone
+from .figures import INK
+
+#: Shares of the mass that area ratios are given for, as the paper does.
+SHARES = (0.2, 0.3, 0.5, 0.99)
+_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+#: What makes a backbone return maps, and have its blocks take part untrained.
+_MAPS = dict(gap_before_final_norm=False, out_type='featmap')
+_UNTRAINED = dict(layer_scale_init_value=1.)
+#: Images whose statistics an untrained network's BatchNorms are given.
+_CALIBRATION = 4
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """How an image becomes a network's input.
+
+    Attributes:
+        size (int): Height and width to resize to, in pixels.
+        mean (Sequence[float]): Of each colour, 0 to 255.
+        std (Sequence[float]): Of each colour.
+        rgb (bool): Whether red comes first. Default: True.
+    """
+
+    size: int
+    mean: Sequence[float] = (123.675, 116.28, 103.53)
+    std: Sequence[float] = (58.395, 57.12, 57.375)
+    rgb: bool = True
+
+    @classmethod
+    def from_config(cls, config: Config, size: int) -> Preprocessor:
+        """The normalisation of a config, ImageNet's where it has none."""
+        found = config.get('data_preprocessor') or {}
+        found = {**found, **(config.model.get('data_preprocessor') or {})}
+        if found.get('mean') is None or found.get('std') is None:
+            return cls(size)
+        rgb = found.get('to_rgb', found.get('bgr_to_rgb', False))
+        return cls(size, tuple(found['mean']), tuple(found['std']), rgb)
+
+    def __call__(self, path: str | Path) -> Tensor:
+        """Read an image as ``(1, 3, size, size)``, float32.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise OSError(f'{path} cannot be read as an image')
+        image = cv2.resize(
+            image, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        if self.rgb:
+            image = image[..., ::-1]
+        image = (image.astype(np.float32) - self.mean) / self.std
+        return torch.from_numpy(
+            np.ascontiguousarray(image.transpose(2, 0, 1),
+                                 dtype=np.float32))[None]
+
+
+def find_images(folder: str | Path, num: int) -> list[Path]:
+    """Pick images of a folder and the folders in it.
+
+    Args:
+        folder (str | Path): Where to look.
+        num (int): How many; evenly spaced in the order of their names, all
+            where there are no more.
+
+    Returns:
+        list[Path]: At least one, sorted.
+
+    Raises:
+        FileNotFoundError: If there is no image.
+        ValueError: If ``num`` is below 1.
+    """
+    if num < 1:
+        raise ValueError(f'the number of images must be at least 1, got {num}')
+    found = sorted(
+        path for path in Path(folder).rglob('*')
+        if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not found:
+        raise FileNotFoundError(
+            f'no images found in {folder} (looked for names ending in '
+            f'{", ".join(_SUFFIXES)}, in folders of it too)')
+    places = np.linspace(0, len(found) - 1, min(num, len(found)))
+    return [found[place] for place in places.round().astype(int)]
+
+
+def build_for_erf(config: Config,
+                  checkpoint: str | None = None) -> nn.Module:
+    """Build a backbone so that it returns maps.
+
+    Without a checkpoint LayerScale starts at 1: at the 1e-6 of the recipes
+    the blocks would do nothing, and the field would be that of the stem and
+    the downsampling alone.
+
+    Args:
+        config (Config): Of mmpretrain, mmsegmentation or mmdetection.
+        checkpoint (str, optional): Trained weights. Default: None, random
+            ones, the same on each call.
+
+    Returns:
+        nn.Module: In eval mode, without gradients to its parameters.
+    """
+    wishes = _MAPS if checkpoint else {**_MAPS, **_UNTRAINED}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = build_backbone(config, checkpoint, wishes)
+    return backbone.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
+    """Give BatchNorms the statistics of some images.
+
+    In an untrained network they hold means of 0 and variances of 1, which no
+    training leaves there.
+
+    Args:
+        backbone (nn.Module): In eval mode, which it stays in.
+        images (Sequence[Tensor]): Inputs of the backbone.
+    """
+    norms = [norm for norm in backbone.modules()
+             if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        # The plain average of all that is seen.
+        norm.momentum = None
+        norm.train()
+    for image in images:
+        backbone(image)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def input_gradient(backbone: nn.Module, image: Tensor) -> np.ndarray:
+    """How much each pixel raises the centre of the last feature map.
+
+    Args:
+        backbone (nn.Module): Returns maps, the last one last.
+        image (Tensor): ``(1, 3, H, W)``.
+
+    Returns:
+        np.ndarray: ``(H, W)``, float64, not negative.
+
+    Raises:
+        RuntimeError: If the gradient is not finite.
+        ValueError: If the backbone returns no map.
+    """
+    image = image.clone().requires_grad_(True)
+    output = backbone(image)
+    while isinstance(output, (tuple, list)) and output:
+        output = output[-1]
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else '?'
+        raise ValueError(
+            f'{type(backbone).__name__} returns {type(output).__name__} '
+            f'{shape} last, expected a map (N, C, H, W); set the argument '
+            'that makes it return maps, by --cfg-options model.backbone.…')
+    height, width = output.shape[2:]
+    centre = output[:, :, height // 2, width // 2].relu().sum()
+    gradient, = torch.autograd.grad(centre, image)
+    field = gradient.relu().sum((0, 1)).double().cpu().numpy()
+    if not np.isfinite(field).all():
+        raise RuntimeError(
+            f'the gradient through {type(backbone).__name__} is not finite')
+    return field
+
+
+class FieldSum:
+    """A sum of gradients over images that can be interrupted.
+
+    Args:
+        path (str | Path): File of the sum so far, ``.npz``.
+        fingerprint (str): Of all that the sum depends on. A file with
+            another one is not gone on with.
+
+    Attributes:
+        total (np.ndarray | None): ``(H, W)``, float64.
+        count (int): Images in it.
+    """
+
+    def __init__(self, path: str | Path, fingerprint: str) -> None:
+        self.path = Path(path)
+        self.fingerprint = fingerprint
+        self.total: np.ndarray | None = None
+        self.count = 0
+        try:
+            with np.load(self.path) as saved:
+                if str(saved['fingerprint']) == fingerprint:
+                    self.total = saved['total']
+                    self.count = int(saved['count'])
+        except (OSError, ValueError, KeyError, BadZipFile):
+            # None yet, or not one of ours: start from nothing.
+            pass
+
+    def add(self, field: np.ndarray) -> None:
+        """Add the gradient of the next image."""
+        self.total = field if self.total is None else self.total + field
+        self.count += 1
+
+    def save(self) -> None:
+        """Write the sum so far."""
+        with atomic_path(self.path) as path:
+            np.savez(path, total=self.total, count=self.count,
+                     fingerprint=self.fingerprint)
+
+
+def area_ratios(mass: np.ndarray,
+                shares: Sequence[float] = SHARES) -> dict[str, float]:
+    """Area of the smallest centred square that holds a share of the mass.
+
+    Args:
+        mass (np.ndarray): ``(H, W)``, not negative.
+        shares (Sequence[float]): Of the whole, 0 to 1. Default: the paper's.
+
+    Returns:
+        dict[str, float]: Area over that of the whole, by the share, such as
+        ``'0.5'``; squares have odd sides around the position ``(H // 2,
+        W // 2)``, the largest is everything.
+
+    Raises:
+        ValueError: If there is no mass.
+    """
+    total = mass.sum()
+    if not total > 0:
+        raise ValueError('the gradient is zero everywhere: no pixel has an '
+                         'influence on the centre of the last map')
+    height, width = mass.shape
+    rows = np.abs(np.arange(height) - height // 2)
+    columns = np.abs(np.arange(width) - width // 2)
+    distance = np.maximum(rows[:, None], columns)
+    within = np.cumsum(
+        np.bincount(distance.ravel(), weights=mass.ravel())) / total
+    ratios = {}
+    for share in shares:
+        radius = int(np.searchsorted(within, share - 1e-12))
+        side = 2 * radius + 1
+        ratios[f'{share:g}'] = min(side, height) * min(side, width) / (
+            height * width)
+    return ratios
+
+
+@dataclass(frozen=True)
+class Field:
+    """An effective receptive field.
+
+    Attributes:
+        name (str): Of the network.
+        matrix (np.ndarray): ``(H, W)``, mean gradient per pixel.
+        images (int): How many it is the mean of.
+        trained (bool): Whether the weights were.
+    """
+
+    name: str
+    matrix: np.ndarray
+    images: int
+    trained: bool
+
+    @property
+    def picture(self) -> np.ndarray:
+        """``log10(x + 1)`` of the matrix over its maximum, as published."""
+        logarithm = np.log10(self.matrix + 1)
+        return logarithm / max(logarithm.max(), 1e-300)
+
+    def summary(self) -> dict[str, Any]:
+        """For JSON: area ratios of the picture, and of the matrix itself."""
+        return dict(
+            name=self.name,
+            trained=self.trained,
+            images=self.images,
+            shape=list(self.matrix.shape),
+            # log10(x + 1) depends on the gradient's scale; the second row
+            # does not.
+            area_ratios=area_ratios(self.picture),
+            area_ratios_without_log=area_ratios(self.matrix))
+
+
+def compute_field(name: str,
+                  backbone: nn.Module,
+                  images: Sequence[Path],
+                  read: Callable[[Path], Tensor],
+                  running: FieldSum,
+                  trained: bool,
+                  each: Callable[[int], None] = lambda count: None) -> Field:
+    """Average the gradient over images, from where it was left.
+
+    Args:
+        name (str): Of the network.
+        backbone (nn.Module): From :func:`build_for_erf`.
+        images (Sequence[Path]): All images.
+        read (Callable[[Path], Tensor]): Makes an input of one.
+        running (FieldSum): Saved after every image.
+        trained (bool): Whether the weights are; BatchNorms of others are
+            calibrated.
+        each (Callable[[int], None]): Called with the number of images done,
+            before the first and after each. Default: nothing.
+
+    Returns:
+        Field: The mean over all images.
+    """
+    device = next(backbone.parameters(), torch.empty(0)).device
+    each(running.count)
+    if not trained and running.count < len(images):
+        calibrate(backbone,
+                  [read(path).to(device) for path in images[:_CALIBRATION]])
+    for path in images[running.count:]:
+        running.add(input_gradient(backbone, read(path).to(device)))
+        running.save()
+        each(running.count)
+    return Field(name, running.total / running.count, running.count, trained)
+
+
+def save_field(field: Field, folder: str | Path,
+               more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the matrix as ``.npy`` and the area ratios as ``.json``.
+
+    Args:
+        field (Field): What to write.
+        folder (str | Path): Where; the files have the field's name.
+        more (Mapping[str, Any]): What else to put into the JSON.
+
+    Returns:
+        dict[str, Any]: The JSON's contents.
+    """
+    summary = {**field.summary(), **more}
+    with atomic_path(Path(folder, f'{field.name}.npy')) as path:
+        np.save(path, field.matrix.astype(np.float32))
+    with atomic_path(Path(folder, f'{field.name}.json')) as path:
+        path.write_text(json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def draw_fields(fields: Sequence[Field]) -> Figure:
+    """Draw fields side by side.
+
+    Args:
+        fields (Sequence[Field]): At least one.
+
+    Returns:
+        Figure: A panel each, squares around 50 and 99 % of the mass, and all
+        area ratios below.
+    """
+    figure = Figure(
+        figsize=(2.7 * len(fields) + 0.9, 4.0), layout='constrained')
+    axes = figure.subplots(1, len(fields), squeeze=False)[0]
+    norm = Normalize(0, 1)
+    for axis, field in zip(axes, fields, strict=True):
+        _draw_field(axis, field, norm)
+    bar = figure.colorbar(
+        ScalarMappable(norm, 'magma'), ax=list(axes), fraction=0.05,
+        shrink=0.62)
+    bar.set_label('log10(x + 1), over its maximum', fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    counts = sorted({field.images for field in fields})
+    shape = ' × '.join(map(str, fields[0].matrix.shape))
+    state = {True: 'trained', False: 'untrained'}
+    states = {state[field.trained] for field in fields}
+    figure.suptitle(
+        f'Effective receptive fields, {" and ".join(sorted(states))}: '
+        f'{" or ".join(map(str, counts))} images of {shape} pixels',
+        fontsize=11, color=INK)
+    return figure
+
+
+def _draw_field(axis: Axes, field: Field, norm: Normalize) -> None:
+    picture = field.picture
+    height, width = picture.shape
+    axis.imshow(picture, cmap='magma', norm=norm)
+    ratios = area_ratios(picture)
+    for share, style in (('0.5', '-'), ('0.99', ':')):
+        side = np.sqrt(ratios[share] * height * width)
+        left, top = width // 2 - side / 2, height // 2 - side / 2
+        axis.add_patch(
+            Rectangle((left, top), side, side, fill=False, edgecolor='white',
+                      linewidth=1, linestyle=style))
+    axis.set_title(field.name, fontsize=10, color=INK)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    lines = [f'{float(share):.0%} of the mass in {ratio:.1%}'
+             for share, ratio in ratios.items()]
+    lines[2] += ' (—)'
+    lines[3] += ' (···)'
+    axis.set_xlabel('\n'.join(lines), fontsize=8, color=INK)

@@ -1,0 +1,215 @@
+"""What a larger kernel costs: weights, operations and time, dense and not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import PeripheralConv2d
+from ..ops import SharingGrid, available_backends, peripheral_conv2d
+from .figures import FAINT, INK, SOFT, STRONG
+
+#: Odd, about evenly spaced on a logarithmic axis; the paper's among them.
+KERNEL_SIZES = (7, 9, 13, 21, 31, 51, 67, 101, 151)
+#: The paper's networks up to 51 have an unshared 5 x 5, those beyond 7 x 7.
+_SMALL_CENTER = 51
+#: Largest difference to the dense convolution, over its largest output.
+_TOLERANCE = 1e-4
+
+
+def paper_grid(kernel_size: int) -> SharingGrid:
+    """The cells that the paper would give a kernel of this size."""
+    return SharingGrid(kernel_size, 2 if kernel_size <= _SMALL_CENTER else 3)
+
+
+def count_convnext(kernel_sizes: Sequence[int] = KERNEL_SIZES,
+                   image: int = 224) -> list[dict[str, Any]]:
+    """Count ConvNeXt-T with every kernel replaced, for the paper's Fig. 6.
+
+    Args:
+        kernel_sizes (Sequence[int]): Odd, at least 5. Default: 7 to 151.
+        image (int): Height and width of the image, in pixels. Default: 224.
+
+    Returns:
+        list[dict[str, Any]]: For each size ``kernel_size``, ``cells`` (k'),
+        and ``params`` and ``macs``, dictionaries with ``'dense'`` and
+        ``'peripheral'``: of the whole classifier of 1000 classes,
+        multiply-accumulates of one image.
+    """
+    grids = [paper_grid(size) for size in kernel_sizes]
+    backbone = MODELS.build(
+        dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain'))
+    model = nn.Sequential(
+        backbone, nn.Linear(backbone.channels[-1], 1000)).to('meta').eval()
+    blocks = [block for block in model.modules()
+              if hasattr(block, 'depthwise_conv')]
+    rows = []
+    for grid in grids:
+        row = dict(kernel_size=grid.kernel_size, cells=grid.num_cells,
+                   params={}, macs={})
+        for kind, build in (('dense', _dense), ('peripheral', _peripheral)):
+            for block in blocks:
+                width = block.depthwise_conv.weight.shape[0]
+                block.depthwise_conv = build(width, grid).to('meta')
+            row['params'][kind] = sum(p.numel() for p in model.parameters())
+            row['macs'][kind] = _count(model, image)
+        rows.append(row)
+    return rows
+
+
+def _dense(channels: int, grid: SharingGrid) -> nn.Module:
+    size = grid.kernel_size
+    with torch.device('meta'):
+        return nn.Conv2d(channels, channels, size, padding=size // 2,
+                         groups=channels)
+
+
+def _peripheral(channels: int, grid: SharingGrid) -> nn.Module:
+    return PeripheralConv2d(channels, grid)
+
+
+@torch.no_grad()
+def _count(model: nn.Sequential, image: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        features = model[0](torch.empty(1, 3, image, image, device='meta'))
+        model[1](features[-1])
+    return counter.get_total_flops() // 2
+
+
+def candidates(
+    kernel_size: int,
+    shape: Sequence[int],
+    backends: Sequence[str] | None = None
+) -> dict[str, Callable[[], Tensor]]:
+    """Ways to compute one convolution, checked against each other.
+
+    Args:
+        kernel_size (int): K, odd.
+        shape (Sequence[int]): ``(N, C, H, W)`` of the map, float32 on the
+            CPU, laid out channels-last as ConvNeXt's activations are.
+        backends (Sequence[str], optional): Of the peripheral convolution.
+            Default: all but the dense one that run here.
+
+    Returns:
+        dict[str, Callable]: What to call, by name. ``'dense'`` is torch's
+        own depthwise convolution with the kernel written out beforehand.
+
+    Raises:
+        RuntimeError: If results differ, or a backend does not run.
+        ValueError: If there is no such backend.
+    """
+    if backends is None:
+        backends = [name for name, reason in available_backends('cpu').items()
+                    if reason is None and name != 'dense']
+    grid = paper_grid(kernel_size)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(tuple(shape), generator=generator).to(
+        memory_format=torch.channels_last)
+    cells, width = grid.num_cells, shape[1]
+    weight = torch.randn(width, 1, cells, cells, generator=generator)
+    kernel = grid.expand(weight).contiguous()
+    calls = {
+        'dense':
+        lambda: F.conv2d(
+            image, kernel, padding=kernel_size // 2, groups=width)
+    }
+    for name in backends:
+        calls[name] = lambda name=name: peripheral_conv2d(
+            image, weight, grid, backend=name)
+    expected = calls['dense']()
+    for name in backends:
+        error = (calls[name]() - expected).abs().max() / expected.abs().max()
+        if not error < _TOLERANCE:
+            raise RuntimeError(
+                f'backend {name!r} differs from the dense convolution by '
+                f'{error:.1e} at K = {kernel_size}, at most {_TOLERANCE:g} '
+                'is expected: its time would mean nothing')
+    return calls
+
+
+# Pictures ------------------------------------------------------------------
+
+#: Dark and solid, light and dashed, …: apart without colours too.
+_STYLES = ((STRONG, 'o', '-'), (SOFT, 's', '--'), (FAINT, '^', ':'),
+           (INK, 'D', '-.'))
+
+
+def draw_scaling(counts: Sequence[Mapping[str, Any]],
+                 times: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
+    """Draw parameters, operations and, if measured, time over K.
+
+    Args:
+        counts (Sequence[Mapping[str, Any]]): From :func:`count_convnext`.
+        times (Sequence[Mapping[str, Any]]): ``kernel_size`` and
+            ``median_ms`` by name, of each size; may be empty.
+        subtitle (str): What was timed, and on what.
+
+    Returns:
+        Figure: Panels with logarithmic axes.
+    """
+    panels = 2 + bool(times)
+    figure = Figure(figsize=(4.1 * panels, 4.0), layout='constrained')
+    axes = figure.subplots(1, panels)
+    sizes = [row['kernel_size'] for row in counts]
+    for axis, field, scale, title, unit in (
+        (axes[0], 'params', 1e6, 'Parameters of ConvNeXt-T', 'millions'),
+        (axes[1], 'macs', 1e9, 'Multiply-accumulates of ConvNeXt-T',
+         'billions an image')):
+        series = {
+            kind: [row[field][kind] / scale for row in counts]
+            for kind in ('dense', 'peripheral')
+        }
+        _draw_series(axis, sizes, series, title, unit)
+    if times:
+        series = {}
+        for row in times:
+            for name, value in row['median_ms'].items():
+                label = 'dense' if name == 'dense' else f'peripheral, {name}'
+                series.setdefault(label, {})[row['kernel_size']] = value
+        _draw_series(axes[2], None, series, 'Time of one convolution',
+                     f'milliseconds\n{subtitle}')
+    return figure
+
+
+def _draw_series(axis: Axes, sizes: Sequence[int] | None,
+                 series: Mapping[str, Any], title: str, unit: str) -> None:
+    unit, _, note = unit.partition('\n')
+    ticks: set[int] = set()
+    for (label, values), (colour, marker, line) in zip(
+            series.items(), _cycle(), strict=False):
+        places = list(values) if sizes is None else sizes
+        heights = list(values.values()) if sizes is None else values
+        ticks.update(places)
+        axis.plot(places, heights, line, color=colour, marker=marker,
+                  markersize=4.5, linewidth=1.6, label=label)
+    axis.set_xscale('log')
+    axis.set_yscale('log')
+    axis.set_title(title, fontsize=10.5, color=INK)
+    axis.set_xlabel('K, size of the kernel' + (f'\n{note}' if note else ''),
+                    fontsize=8.5)
+    axis.set_ylabel(unit, fontsize=9)
+    axis.set_xticks(sorted(ticks), labels=[str(k) for k in sorted(ticks)],
+                    fontsize=7.5)
+    axis.minorticks_off()
+    low, high = axis.get_ylim()
+    steps = [value * 10.0**power for power in range(-4, 6)
+             for value in (1, 2, 5)]
+    steps = [step for step in steps if low <= step <= high]
+    axis.set_yticks(steps, labels=[f'{step:g}' for step in steps],
+                    fontsize=8)
+    axis.grid(True, linewidth=0.4, alpha=0.5)
+    axis.spines[['top', 'right']].set_visible(False)
+    axis.legend(fontsize=8.5, frameon=False)
+
+
+def _cycle() -> Iterator[tuple[str, str, str]]:
+    while True:
+        yield from _STYLES

@@ -1,0 +1,177 @@
+"""Draw the effective receptive field of any backbone, or of several.
+
+Files of OUT: NAME.npy, the mean gradient of every pixel; NAME.json, the area
+ratios; erf.png, all networks side by side. A run that was interrupted goes on
+where it was; a network that is done is not computed again.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from rich.progress import Progress
+
+import pelk_mm  # noqa: F401, registers PeLK
+from pelk_mm.analysis.erf import (
+    Field,
+    FieldSum,
+    Preprocessor,
+    build_for_erf,
+    compute_field,
+    draw_fields,
+    find_images,
+    save_field,
+)
+from pelk_mm.analysis.figures import save_figure
+from pelk_mm.analysis.quiet import quiet
+from pelk_mm.engine.launch import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'config', help='config of any of the three libraries, also of an '
+        'installed package: mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
+        '; NAME=CONFIG to name it')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='trained weights (default: random)')
+    parser.add_argument(
+        '--also', nargs='+', action='append', default=[],
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='another network; may be given several times')
+    parser.add_argument(
+        '--images', required=True, metavar='DIR', help='folder of images')
+    parser.add_argument(
+        '--num', type=int, default=50, help='images (default: %(default)s)')
+    parser.add_argument(
+        '--size', type=int, default=1024,
+        help='height and width that they are resized to, a multiple of 32 '
+        '(default: %(default)s)')
+    parser.add_argument(
+        '--out', default='work_dirs/erf', metavar='DIR',
+        help='where to write (default: %(default)s)')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='(default: %(default)s)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override fields of every config')
+    args = parser.parse_args()
+    if args.size < 32 or args.size % 32:
+        parser.error(f'--size must be a multiple of 32, got {args.size}')
+    args.networks = [[args.config, args.checkpoint]]
+    for given in args.also:
+        if len(given) > 2:
+            parser.error('--also takes a config and a checkpoint, got '
+                         f'{" ".join(given)}')
+        args.networks.append([*given, None][:2])
+    return args
+
+
+def split_name(text: str, taken: set[str]) -> tuple[str, str]:
+    """NAME=CONFIG, or a name made of the config's, that is not taken."""
+    name, separator, config = text.rpartition('=')
+    if not separator or Path(text).is_file():
+        name, config = Path(text).stem, text
+    name = ''.join(c if c.isalnum() or c in '-_.+ ' else '_' for c in name)
+    unique, count = name, 1
+    while unique in taken:
+        count += 1
+        unique = f'{name}-{count}'
+    taken.add(unique)
+    return unique, config
+
+
+def fingerprint(config: Config, checkpoint: str | None, images: list[Path],
+                read: Preprocessor) -> str:
+    """Of all that a field depends on."""
+    digest = hashlib.sha256()
+    digest.update(config.model.backbone.__repr__().encode())
+    digest.update(repr(read).encode())
+    for path in images:
+        digest.update(f'{path.name} {path.stat().st_size}'.encode())
+    if checkpoint and Path(checkpoint).is_file():
+        with open(checkpoint, 'rb') as file:
+            for block in iter(lambda: file.read(1 << 20), b''):
+                digest.update(block)
+    else:
+        digest.update(str(checkpoint).encode())
+    return digest.hexdigest()
+
+
+def finished(folder: Path, name: str, key: str) -> Field | None:
+    """The field that an earlier run wrote, if it is of the same inputs."""
+    try:
+        summary = json.loads(Path(folder, f'{name}.json').read_text())
+        if summary['fingerprint'] != key:
+            return None
+        matrix = np.load(Path(folder, f'{name}.npy')).astype(np.float64)
+        return Field(name, matrix, summary['images'], summary['trained'])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def run(args: argparse.Namespace, progress: Progress) -> None:
+    images = find_images(args.images, args.num)
+    if len(images) < args.num:
+        progress.print(f'only {len(images)} images in {args.images}')
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    # All of the input is read before the first long computation.
+    taken: set[str] = set()
+    networks = []
+    for text, checkpoint in args.networks:
+        name, path = split_name(text, taken)
+        config = load_config(path, args.cfg_options)
+        build_for_erf(config, checkpoint)
+        networks.append((name, config, checkpoint))
+    fields = []
+    for name, config, checkpoint in networks:
+        read = Preprocessor.from_config(config, args.size)
+        key = fingerprint(config, checkpoint, images, read)
+        task = progress.add_task(name, total=len(images))
+        field = finished(folder, name, key)
+        if field is None:
+            running = FieldSum(folder / f'{name}.partial.npz', key)
+            field = compute_field(
+                name,
+                build_for_erf(config, checkpoint).to(args.device),
+                images,
+                read,
+                running,
+                trained=checkpoint is not None,
+                each=lambda count, task=task: progress.update(
+                    task, completed=count))
+            save_field(field, folder,
+                       dict(size=args.size, checkpoint=checkpoint,
+                            fingerprint=key))
+            running.path.unlink(missing_ok=True)
+        progress.update(task, completed=len(images))
+        fields.append(field)
+    path = save_figure(draw_fields(fields), folder / 'erf.png', dpi=200)
+    for field in fields:
+        summary = field.summary()
+        progress.print(f'{field.name}: ' + ', '.join(
+            f'{float(share):.0%} of the mass in {ratio:.1%}'
+            for share, ratio in summary['area_ratios'].items()))
+    progress.print(path)
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        with quiet(), Progress() as progress:
+            run(args, progress)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
