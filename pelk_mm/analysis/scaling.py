@@ -201,7 +201,7 @@ def _draw_series(axis: Axes, sizes: Sequence[int] | None,
     axis.minorticks_off()
     low, high = axis.get_ylim()
     steps = [value * 10.0**power for power in range(-4, 6)
-             for value in (1, 2, 5)]
+             for value in (1, 2, 3, 5)]
     steps = [step for step in steps if low <= step <= high]
     axis.set_yticks(steps, labels=[f'{step:g}' for step in steps],
                     fontsize=8)
