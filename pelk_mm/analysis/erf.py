@@ -134,7 +134,10 @@ def build_for_erf(config: Config,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = build_backbone(config, checkpoint, wishes)
-    return backbone.requires_grad_(False).eval()
+    backbone.requires_grad_(False)
+    # Not chained: `train` of mmpretrain's backbones returns nothing.
+    backbone.eval()
+    return backbone
 
 
 @torch.no_grad()
