@@ -94,7 +94,8 @@ def test_folder_with_a_broken_picture(model, pictures, tmp_path, run):
         assert np.asarray(Image.open(out / name)).std() > 0
     if task == 'classification':
         assert stdout.count('0.') >= 15
-    else:
+    elif task == 'segmentation':
+        # A detector of random weights may be sure of nothing.
         assert 'a.jpg' in stdout
 
 
