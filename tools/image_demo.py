@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.inference import (
@@ -50,7 +51,11 @@ def main() -> int:
         sys.exit(f'error: {error}')
     # Wide enough for paths where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table('picture', *predictor.columns)
+    # Named as in the folder, as what is drawn is: the end of a path is what
+    # tells pictures apart, and must not be cut off.
+    given = Path(args.image)
+    folder = given if given.is_dir() else given.parent
+    table = Table(Column('picture', overflow='fold'), *predictor.columns)
     failed = 0
     for result in track(
             predict_files(predictor, images, args.out, args.batch_size),
@@ -61,7 +66,7 @@ def main() -> int:
             failed += 1
             print(f'skipped: {result.error}', file=sys.stderr)
             continue
-        name = escape(str(result.image))
+        name = escape(str(Path(result.image).relative_to(folder)))
         nothing = ('nothing found', *[''] * (len(predictor.columns) - 1))
         for row in result.rows or [nothing]:
             table.add_row(name, *map(escape, row))

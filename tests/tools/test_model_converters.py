@@ -1,8 +1,6 @@
 """grow_kernel.py and publish_model.py, as people call them."""
 
 import hashlib
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -41,23 +39,9 @@ model = dict(
 
 
 @pytest.fixture
-def run(root, monkeypatch, capsys):
-    """Run a tool as its command line would: exit status, stdout, stderr."""
-
-    def _run(tool: str, *args) -> tuple[int, str, str]:
-        path = root / 'tools' / 'model_converters' / tool
-        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
-        status = 0
-        try:
-            runpy.run_path(str(path), run_name='__main__')
-        except SystemExit as stop:
-            # Python prints a text and exits with 1.
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-            status = 1 if isinstance(stop.code, str) else stop.code or 0
-        return status, *capsys.readouterr()
-
-    return _run
+def run(run_tool):
+    """Run a converter by its file name: exit status, stdout, stderr."""
+    return lambda tool, *args: run_tool(f'model_converters/{tool}', *args)
 
 
 def trained(config: dict = CLASSIFIER, sparse: bool = False) -> dict:
