@@ -35,9 +35,7 @@ model = dict(
             scales=[4], ratios=[1.0, 2.0], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            roi_layer=dict(sampling_ratio=1),
-            out_channels=width,
-            finest_scale=20),
+            roi_layer=dict(sampling_ratio=1), out_channels=width),
         bbox_head=[
             dict(
                 type='ConvFCBBoxHead',
@@ -59,9 +57,7 @@ model = dict(
                          (0.033, 0.033, 0.067, 0.067))
         ],
         mask_roi_extractor=dict(
-            roi_layer=dict(sampling_ratio=1),
-            out_channels=width,
-            finest_scale=20),
+            roi_layer=dict(sampling_ratio=1), out_channels=width),
         mask_head=dict(
             num_convs=2,
             in_channels=width,
@@ -149,27 +145,27 @@ val_evaluator = dict(
     metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_iters = 300
+max_iters = 600
 train_cfg = dict(
     _delete_=True, type='IterBasedTrainLoop', max_iters=max_iters,
-    val_interval=150)
+    val_interval=300)
 optim_wrapper = dict(
     optimizer=dict(lr=2e-3), clip_grad=dict(max_norm=10),
     paramwise_cfg=dict(decay_rate=0.8, num_layers=5))
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
+        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
     dict(
         type='PolyLR',
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
-        begin=30,
+        begin=50,
         end=max_iters)
 ]
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(by_epoch=False, interval=150))
+    checkpoint=dict(by_epoch=False, interval=300))
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)
