@@ -1,0 +1,211 @@
+"""ONNX files that any runtime reads: standard operators only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.fileio import atomic_path
+from .compare import Difference, compare, largest
+from .networks import STRIDE, Network, check_shape, random_images
+from .packages import need
+from .plain import to_plain
+from .runners import OnnxRunner
+
+OPSET = 18
+INPUT = 'image'
+#: Largest relative difference to the network that is accepted, by precision.
+TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What :func:`export_onnx` wrote.
+
+    Attributes:
+        path (Path): The file.
+        operators (dict[str, int]): Its operators, and how many of each.
+        differences (list[Difference]): onnxruntime's outputs to the
+            network's.
+    """
+
+    path: Path
+    operators: dict[str, int]
+    differences: list[Difference]
+
+
+class _Half(nn.Module):
+    """Half precision inside, single precision outside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.float() for output in self.network(image.half()))
+
+
+@torch.no_grad()
+def export_onnx(network: Network,
+                path: str | Path,
+                shape: Sequence[int],
+                *,
+                form: str = 'dense',
+                dynamic: bool = False,
+                half: bool = False,
+                metadata: Mapping[str, object] | None = None,
+                each: Callable[[str], None] = lambda text: None
+                ) -> OnnxExport:
+    """Write a network as ONNX and hold the file against the network.
+
+    The file runs in onnxruntime, with random images, before it appears under
+    its name; one that computes something else never does.
+
+    Args:
+        network (Network): Merged if it is not yet.
+        path (str | Path): The file, ``.onnx``.
+        shape (Sequence[int]): Height and width of the images in pixels,
+            multiples of 32.
+        form (str): ``'dense'`` or ``'compact'``, see
+            :func:`~pelk_mm.deployment.plain.to_plain`. Default: ``'dense'``.
+        dynamic (bool): Take any number of images of any size that is a
+            multiple of 32. Default: False, one image of ``shape``.
+        half (bool): Weights and activations in float16; input and outputs
+            stay float32. Default: False.
+        metadata (Mapping[str, object], optional): Put into the file, what is
+            not text as JSON. Default: None.
+        each (Callable): Called with what is about to be done.
+
+    Returns:
+        OnnxExport: What was written.
+
+    Raises:
+        LaunchError: If the shape is none, or packages are missing.
+        OSError: If the file cannot be written.
+        RuntimeError: If onnxruntime computes something else than torch.
+    """
+    height, width = check_shape(shape)
+    onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
+    network.merge()
+    plain = to_plain(network, form)
+    image = random_images(shape)
+    dynamic_shapes = None
+    if dynamic:
+        # Sizes of one would be taken for constants.
+        image = random_images((height, width), 2)
+        dynamic_shapes = ({
+            0: torch.export.Dim('batch'),
+            2: STRIDE * torch.export.Dim('rows', min=1),
+            3: STRIDE * torch.export.Dim('columns', min=1)
+        }, )
+    with atomic_path(path) as temporary:
+        each('exporting')
+        with _quiet():
+            program = torch.onnx.export(
+                _Half(plain) if half else plain, (image, ),
+                input_names=[INPUT],
+                output_names=list(network.names),
+                dynamic_shapes=dynamic_shapes,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False)
+        program.model.metadata_props.update(
+            describe(network, shape, form, half, metadata))
+        each('writing')
+        program.save(str(temporary), external_data=False)
+        del program, plain
+        each('checking with onnxruntime')
+        onnx.checker.check_model(str(temporary))
+        operators = count_operators(temporary)
+        differences = _check(network, temporary, shape, dynamic, half)
+    return OnnxExport(Path(path), operators, differences)
+
+
+def describe(network: Network, shape: Sequence[int], form: str, half: bool,
+             metadata: Mapping[str, object] | None) -> dict[str, str]:
+    """What is written into a file beside the network."""
+    fields = {
+        'form': form,
+        'precision': 'fp16' if half else 'fp32',
+        'shape': list(shape),
+        **(metadata or {})
+    }
+    return {
+        f'pelk_mm.{name}':
+        value if isinstance(value, str) else json.dumps(value)
+        for name, value in fields.items()
+    }
+
+
+def count_operators(path: str | Path) -> dict[str, int]:
+    """Operators of an ONNX file, with those of functions in it.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        dict[str, int]: How often each is used, the most frequent first; those
+        that are not of ONNX itself are ``domain::name``.
+    """
+    onnx, = need('onnx')
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = [*model.graph.node]
+    for function in model.functions:
+        nodes += function.node
+    counts: Counter[str] = Counter()
+    while nodes:
+        node = nodes.pop()
+        counts[f'{node.domain}::{node.op_type}' if node.domain else
+               node.op_type] += 1
+        for attribute in node.attribute:
+            nodes += attribute.g.node
+    return dict(counts.most_common())
+
+
+def _check(network: Network, path: Path, shape: Sequence[int], dynamic: bool,
+           half: bool) -> list[Difference]:
+    """Differences to the network on random images; raise if too large."""
+    batches = [random_images(shape, seed=1)]
+    if dynamic:
+        height, width = shape
+        batches.append(random_images((height + STRIDE, width), 2, seed=2))
+    runner = OnnxRunner(path)
+    found = []
+    for images in batches:
+        reference = dict(zip(network.names, network(images), strict=True))
+        found += compare(reference, runner(images))
+    worst = largest(found)
+    tolerance = TOLERANCE['fp16' if half else 'fp32']
+    for output in worst:
+        if not output.relative <= tolerance:
+            raise RuntimeError(
+                f'{output.name} of the exported network is '
+                f'{output.relative:.1e} of its largest value from what torch '
+                f'computes, more than {tolerance:.0e}; nothing is written')
+    return worst
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's talk about what it tries."""
+    logger = logging.getLogger('torch.onnx')
+    others = logging.getLogger('onnxscript')
+    levels = logger.level, others.level
+    logger.setLevel(logging.ERROR)
+    others.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(levels[0])
+        others.setLevel(levels[1])
