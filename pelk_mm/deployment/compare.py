@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+import torch
 from torch import Tensor
+
+from .networks import STRIDE, Network, random_images
 
 
 @dataclass(frozen=True)
@@ -95,3 +98,38 @@ def compare(reference: Mapping[str, Tensor],
             f'{", ".join(reference)}: is this of another task?')
     return [difference(name, reference[name], candidate[name])
             for name in reference]
+
+
+@torch.no_grad()
+def check_close(network: Network, candidate: Callable[[Tensor], Mapping],
+                shape: Sequence[int], dynamic: bool,
+                tolerance: float) -> list[Difference]:
+    """Raise unless what was made of a network computes what it does.
+
+    Args:
+        network (Network): The reference.
+        candidate (Callable): Takes images, returns outputs by name.
+        shape (Sequence[int]): Height and width of the random images.
+        dynamic (bool): Whether to try two images of another size too.
+        tolerance (float): Largest relative difference that passes.
+
+    Returns:
+        list[Difference]: One an output.
+
+    Raises:
+        RuntimeError: If they are further apart.
+    """
+    batches = [random_images(shape, seed=1)]
+    if dynamic:
+        height, width = shape
+        batches.append(random_images((height + STRIDE, width), 2, seed=2))
+    worst = largest(
+        found for images in batches
+        for found in compare(network.outputs(images), candidate(images)))
+    for output in worst:
+        if not output.relative <= tolerance:
+            raise RuntimeError(
+                f'{output.name} of what was exported is {output.relative:.1e} '
+                'of its largest value from what the network computes, more '
+                f'than {tolerance:.0e}; nothing is written')
+    return worst

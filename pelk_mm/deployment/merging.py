@@ -91,7 +91,7 @@ def reparameterize(config: Config,
     outputs, counts = [], []
     for merge in (lambda: None, network.merge):
         merge()
-        outputs.append(dict(zip(network.names, network(image), strict=True)))
+        outputs.append(network.outputs(image))
         counts.append(sum(value.numel() for value in model.parameters()))
     differences = compare(*outputs)
     worst = max(found.relative for found in differences)

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
+from ..datasets.preprocessor import Preprocessor
 from ..engine.conversion import build_model
 from ..engine.launch import LaunchError, check_checkpoint
 from ..engine.preflight import check_weights
@@ -47,6 +48,10 @@ class Network(nn.Module):
         """The PeLKs in it."""
         return [module for module in self.modules()
                 if isinstance(module, PeLK)]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        return dict(zip(self.names, self(images), strict=True))
 
     def merge(self) -> None:
         """Merge every PeLK in it, see :meth:`PeLK.switch_to_deploy`."""
@@ -177,6 +182,24 @@ def load_network(config: Config, checkpoint: str) -> Network:
     return make_network(config, load_model(config, checkpoint))
 
 
+def describe(config: Config) -> dict[str, object]:
+    """What those need to know who have an exported file and no config.
+
+    Args:
+        config (Config): The model's.
+
+    Returns:
+        dict[str, object]: Plain values: the library that it is a model of,
+        and how its images are normalised.
+    """
+    read = Preprocessor.from_config(config, STRIDE)
+    return dict(
+        library=config.default_scope,
+        mean=[float(value) for value in read.mean],
+        std=[float(value) for value in read.std],
+        channels='RGB' if read.rgb else 'BGR')
+
+
 def check_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Raise unless an image size is one that no stride cuts off.
 
@@ -212,3 +235,12 @@ def random_images(shape: Sequence[int], num: int = 1,
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num, 3, *shape, generator=generator)
+
+
+def dynamic_dimensions() -> tuple[dict[int, object]]:
+    """Any number of images of any size that no stride cuts off, for torch."""
+    return ({
+        0: torch.export.Dim('batch'),
+        2: STRIDE * torch.export.Dim('rows'),
+        3: STRIDE * torch.export.Dim('columns')
+    }, )

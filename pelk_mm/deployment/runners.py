@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
+from .. import ops  # noqa: F401, packages of torch call its operator
 from .packages import need
+
+#: Under which files hold a JSON of what they are.
+METADATA = 'pelk_mm'
 
 
 class OnnxRunner:
@@ -29,14 +34,13 @@ class OnnxRunner:
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         onnxruntime, = need('onnxruntime')
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f'there is no file {path}')
+        path = _existing(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=['CPUExecutionProvider'])
+                path, options, providers=['CPUExecutionProvider'])
         except Exception as error:
             # Its own classes derive from nothing more telling.
             raise RuntimeError(
@@ -45,7 +49,7 @@ class OnnxRunner:
         self.names = [
             output.name for output in self.session.get_outputs()]
         properties = self.session.get_modelmeta().custom_metadata_map
-        self.metadata = read_metadata(properties)
+        self.metadata = json.loads(properties.get(METADATA, '{}'))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Run ``(N, 3, H, W)``, normalised, float32."""
@@ -54,13 +58,50 @@ class OnnxRunner:
             zip(self.names, map(torch.from_numpy, outputs), strict=True))
 
 
-def read_metadata(properties: dict[str, str]) -> dict:
-    """What this project wrote into a file, by name, without its prefix."""
-    found = {}
-    for name, value in properties.items():
-        if name.startswith('pelk_mm.'):
-            try:
-                found[name.removeprefix('pelk_mm.')] = json.loads(value)
-            except ValueError:
-                found[name.removeprefix('pelk_mm.')] = value
-    return found
+class TorchRunner:
+    """A ``.pt2`` package of :mod:`~pelk_mm.deployment.torch_export`.
+
+    Args:
+        path (str | Path): The file, of either kind.
+
+    Attributes:
+        metadata (dict): What the file says of itself.
+
+    Raises:
+        RuntimeError: If the file is not such a package.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = _existing(path)
+        try:
+            with ZipFile(path) as archive:
+                compiled = any('/aotinductor/' in name
+                               for name in archive.namelist())
+            if compiled:
+                self.network = torch._inductor.aoti_load_package(path)
+                text = self.network.get_metadata().get(METADATA)
+            else:
+                extra = {METADATA: ''}
+                program = torch.export.load(path, extra_files=extra)
+                self.network = program.module()
+                text = extra[METADATA]
+        except Exception as error:
+            raise RuntimeError(f'{path} cannot be loaded as a package of '
+                               f'torch: {error}') from error
+        if not text:
+            raise RuntimeError(
+                f'{path} does not say what its outputs are called: it is not '
+                'of tools/deployment/export_torch.py')
+        self.metadata = json.loads(text)
+        self.names = self.metadata['names']
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Run ``(N, 3, H, W)``, normalised, float32."""
+        return dict(zip(self.names, self.network(images), strict=True))
+
+
+def _existing(path: str | Path) -> str:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'there is no file {path}')
+    return str(path)
