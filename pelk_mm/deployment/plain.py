@@ -166,13 +166,14 @@ class PlainAdaptiveAvgPool2d(nn.Module):
 
 def _bins(size: int, bins: int, like: Tensor) -> Tensor:
     """What each of the ``bins`` takes of each position, ``(bins, size)``."""
-    index = torch.arange(bins, device=like.device)[:, None]
-    first = index * size // bins
-    # One past the last position, rounded up.
-    end = ((index + 1) * size + bins - 1) // bins
-    position = torch.arange(size, device=like.device)
+    # In float32: a whole quotient is exact, others are far from whole ones.
+    # Integer division would become a dozen operators in ONNX.
+    edges = torch.arange(
+        bins + 1, device=like.device, dtype=torch.float32) * size / bins
+    first, end = edges[:-1, None].floor(), edges[1:, None].ceil()
+    position = torch.arange(size, device=like.device, dtype=torch.float32)
     inside = (position >= first) & (position < end)
-    return inside.to(like.dtype) / (end - first).to(like.dtype)
+    return (inside.to(torch.float32) / (end - first)).to(like.dtype)
 
 
 def to_plain(model: nn.Module, form: str) -> nn.Module:
