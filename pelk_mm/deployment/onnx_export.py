@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +21,7 @@ from .networks import (
 )
 from .packages import need
 from .plain import to_plain
+from .progress import silent
 from .runners import METADATA, OnnxRunner
 
 OPSET = 18
@@ -106,7 +104,7 @@ def export_onnx(network: Network,
     images = random_images(shape, 2 if dynamic else 1)
     with atomic_path(path) as temporary:
         each('exporting')
-        with _quiet():
+        with silent('torch.onnx', 'onnxscript'):
             program = torch.onnx.export(
                 _Half(plain) if half else plain, (images, ),
                 input_names=[INPUT],
@@ -157,20 +155,3 @@ def count_operators(path: str | Path) -> dict[str, int]:
         for attribute in node.attribute:
             nodes += attribute.g.node
     return dict(counts.most_common())
-
-
-@contextmanager
-def _quiet():
-    """Without the exporter's talk about what it tries."""
-    logger = logging.getLogger('torch.onnx')
-    others = logging.getLogger('onnxscript')
-    levels = logger.level, others.level
-    logger.setLevel(logging.ERROR)
-    others.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(levels[0])
-        others.setLevel(levels[1])

@@ -1,8 +1,12 @@
-"""What is being done, and for how long."""
+"""What is shown of long work, and what is not."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
@@ -48,3 +52,25 @@ class Steps:
     def _finish(self) -> None:
         if self._task is not None:
             self._progress.update(self._task, total=1, completed=1)
+
+
+@contextmanager
+def silent(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without what some loggers say below errors.
+
+    An exporter talks of what it tries to those who write exporters.
+
+    Args:
+        *loggers (str): Names of Python's loggers.
+    """
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(found, levels, strict=True):
+            logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from .networks import (
     dynamic_dimensions,
     random_images,
 )
+from .progress import silent
 from .runners import METADATA, TorchRunner
 
 #: What is written: torch's graph, or machine code compiled from it.
@@ -90,7 +90,8 @@ def export_torch(network: Network,
         shape=list(shape),
         dynamic=dynamic,
         names=list(network.names))
-    with atomic_path(path) as temporary:
+    with silent('torch._inductor', 'torch.utils.cpp_extension'), \
+            atomic_path(path) as temporary:
         each('exporting')
         program = torch.export.export(
             network, (images, ),
@@ -111,15 +112,9 @@ def export_torch(network: Network,
 
 def _compile(program: torch.export.ExportedProgram, path: Path,
              fields: Mapping[str, object]) -> None:
-    logger = logging.getLogger('torch._inductor')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(path),
-            inductor_configs={
-                'aot_inductor.metadata': {METADATA: json.dumps(fields)}
-            })
-    finally:
-        logger.setLevel(level)
+    torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(path),
+        inductor_configs={
+            'aot_inductor.metadata': {METADATA: json.dumps(fields)}
+        })
