@@ -103,6 +103,8 @@ def export_onnx(network: Network,
     # Sizes of one would be taken for constants.
     images = random_images(shape, 2 if dynamic else 1)
     with atomic_path(path) as temporary:
+        # Known before the long part: whether it can be written at all.
+        temporary.touch()
         each('exporting')
         with silent('torch.onnx', 'onnxscript'):
             program = torch.onnx.export(
@@ -126,6 +128,11 @@ def export_onnx(network: Network,
         each('checking with onnxruntime')
         onnx.checker.check_model(str(temporary))
         operators = count_operators(temporary)
+        foreign = [name for name in operators if '::' in name]
+        if foreign:
+            raise RuntimeError(
+                'the network has operators that are not of ONNX: '
+                f'{", ".join(foreign)}; nothing is written')
         differences = check_close(
             network, OnnxRunner(temporary), shape, dynamic,
             TOLERANCE['fp16' if half else 'fp32'])

@@ -34,7 +34,7 @@ class OnnxRunner:
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         onnxruntime, = need('onnxruntime')
-        path = _existing(path)
+        self.path = path = _existing(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
@@ -52,8 +52,18 @@ class OnnxRunner:
         self.metadata = json.loads(properties.get(METADATA, '{}'))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Run ``(N, 3, H, W)``, normalised, float32."""
-        outputs = self.session.run(self.names, {self.input: images.numpy()})
+        """Run ``(N, 3, H, W)``, normalised, float32.
+
+        Raises:
+            RuntimeError: If the file wants images of another shape.
+        """
+        try:
+            outputs = self.session.run(
+                self.names, {self.input: images.numpy()})
+        except Exception as error:
+            raise RuntimeError(
+                f'{self.path} does not take images {tuple(images.shape)}: '
+                f'{error}') from error
         return dict(
             zip(self.names, map(torch.from_numpy, outputs), strict=True))
 

@@ -92,6 +92,8 @@ def export_torch(network: Network,
         names=list(network.names))
     with silent('torch._inductor', 'torch.utils.cpp_extension'), \
             atomic_path(path) as temporary:
+        # Known before the long part: whether it can be written at all.
+        temporary.touch()
         each('exporting')
         program = torch.export.export(
             network, (images, ),
