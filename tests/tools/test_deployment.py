@@ -1,11 +1,11 @@
 """reparameterize.py and the tools of deployment/, as people call them."""
 
-import shutil
 import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.deployment.conftest import trained  # noqa: F401
 
@@ -88,27 +88,31 @@ def test_verify_refuses(files, run, tmp_path):
 
 
 @needs_onnx
-def test_export_onnx_and_real_images(files, run, tmp_path, sample_data):
+def test_export_onnx_and_images(files, run, tmp_path, request):
     out = tmp_path / 'classifier.onnx'
     status, printed, err = run(
         'deployment/export_onnx', *files['merged'], '--shape', 64, 64,
         '--compact', '--dynamic', '--out', out)
     assert status == 0, err
     assert 'opset 18: ' in printed and ' Conv' in printed
-    photographs = tmp_path / 'photographs'
-    photographs.mkdir()
-    found = sorted((sample_data / 'imagenet').rglob('*.*'))
-    found = [path for path in found if path.suffix.lower() in
-             ('.jpg', '.jpeg')][:2]
-    if not found:
-        pytest.skip('the sample data has no photographs')
-    for path in found:
-        shutil.copy(path, photographs / path.name)
-    status, printed, err = run(
-        'deployment/verify', '--reference', *files['trained'], '--candidate',
-        out, '--images', photographs, '--shape', 96, 128)
-    assert status == 0, err
-    assert f'{len(found)} images of 96 x 128 pixels' in printed
+
+    def verify(folder, num):
+        status, printed, err = run(
+            'deployment/verify', '--reference', *files['trained'],
+            '--candidate', out, '--images', folder, '--num', num,
+            '--shape', 96, 128)
+        assert status == 0, err
+        assert f'{num} images of 96 x 128 pixels' in printed
+
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for name in ('a.png', 'b.jpg'):
+        pixels = torch.randint(256, (50, 70, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(pictures / name)
+    verify(pictures, 2)
+    # Skips, but not what is above.
+    data = request.getfixturevalue('sample_data')
+    verify(data / 'imagenet' / 'train', 3)
 
 
 def test_exports_refuse(files, run, tmp_path, monkeypatch):

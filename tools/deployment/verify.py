@@ -9,8 +9,9 @@ import argparse
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from pelk_mm.analysis.quiet import quiet
 from pelk_mm.deployment.compare import compare, largest
@@ -53,18 +54,21 @@ def parse_args() -> argparse.Namespace:
 
 
 def print_table(rows: list[tuple[Form, list]], tolerance: float) -> None:
-    table = Table('form', 'output', 'largest difference',
-                  'of its largest value', '')
+    # Paths are long; what tells them apart must not be cut off.
+    table = Table(
+        Column('form', overflow='fold'),
+        *(Column(name, no_wrap=True) for name in (
+            'output', 'largest difference', 'of its largest value', '')))
     for form, found in rows:
-        name = form.name
+        name = escape(form.name)
         for output in found:
             good = output.relative <= tolerance
             table.add_row(name, output.name, f'{output.absolute:.1e}',
                           f'{output.relative:.1e}',
                           'ok' if good else 'too far')
             name = ''
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120
-            ).print(table)
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)
 
 
 def run(args: argparse.Namespace) -> bool:
