@@ -237,10 +237,26 @@ def random_images(shape: Sequence[int], num: int = 1,
     return torch.randn(num, 3, *shape, generator=generator)
 
 
-def dynamic_dimensions() -> tuple[dict[int, object]]:
-    """Any number of images of any size that no stride cuts off, for torch."""
-    return ({
+def example(shape: Sequence[int],
+            dynamic: bool) -> tuple[Tensor, tuple | None]:
+    """What an exporter is shown of a network's input.
+
+    Args:
+        shape (Sequence[int]): Height and width in pixels.
+        dynamic (bool): Whether any number of images of any size that no
+            stride cuts off is to be taken, not one image of that shape.
+
+    Returns:
+        tuple[Tensor, tuple | None]: Images, and torch's description of the
+        dimensions that may change.
+    """
+    if not dynamic:
+        return random_images(shape), None
+    # What is one is taken for a constant: at least two images, and two rows
+    # and columns of the last map.
+    images = random_images([max(size, 2 * STRIDE) for size in shape], 2)
+    return images, ({
         0: torch.export.Dim('batch'),
-        2: STRIDE * torch.export.Dim('rows'),
-        3: STRIDE * torch.export.Dim('columns')
+        2: STRIDE * torch.export.Dim('rows', min=2),
+        3: STRIDE * torch.export.Dim('columns', min=2)
     }, )

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 
 from ..engine.fileio import atomic_path
 from .compare import Difference, check_close
-from .networks import (
-    Network,
-    check_shape,
-    dynamic_dimensions,
-    random_images,
-)
+from .networks import Network, check_shape, example
 from .packages import need
 from .plain import to_plain
 from .progress import silent
@@ -100,8 +95,7 @@ def export_onnx(network: Network,
     onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
     network.merge()
     plain = to_plain(network, form)
-    # Sizes of one would be taken for constants.
-    images = random_images(shape, 2 if dynamic else 1)
+    images, dimensions = example(shape, dynamic)
     with atomic_path(path) as temporary:
         # Known before the long part: whether it can be written at all.
         temporary.touch()
@@ -111,7 +105,7 @@ def export_onnx(network: Network,
                 _Half(plain) if half else plain, (images, ),
                 input_names=[INPUT],
                 output_names=list(network.names),
-                dynamic_shapes=dynamic_dimensions() if dynamic else None,
+                dynamic_shapes=dimensions,
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False)

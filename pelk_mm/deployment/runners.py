@@ -82,7 +82,7 @@ class TorchRunner:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = _existing(path)
+        self.path = path = _existing(path)
         try:
             with ZipFile(path) as archive:
                 compiled = any('/aotinductor/' in name
@@ -107,8 +107,18 @@ class TorchRunner:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Run ``(N, 3, H, W)``, normalised, float32."""
-        return dict(zip(self.names, self.network(images), strict=True))
+        """Run ``(N, 3, H, W)``, normalised, float32.
+
+        Raises:
+            RuntimeError: If the file wants images of another shape.
+        """
+        try:
+            outputs = self.network(images)
+        except Exception as error:
+            raise RuntimeError(
+                f'{self.path} does not take images {tuple(images.shape)}: '
+                f'{error}') from error
+        return dict(zip(self.names, outputs, strict=True))
 
 
 def _existing(path: str | Path) -> str:

@@ -11,12 +11,7 @@ import torch
 
 from ..engine.fileio import atomic_path
 from .compare import Difference, check_close
-from .networks import (
-    Network,
-    check_shape,
-    dynamic_dimensions,
-    random_images,
-)
+from .networks import Network, check_shape, example
 from .progress import silent
 from .runners import METADATA, TorchRunner
 
@@ -64,7 +59,8 @@ def export_torch(network: Network,
             ``torch._inductor.aoti_load_package``, made for this kind of CPU.
             Default: ``'exported'``.
         dynamic (bool): Take any number of images of any size that is a
-            multiple of 32. Default: False, one image of ``shape``.
+            multiple of 32 and at least 64. Default: False, one image of
+            ``shape``.
         metadata (Mapping[str, object], optional): Put into the file. Default:
             None.
         each (Callable): Called with what is about to be done.
@@ -83,8 +79,7 @@ def export_torch(network: Network,
         raise ValueError(f'the name must end in .pt2, got {path}')
     check_shape(shape)
     network.merge()
-    # Sizes of one would be taken for constants.
-    images = random_images(shape, 2 if dynamic else 1)
+    images, dimensions = example(shape, dynamic)
     fields = dict(
         metadata or {},
         shape=list(shape),
@@ -96,8 +91,7 @@ def export_torch(network: Network,
         temporary.touch()
         each('exporting')
         program = torch.export.export(
-            network, (images, ),
-            dynamic_shapes=dynamic_dimensions() if dynamic else None)
+            network, (images, ), dynamic_shapes=dimensions)
         if kind == 'exported':
             torch.export.save(
                 program, temporary, extra_files={METADATA: json.dumps(fields)})
@@ -106,7 +100,8 @@ def export_torch(network: Network,
             _compile(program, temporary, fields)
         each('checking')
         runner = TorchRunner(temporary)
-        differences = check_close(network, runner, shape, dynamic, TOLERANCE)
+        differences = check_close(
+            network, runner, images.shape[2:], dynamic, TOLERANCE)
         # An open library keeps its file.
         del runner
     return TorchExport(Path(path), differences)

@@ -42,11 +42,13 @@ def test_package(task, kind, trained, tmp_path):
     assert list(path.parent.iterdir()) == [path]
     runner = TorchRunner(path)
     assert runner.metadata['library'] == 'mm'
-    for shape, num in (((96, 64), 3), ((32, 128), 1)):
+    for shape, num in (((96, 64), 3), ((64, 128), 1)):
         images = random_images(shape, num)
         for found in compare(network.outputs(images), runner(images)):
             assert found.relative < 1e-5
     if kind == 'exported':
+        with pytest.raises(RuntimeError, match='does not take images'):
+            runner(random_images((60, 64)))
         graph = torch.export.load(path).graph
         calls = [node for node in graph.nodes
                  if 'peripheral_conv2d' in str(node.target)]

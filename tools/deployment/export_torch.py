@@ -28,8 +28,8 @@ def parse_args() -> argparse.Namespace:
         help='image size in pixels, multiples of 32')
     parser.add_argument(
         '--dynamic', action='store_true',
-        help='take any number of images of any such size (default: one image '
-        'of --shape)')
+        help='take any number of images of any such size from 64 on (default: '
+        'one image of --shape)')
     parser.add_argument(
         '--compile', action='store_true',
         help='compile with AOTInductor, for CPUs like this one (default: the '
