@@ -15,6 +15,7 @@ width = 64  # of the FPN and of what follows it
 # with anchors of four strides cover them.
 strides = [4, 8, 16, 32]
 model = dict(
+    data_preprocessor=dict(mean=[0., 127.5, 255.], std=[127.5] * 3),
     backbone=dict(
         arch=dict(
             _delete_=True,
@@ -24,7 +25,7 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/demo_pelk_digits/epoch_10.pth',
+            checkpoint='work_dirs/demo_pelk_digits/epoch_8.pth',
             prefix='backbone.')),
     neck=dict(in_channels=channels, out_channels=width, num_outs=len(strides)),
     rpn_head=dict(
@@ -34,9 +35,7 @@ model = dict(
             scales=[4], ratios=[1.0, 2.0], strides=strides)),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            roi_layer=dict(sampling_ratio=1),
-            out_channels=width,
-            finest_scale=20),
+            roi_layer=dict(sampling_ratio=1), out_channels=width),
         bbox_head=[
             dict(
                 type='ConvFCBBoxHead',
@@ -58,9 +57,7 @@ model = dict(
                          (0.033, 0.033, 0.067, 0.067))
         ],
         mask_roi_extractor=dict(
-            roi_layer=dict(sampling_ratio=1),
-            out_channels=width,
-            finest_scale=20),
+            roi_layer=dict(sampling_ratio=1), out_channels=width),
         mask_head=dict(
             num_convs=2,
             in_channels=width,
@@ -92,14 +89,8 @@ metainfo = dict(
     palette=[(230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200),
              (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230),
              (210, 245, 60), (250, 190, 212)])
-# As in the classification demo: grey, since colours tell nothing about digits,
-# with all of the contrast. No flips: a mirrored 2 is not a 2.
-grey = dict(
-    type='RandomGrayscale',
-    prob=1.0,
-    keep_channels=True,
-    channel_weights=(0.114, 0.587, 0.299))
-contrast = dict(type='AutoContrast', prob=1.0)
+# Colours say nothing about digits, and a mirrored 2 is not a 2: no colours and
+# no flips.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -109,15 +100,13 @@ train_pipeline = [
         ratio_range=(0.8, 1.4),
         keep_ratio=True),
     dict(type='RandomCrop', crop_size=scene_size, allow_negative_crop=False),
-    grey,
-    contrast,
+    dict(type='StretchedGrey'),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=scene_size, keep_ratio=True),
-    grey,
-    contrast,
+    dict(type='StretchedGrey'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
@@ -165,13 +154,13 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.8, num_layers=5))
 param_scheduler = [
     dict(
-        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=30),
+        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
     dict(
         type='PolyLR',
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
-        begin=30,
+        begin=50,
         end=max_iters)
 ]
 default_hooks = dict(

@@ -1,4 +1,4 @@
-"""Pictures of handwritten digits on textured backgrounds, in memory.
+"""Pictures of light handwritten digits on darker textures, in memory.
 
 Everything here is a pure function of a NumPy generator and of the handwritten
 samples it is given; nothing is read from or written to disk. Pictures are
@@ -20,8 +20,10 @@ _INK = 0.45
 _SHARPENING = 1.2
 # Rec. 709 weights: how bright a person finds red, green and blue.
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
-# Brightness between a digit and what lies around it, at least.
+# How much brighter a digit is than what lies around it, and by how much its
+# brightness differs from that of digits that it touches, at least.
 _CONTRAST = 0.3
+_NEIGHBOR_CONTRAST = 0.08
 # Of every digit at least this share of its pixels stays visible ...
 _VISIBLE = 0.8
 # ... and of the smaller of two bounding boxes at most this share is common.
@@ -183,7 +185,7 @@ _PATTERNS = (_clouds, _gradient, _stripes, _checks, _rings, _spots)
 
 
 def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
-    """Draw a texture: a pattern in two colours of similar brightness.
+    """Draw a texture: a pattern in two rather dark colours.
 
     Args:
         rng (Generator): Where the choices come from.
@@ -193,10 +195,10 @@ def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
     Returns:
         np.ndarray: (height, width, 3), float64, RGB in [0, 1].
     """
-    first = _random_color(rng, (0.05, 0.75), (0.1, 1.0))
+    first = _random_color(rng, (0.05, 0.75), (0.1, 0.6))
     # A second colour of its own hue, but brought near to the first one's
     # brightness: room must be left for digits to stand out.
-    second = _random_color(rng, (0.05, 0.75), (0.1, 1.0))
+    second = _random_color(rng, (0.05, 0.75), (0.1, 0.6))
     gap = rng.choice([-1, 1]) * rng.uniform(0.06, 0.2)
     second = np.clip(second + luma(first) + gap - luma(second), 0, 1)
 
@@ -260,16 +262,19 @@ def draw_glyph(rng: Generator, handwriting: np.ndarray,
 
 def _ink_color(rng: Generator, around: np.ndarray,
                neighbors: list[np.ndarray]) -> np.ndarray:
-    """A colour that stands out from its surroundings (h, w, 3)."""
-    brightness = np.array([luma(around).mean(), *map(luma, neighbors)])
-    best, best_contrast = None, -1.0
+    """A light colour that stands out from its surroundings (h, w, 3)."""
+    below = luma(around).mean() + _CONTRAST
+    beside = np.array([luma(color) for color in neighbors])
+    best, best_room = None, -np.inf
     for _ in range(40):
-        color = _random_color(rng, (0.2, 1.0), (0.05, 1.0))
-        contrast = np.abs(brightness - luma(color)).min()
-        if contrast >= _CONTRAST:
+        color = _random_color(rng, (0.0, 0.6), (0.7, 1.0))
+        # How far it is beyond the nearest limit.
+        room = min((luma(color) - below,
+                    *(abs(beside - luma(color)) - _NEIGHBOR_CONTRAST)))
+        if room >= 0:
             return color
-        if contrast > best_contrast:
-            best, best_contrast = color, contrast
+        if room > best_room:
+            best, best_room = color, room
     return best
 
 

@@ -175,8 +175,9 @@ def test_pipelines_read_imagenet(load, name, sample_data):
     assert metric.topk == (1, 5)
 
 
-def test_demo_shares_its_backbone_with_the_other_demos(root):
-    arches = []
+def test_demos_share_their_backbone_and_see_pictures_alike(root):
+    """So that the weights of one are of use to the others."""
+    arches, normalisations = [], []
     for name in (DEMO, 'demo_upernet_pelk_digits',
                  'demo_cascade_mask_rcnn_pelk_digits'):
         config = Config.fromfile(root / 'configs' / f'{name}.py')
@@ -184,7 +185,15 @@ def test_demo_shares_its_backbone_with_the_other_demos(root):
             backbone = PeLK(config.model.backbone.arch)
         arches.append((backbone.depths, backbone.channels,
                        backbone.kernel_sizes, backbone.center_radius))
+        given = {**config.get('data_preprocessor', {}),
+                 **config.model.get('data_preprocessor', {})}
+        normalisations.append((given['mean'], given['std']))
+        assert given.get('to_rgb') or given.get('bgr_to_rgb')
+        for loader in (config.train_dataloader, config.val_dataloader):
+            assert 'StretchedGrey' in [
+                step.type for step in loader.dataset.pipeline]
     assert arches[0] == arches[1] == arches[2]
+    assert normalisations[0] == normalisations[1] == normalisations[2]
 
 
 def test_demo_classes_are_those_of_the_digits(load):

@@ -185,7 +185,6 @@ def test_demo_starts_from_what_the_classification_demo_saves():
     assert detection.model.backbone.init_cfg.checkpoint == (
         'work_dirs/demo_pelk_digits/'
         f'epoch_{classification.train_cfg.max_epochs}.pth')
-    assert detection.grey == classification.grey
 
 
 def test_demo_model_and_optimizer():

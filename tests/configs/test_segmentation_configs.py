@@ -26,6 +26,7 @@ CONFIGS = {
     'upernet_pelk_b_101_ade20k': ('base-101', 12, 126.1),
 }
 DEMO = 'demo_upernet_pelk_digits'
+PRETRAINED_DEMO = f'{DEMO}_pretrained'
 each_config = pytest.mark.parametrize('name', list(CONFIGS))
 
 
@@ -49,7 +50,7 @@ def build_on_meta(config: Config) -> torch.nn.Module:
 
 def test_every_config_is_tested(root):
     found = {path.stem for path in (root / 'configs').glob('*upernet*.py')}
-    assert found == {*CONFIGS, DEMO}
+    assert found == {*CONFIGS, DEMO, PRETRAINED_DEMO}
 
 
 @each_config
@@ -203,6 +204,21 @@ def test_demo_reads_digit_scenes(load, scenes):
     # The background is a class of its own and no pixel is ignored.
     assert 0 in found and found <= set(range(11)) and len(found) > 2
     assert config.model.decode_head.num_classes == 11
+
+
+def test_pretrained_demo_differs_in_weights_and_decay_alone(load, root):
+    plain, pretrained = load(DEMO), load(PRETRAINED_DEMO)
+    init = pretrained.model.backbone.pop('init_cfg')
+    classifier = Config.fromfile(root / 'configs' / 'demo_pelk_digits.py')
+    assert init == dict(
+        type='Pretrained',
+        prefix='backbone.',
+        checkpoint='work_dirs/demo_pelk_digits/'
+        f'epoch_{classifier.train_cfg.max_epochs}.pth')
+    assert plain.model.backbone.pop('init_cfg').type == 'Kaiming'
+    assert plain.optim_wrapper.pop('paramwise_cfg') == dict(decay_rate=1.0)
+    assert pretrained.optim_wrapper.pop('paramwise_cfg').decay_rate < 1
+    assert pretrained.to_dict() == plain.to_dict()
 
 
 def test_starting_from_a_classification_checkpoint(load, tmp_path):

@@ -81,7 +81,7 @@ def test_detection_starts_from_the_classification_demo(tmp_path, root,
                                                        monkeypatch):
     """It runs that demo where it was not run, and loads what it saved."""
     monkeypatch.chdir(tmp_path)
-    weights = tmp_path / 'work_dirs/demo_pelk_digits/epoch_10.pth'
+    weights = tmp_path / 'work_dirs/demo_pelk_digits/epoch_8.pth'
     ran = []
 
     def classify(name, configs, data_root, work_dir, recipe):

@@ -389,7 +389,7 @@ class PeLK(BaseModule):
         Returns:
             tuple[Tensor]: ``(N, C_i)`` each with ``gap_before_final_norm``,
             otherwise ``(N, C_i, H / s_i, W / s_i)`` with strides s of 4, 8,
-            16 and 32, laid out channels-last.
+            16 and 32, contiguous.
 
         Raises:
             ValueError: If the image has the wrong number of channels or is
@@ -402,8 +402,11 @@ class PeLK(BaseModule):
             x = stage(down(x))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
-                outputs[i] = norm(
-                    x.mean((2, 3)) if self.gap_before_final_norm else x)
+                # Inside, maps are channels-last. Outside they must not be:
+                # mmcv's RoIAlign takes the memory of such a map, or of what
+                # a neck makes of it, for channels-first without a word.
+                y = x.mean((2, 3)) if self.gap_before_final_norm else x
+                outputs[i] = norm(y).contiguous()
         return tuple(outputs[i] for i in self.out_indices)
 
     def _check_input(self, x: Tensor) -> None:
