@@ -86,8 +86,9 @@ if ! has_ops; then
     has_ops || fail "mmcv has no ops after building it; the log is $log"
 fi
 
-step '5/6 pelk_mm, and what its tests and demos use'
-logged "$packages" pip install -c $constraints -r requirements/tests.txt
+step '5/6 pelk_mm, and what its tests, demos and exports use'
+logged "$packages" pip install -c $constraints -r requirements/tests.txt \
+    -r requirements/deploy.txt
 logged "$packages" pip install --no-build-isolation --no-deps -e .
 
 step '6/6 a look at the result'

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-import cv2
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -39,51 +38,6 @@ _MAPS = dict(gap_before_final_norm=False, out_type='featmap')
 _UNTRAINED = dict(layer_scale_init_value=1.)
 #: Images whose statistics an untrained network's BatchNorms are given.
 _CALIBRATION = 4
-
-
-@dataclass(frozen=True)
-class Preprocessor:
-    """How an image becomes a network's input.
-
-    Attributes:
-        size (int): Height and width to resize to, in pixels.
-        mean (Sequence[float]): Of each colour, 0 to 255.
-        std (Sequence[float]): Of each colour.
-        rgb (bool): Whether red comes first. Default: True.
-    """
-
-    size: int
-    mean: Sequence[float] = (123.675, 116.28, 103.53)
-    std: Sequence[float] = (58.395, 57.12, 57.375)
-    rgb: bool = True
-
-    @classmethod
-    def from_config(cls, config: Config, size: int) -> Preprocessor:
-        """The normalisation of a config, ImageNet's where it has none."""
-        found = config.get('data_preprocessor') or {}
-        found = {**found, **(config.model.get('data_preprocessor') or {})}
-        if found.get('mean') is None or found.get('std') is None:
-            return cls(size)
-        rgb = found.get('to_rgb', found.get('bgr_to_rgb', False))
-        return cls(size, tuple(found['mean']), tuple(found['std']), rgb)
-
-    def __call__(self, path: str | Path) -> Tensor:
-        """Read an image as ``(1, 3, size, size)``, float32.
-
-        Raises:
-            OSError: If it cannot be read.
-        """
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise OSError(f'{path} cannot be read as an image')
-        image = cv2.resize(
-            image, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
-        if self.rgb:
-            image = image[..., ::-1]
-        image = (image.astype(np.float32) - self.mean) / self.std
-        return torch.from_numpy(
-            np.ascontiguousarray(image.transpose(2, 0, 1),
-                                 dtype=np.float32))[None]
 
 
 def find_images(folder: str | Path, num: int) -> list[Path]:

@@ -97,7 +97,7 @@ def grow_checkpoint(
     new = _grids(arch, shape)
     grown, errors = move_kernels(weights, prefix, old, new)
     result = dict(
-        meta=_meta(checkpoint),
+        meta=kept_meta(checkpoint),
         state_dict=grown,
         **{STATE_KEY: _grown_state(checkpoint, weights, prefix, old, new)})
     return result, [
@@ -149,7 +149,7 @@ def publish_checkpoint(config: Config,
     model = build_model(config)
     model.load_state_dict(state, strict=True)
     meta = dict(
-        _meta(loaded),
+        kept_meta(loaded),
         config=Path(config.filename or 'config').stem,
         pelk_mm_version=__version__)
     published = dict(meta=meta, state_dict=_own_storage(state))
@@ -276,7 +276,15 @@ def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
     }
 
 
-def _meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's meta, what is still true of one made from it.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As read from a file.
+
+    Returns:
+        dict[str, Any]: Plain values; empty if it has no meta.
+    """
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return {}

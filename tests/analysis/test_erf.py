@@ -10,7 +10,6 @@ from torch import nn
 from pelk_mm.analysis.erf import (
     Field,
     FieldSum,
-    Preprocessor,
     area_ratios,
     build_for_erf,
     calibrate,
@@ -20,6 +19,7 @@ from pelk_mm.analysis.erf import (
     input_gradient,
     save_field,
 )
+from pelk_mm.datasets.preprocessor import Preprocessor
 from tests.models.test_checkpoint import ARCH, CLASSIFIER
 
 

@@ -20,7 +20,6 @@ import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.erf import (
     Field,
     FieldSum,
-    Preprocessor,
     build_for_erf,
     compute_field,
     draw_fields,
@@ -29,6 +28,7 @@ from pelk_mm.analysis.erf import (
 )
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.quiet import quiet
+from pelk_mm.datasets.preprocessor import Preprocessor
 from pelk_mm.engine.launch import load_config
 
 

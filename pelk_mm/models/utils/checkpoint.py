@@ -90,11 +90,14 @@ def _check_form(model: nn.Module, own: Iterable[str],
                          for part in given_parts)
     if own_training and not given_training:
         advice = ('it holds merged weights (saved after switch_to_deploy), '
-                  'this PeLK is in training form: build it with deploy=True')
+                  'this PeLK is in training form: build it with deploy=True, '
+                  'as in the config beside a checkpoint of '
+                  'tools/model_converters/reparameterize.py')
     elif model.deploy and given_training:
         advice = ('it holds weights in training form, this PeLK is merged: '
                   'build it with deploy=False, load, then call '
-                  'switch_to_deploy()')
+                  'switch_to_deploy(), as '
+                  'tools/model_converters/reparameterize.py does')
     else:
         advice = ('build the PeLK with the small_kernel, pos_embed and '
                   'norm_cfg that it was trained with')

@@ -1,0 +1,1 @@
+"""Merged, exported and compared: trained models on their way to a product."""

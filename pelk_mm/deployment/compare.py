@@ -1,0 +1,135 @@
+"""How far two forms of a network are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from .networks import STRIDE, Network, random_images
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference in one output, over all images.
+
+    Attributes:
+        name (str): The output.
+        absolute (float): Largest absolute difference; infinite if there is
+            anything that is not a number.
+        scale (float): Largest absolute value of the reference.
+    """
+
+    name: str
+    absolute: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """The largest difference over the largest value."""
+        if self.absolute in (0, inf):
+            return self.absolute
+        return self.absolute / self.scale if self.scale else inf
+
+
+def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
+    """Compare one output of one batch.
+
+    Args:
+        name (str): The output.
+        reference (Tensor): What it should be.
+        candidate (Tensor): What it is; may be of another dtype.
+
+    Returns:
+        Difference: Computed in float64.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(
+            f'{name} is {tuple(candidate.shape)}, expected '
+            f'{tuple(reference.shape)} as in the reference')
+    reference, candidate = reference.double(), candidate.double()
+    apart = (reference - candidate).abs().max().item()
+    scale = reference.abs().max().item()
+    # Not a number compares with nothing: it must not pass for small.
+    return Difference(name, apart if apart < inf else inf, scale)
+
+
+def largest(differences: Iterable[Difference]) -> list[Difference]:
+    """Join the differences of several batches.
+
+    Args:
+        differences (Iterable[Difference]): In any order.
+
+    Returns:
+        list[Difference]: One an output: the one with the largest relative
+        difference.
+    """
+    worst: dict[str, Difference] = {}
+    for found in differences:
+        known = worst.get(found.name)
+        if known is None or found.relative > known.relative:
+            worst[found.name] = found
+    return list(worst.values())
+
+
+def compare(reference: Mapping[str, Tensor],
+            candidate: Mapping[str, Tensor]) -> list[Difference]:
+    """Compare all outputs of one batch.
+
+    Args:
+        reference (Mapping[str, Tensor]): Outputs by name.
+        candidate (Mapping[str, Tensor]): The same outputs.
+
+    Returns:
+        list[Difference]: One an output.
+
+    Raises:
+        ValueError: If they have other outputs, or outputs of other shapes.
+    """
+    if reference.keys() != candidate.keys():
+        raise ValueError(
+            f'the outputs are {", ".join(candidate)}, expected '
+            f'{", ".join(reference)}: is this of another task?')
+    return [difference(name, reference[name], candidate[name])
+            for name in reference]
+
+
+@torch.no_grad()
+def check_close(network: Network, candidate: Callable[[Tensor], Mapping],
+                shape: Sequence[int], dynamic: bool,
+                tolerance: float) -> list[Difference]:
+    """Raise unless what was made of a network computes what it does.
+
+    Args:
+        network (Network): The reference.
+        candidate (Callable): Takes images, returns outputs by name.
+        shape (Sequence[int]): Height and width of the random images.
+        dynamic (bool): Whether to try two images of another size too.
+        tolerance (float): Largest relative difference that passes.
+
+    Returns:
+        list[Difference]: One an output.
+
+    Raises:
+        RuntimeError: If they are further apart.
+    """
+    batches = [random_images(shape, seed=1)]
+    if dynamic:
+        height, width = shape
+        batches.append(random_images((height + STRIDE, width), 2, seed=2))
+    worst = largest(
+        found for images in batches
+        for found in compare(network.outputs(images), candidate(images)))
+    for output in worst:
+        if not output.relative <= tolerance:
+            raise RuntimeError(
+                f'{output.name} of what was exported is {output.relative:.1e} '
+                'of its largest value from what the network computes, more '
+                f'than {tolerance:.0e}; nothing is written')
+    return worst

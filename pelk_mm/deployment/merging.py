@@ -1,0 +1,164 @@
+"""From a training checkpoint to merged weights with a config of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from ..engine.conversion import build_model, kept_meta
+from ..engine.fileio import atomic_path
+from ..engine.launch import LaunchError
+from ..models import PeLK
+from ..models.utils import read_checkpoint
+from ..version import __version__
+from .compare import Difference, compare
+from .networks import (
+    check_shape,
+    load_model,
+    make_network,
+    random_images,
+)
+
+#: Of a config, what only training reads.
+_TRAINING_ONLY = ('train_cfg', 'train_dataloader', 'train_pipeline',
+                  'optim_wrapper', 'param_scheduler', 'custom_hooks',
+                  'auto_scale_lr', 'load_from', 'resume', 'work_dir')
+#: Merging is exact but for rounding: more than this is a defect.
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What :func:`reparameterize` wrote.
+
+    Attributes:
+        config (Path): Standing alone, with ``deploy=True``.
+        checkpoint (Path): The weights that go with it.
+        parameters (tuple[int, int]): Of the model, before and after.
+        differences (list[Difference]): Of the outputs, before and after.
+    """
+
+    config: Path
+    checkpoint: Path
+    parameters: tuple[int, int]
+    differences: list[Difference]
+
+
+@torch.no_grad()
+def reparameterize(config: Config,
+                   checkpoint: str,
+                   folder: str | Path,
+                   shape: Sequence[int] = (224, 224)) -> Merged:
+    """Merge the weights of a training checkpoint.
+
+    Writes ``CONFIG_deploy.py`` and ``CONFIG_deploy.pth`` to the folder, both
+    or none.
+
+    Args:
+        config (Config): That it was trained with; not changed.
+        checkpoint (str): Path or URL.
+        folder (str | Path): Where to write.
+        shape (Sequence[int]): Height and width, in pixels, of the random
+            image that outputs are compared on. Default: (224, 224).
+
+    Returns:
+        Merged: What was written, and how far outputs are apart.
+
+    Raises:
+        LaunchError: If there is nothing to merge, or config and checkpoint
+            do not go together.
+        OSError: If the folder cannot be written to.
+        RuntimeError: If the checkpoint cannot be read, or the outputs differ
+            by more than rounding explains.
+    """
+    check_shape(shape)
+    found = list(_backbone_configs(config.model))
+    if not found:
+        raise LaunchError('the model of the config has no PeLK: there is '
+                          'nothing to merge')
+    if all(backbone.get('deploy') for backbone in found):
+        raise LaunchError('the config describes a model that is merged '
+                          'already (deploy=True): there is nothing to merge')
+    model = load_model(config, checkpoint)
+    network = make_network(config, model)
+    image = random_images(shape)
+    outputs, counts = [], []
+    for merge in (lambda: None, network.merge):
+        merge()
+        outputs.append(network.outputs(image))
+        counts.append(sum(value.numel() for value in model.parameters()))
+    differences = compare(*outputs)
+    worst = max(found.relative for found in differences)
+    if worst > _TOLERANCE:
+        raise RuntimeError(
+            f'merging {checkpoint} changes an output by {worst:.1e} of its '
+            f'largest value, more than the {_TOLERANCE:.0e} that rounding '
+            'could explain; nothing is written')
+    stem = f'{Path(config.filename or "config").stem}_deploy'
+    result = Merged(
+        Path(folder, f'{stem}.py'), Path(folder, f'{stem}.pth'),
+        tuple(counts), differences)
+    merged_config = merge_config(config)
+    # Whichever of the two fails, neither appears.
+    with atomic_path(result.checkpoint) as weights_path, atomic_path(
+            result.config) as config_path:
+        torch.save(
+            dict(
+                meta=dict(
+                    kept_meta(read_checkpoint(checkpoint)),
+                    config=stem,
+                    pelk_mm_version=__version__),
+                state_dict=model.state_dict()), weights_path)
+        config_path.write_text(merged_config.pretty_text, encoding='utf-8')
+        _check_written(config_path, weights_path)
+    return result
+
+
+def merge_config(config: Config) -> Config:
+    """A config of the merged model, standing alone, for use and no training.
+
+    Args:
+        config (Config): Of the training form; not changed.
+
+    Returns:
+        Config: With ``deploy=True`` in every PeLK, and without what only
+        training reads.
+    """
+    fields = config.to_dict()
+    for name in _TRAINING_ONLY:
+        fields.pop(name, None)
+    for backbone in _backbone_configs(fields['model']):
+        backbone['deploy'] = True
+        # These were the weights to start training from.
+        backbone.pop('init_cfg', None)
+    return Config(fields)
+
+
+def _backbone_configs(node: Any) -> Iterator[dict]:
+    """Every PeLK in a model's config."""
+    if isinstance(node, Mapping):
+        if _is_pelk(node.get('type')):
+            yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _backbone_configs(item)
+
+
+def _is_pelk(kind: Any) -> bool:
+    if isinstance(kind, str):
+        kind = MODELS.get(kind) if kind.split('.')[-1] == 'PeLK' else None
+    return isinstance(kind, type) and issubclass(kind, PeLK)
+
+
+def _check_written(config: Path, checkpoint: Path) -> None:
+    """Raise unless what was written loads as it will be loaded."""
+    model = build_model(Config.fromfile(config), device='meta')
+    model.load_state_dict(
+        torch.load(checkpoint, map_location='meta')['state_dict'])

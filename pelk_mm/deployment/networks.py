@@ -1,0 +1,262 @@
+"""A model of any task as a function of its images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from torch import Tensor, nn
+
+from ..datasets.preprocessor import Preprocessor
+from ..engine.conversion import build_model
+from ..engine.launch import LaunchError, check_checkpoint
+from ..engine.preflight import check_weights
+from ..models import PeLK
+from ..models.utils import read_checkpoint, weights_of
+
+#: Pixels that one position of the last map stands for.
+STRIDE = 32
+
+
+class Network(nn.Module):
+    """Normalised images ``(N, 3, H, W)`` in, a tuple of named tensors out.
+
+    What needs more than tensors (resizing and normalising before, proposals
+    and suppression of overlaps after) stays outside.
+
+    Args:
+        model (BaseModel): Classifier, segmentor or detector.
+
+    Attributes:
+        names (tuple[str, ...]): Of the outputs.
+    """
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__()
+        self.model = model
+        self.names: tuple[str, ...] = ()
+
+    @property
+    def merged(self) -> bool:
+        """Whether every PeLK in it is; true of other networks."""
+        return all(backbone.deploy for backbone in self.backbones())
+
+    def backbones(self) -> list[PeLK]:
+        """The PeLKs in it."""
+        return [module for module in self.modules()
+                if isinstance(module, PeLK)]
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs by name."""
+        return dict(zip(self.names, self(images), strict=True))
+
+    def merge(self) -> None:
+        """Merge every PeLK in it, see :meth:`PeLK.switch_to_deploy`."""
+        for backbone in self.backbones():
+            backbone.switch_to_deploy()
+
+
+class ClassifierNetwork(Network):
+    """The head's ``logits`` ``(N, classes)``, before any softmax."""
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__(model)
+        if not getattr(model, 'with_head', False):
+            raise LaunchError(
+                f'{type(model).__name__} has no head to give logits')
+        self.names = ('logits', )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self.model.head(self.model.extract_feat(image)), )
+
+
+class SegmentorNetwork(Network):
+    """``logits`` ``(N, classes, H, W)`` of whole images, at their size."""
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__(model)
+        if isinstance(model.decode_head, nn.ModuleList):
+            raise LaunchError(
+                f'{type(model).__name__} has decode heads in a row, which '
+                'take more than feature maps; a single one is expected')
+        self.names = ('logits', )
+        self.model = _parts(model, 'backbone', 'neck', 'decode_head')
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        head = self.model.decode_head
+        logits = head(self.model.neck(self.model.backbone(image)))
+        return (F.interpolate(
+            logits,
+            image.shape[2:],
+            mode='bilinear',
+            align_corners=head.align_corners), )
+
+
+class DetectorNetwork(Network):
+    """The maps behind backbone and neck, ``level_0`` the finest one."""
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__(model)
+        self.model = _parts(model, 'backbone', 'neck')
+        # Necks do not all tell how many levels they give.
+        self.eval()
+        with torch.no_grad():
+            levels = self(torch.zeros(1, 3, 2 * STRIDE, 2 * STRIDE))
+        self.names = tuple(f'level_{i}' for i in range(len(levels)))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.neck(self.model.backbone(image)))
+
+
+def _parts(model: BaseModel, *names: str) -> nn.Module:
+    """Some parts of a model, without those that only training uses."""
+    parts = nn.Module()
+    for name in names:
+        parts.add_module(name, getattr(model, name, None) or nn.Identity())
+    return parts
+
+
+#: By the scope that a config works in.
+_NETWORKS: dict[str, type[Network]] = dict(
+    mmpretrain=ClassifierNetwork, mmseg=SegmentorNetwork,
+    mmdet=DetectorNetwork)
+
+
+def load_model(config: Config, checkpoint: str) -> BaseModel:
+    """Build the model of a config with the weights of a checkpoint.
+
+    Args:
+        config (Config): Not changed.
+        checkpoint (str): Path or URL of weights in the form, training or
+            merged, that the config describes.
+
+    Returns:
+        BaseModel: In eval mode, without gradients, on the CPU.
+
+    Raises:
+        LaunchError: If the checkpoint is not one, or does not hold exactly
+            this model's weights.
+    """
+    check_checkpoint(checkpoint)
+    check_weights(config, checkpoint)
+    model = build_model(config)
+    weights = {
+        name.removeprefix('module.'): value for name, value in weights_of(
+            read_checkpoint(checkpoint), checkpoint).items()
+    }
+    # What check_weights lets pass is the counter of a BatchNorm, which only
+    # training reads, and what other models have besides.
+    model.load_state_dict(weights, strict=False)
+    model.requires_grad_(False)
+    model.eval()
+    return revert_sync_batchnorm(model)
+
+
+def make_network(config: Config, model: BaseModel) -> Network:
+    """See a model as a function of its images.
+
+    Args:
+        config (Config): The model's; its ``default_scope`` says the task.
+        model (BaseModel): In eval mode; shares its parts with the result.
+
+    Returns:
+        Network: In eval mode.
+
+    Raises:
+        LaunchError: If the task is none of the three, or the model has parts
+            that take more than images.
+    """
+    scope = config.get('default_scope')
+    if scope not in _NETWORKS:
+        raise LaunchError(
+            'the default_scope of a config names its task, expected one of '
+            f'{list(_NETWORKS)}, got {scope!r}')
+    return _NETWORKS[scope](model).eval()
+
+
+def load_network(config: Config, checkpoint: str) -> Network:
+    """:func:`load_model` and :func:`make_network` in one."""
+    return make_network(config, load_model(config, checkpoint))
+
+
+def describe(config: Config) -> dict[str, object]:
+    """What those need to know who have an exported file and no config.
+
+    Args:
+        config (Config): The model's.
+
+    Returns:
+        dict[str, object]: Plain values: the library that it is a model of,
+        and how its images are normalised.
+    """
+    read = Preprocessor.from_config(config, STRIDE)
+    return dict(
+        library=config.default_scope,
+        mean=[float(value) for value in read.mean],
+        std=[float(value) for value in read.std],
+        channels='RGB' if read.rgb else 'BGR')
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Raise unless an image size is one that no stride cuts off.
+
+    Args:
+        shape (Sequence[int]): Height and width in pixels.
+
+    Returns:
+        tuple[int, int]: The same.
+
+    Raises:
+        LaunchError: If either is not a positive multiple of 32.
+    """
+    height, width = shape
+    if min(shape) < STRIDE or height % STRIDE or width % STRIDE:
+        raise LaunchError(
+            f'height and width must be multiples of {STRIDE}, the stride of '
+            f'the last stage, got {height} x {width}: the strided '
+            'convolutions would leave out the last rows and columns')
+    return height, width
+
+
+def random_images(shape: Sequence[int], num: int = 1,
+                  seed: int = 0) -> Tensor:
+    """Normalised noise, the same on each call.
+
+    Args:
+        shape (Sequence[int]): Height and width in pixels.
+        num (int): How many. Default: 1.
+        seed (int): Default: 0.
+
+    Returns:
+        Tensor: ``(num, 3, H, W)``, standard normal, float32.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num, 3, *shape, generator=generator)
+
+
+def example(shape: Sequence[int],
+            dynamic: bool) -> tuple[Tensor, tuple | None]:
+    """What an exporter is shown of a network's input.
+
+    Args:
+        shape (Sequence[int]): Height and width in pixels.
+        dynamic (bool): Whether any number of images of any size that no
+            stride cuts off is to be taken, not one image of that shape.
+
+    Returns:
+        tuple[Tensor, tuple | None]: Images, and torch's description of the
+        dimensions that may change.
+    """
+    if not dynamic:
+        return random_images(shape), None
+    # What is one is taken for a constant: at least two images, and two rows
+    # and columns of the last map.
+    images = random_images([max(size, 2 * STRIDE) for size in shape], 2)
+    return images, ({
+        0: torch.export.Dim('batch'),
+        2: STRIDE * torch.export.Dim('rows', min=2),
+        3: STRIDE * torch.export.Dim('columns', min=2)
+    }, )

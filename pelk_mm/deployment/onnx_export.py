@@ -1,0 +1,158 @@
+"""ONNX files that any runtime reads: standard operators only."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.fileio import atomic_path
+from .compare import Difference, check_close
+from .networks import Network, check_shape, example
+from .packages import need
+from .plain import to_plain
+from .progress import silent
+from .runners import METADATA, OnnxRunner
+
+OPSET = 18
+INPUT = 'image'
+#: Largest relative difference to the network that is accepted, by precision.
+TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What :func:`export_onnx` wrote.
+
+    Attributes:
+        path (Path): The file.
+        operators (dict[str, int]): Its operators, and how many of each.
+        differences (list[Difference]): onnxruntime's outputs to the
+            network's.
+    """
+
+    path: Path
+    operators: dict[str, int]
+    differences: list[Difference]
+
+
+class _Half(nn.Module):
+    """Half precision inside, single precision outside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output.float() for output in self.network(image.half()))
+
+
+@torch.no_grad()
+def export_onnx(network: Network,
+                path: str | Path,
+                shape: Sequence[int],
+                *,
+                form: str = 'dense',
+                dynamic: bool = False,
+                half: bool = False,
+                metadata: Mapping[str, object] | None = None,
+                each: Callable[[str], None] = lambda text: None
+                ) -> OnnxExport:
+    """Write a network as ONNX and hold the file against the network.
+
+    The file runs in onnxruntime, with random images, before it appears under
+    its name; one that computes something else never does.
+
+    Args:
+        network (Network): Merged if it is not yet.
+        path (str | Path): The file, ``.onnx``.
+        shape (Sequence[int]): Height and width of the images in pixels,
+            multiples of 32.
+        form (str): ``'dense'`` or ``'compact'``, see
+            :func:`~pelk_mm.deployment.plain.to_plain`. Default: ``'dense'``.
+        dynamic (bool): Take any number of images of any size that is a
+            multiple of 32. Default: False, one image of ``shape``.
+        half (bool): Weights and activations in float16; input and outputs
+            stay float32. Default: False.
+        metadata (Mapping[str, object], optional): Put into the file as JSON.
+            Default: None.
+        each (Callable): Called with what is about to be done.
+
+    Returns:
+        OnnxExport: What was written.
+
+    Raises:
+        LaunchError: If the shape is none, or packages are missing.
+        OSError: If the file cannot be written.
+        RuntimeError: If onnxruntime computes something else than torch.
+    """
+    check_shape(shape)
+    onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
+    network.merge()
+    plain = to_plain(network, form)
+    images, dimensions = example(shape, dynamic)
+    with atomic_path(path) as temporary:
+        # Known before the long part: whether it can be written at all.
+        temporary.touch()
+        each('exporting')
+        with silent('torch.onnx', 'onnxscript'):
+            program = torch.onnx.export(
+                _Half(plain) if half else plain, (images, ),
+                input_names=[INPUT],
+                output_names=list(network.names),
+                dynamic_shapes=dimensions,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False)
+        fields = dict(
+            metadata or {},
+            form=form,
+            precision='fp16' if half else 'fp32',
+            shape=list(shape),
+            dynamic=dynamic)
+        program.model.metadata_props[METADATA] = json.dumps(fields)
+        each('writing')
+        program.save(str(temporary), external_data=False)
+        del program, plain
+        each('checking with onnxruntime')
+        onnx.checker.check_model(str(temporary))
+        operators = count_operators(temporary)
+        foreign = [name for name in operators if '::' in name]
+        if foreign:
+            raise RuntimeError(
+                'the network has operators that are not of ONNX: '
+                f'{", ".join(foreign)}; nothing is written')
+        differences = check_close(
+            network, OnnxRunner(temporary), shape, dynamic,
+            TOLERANCE['fp16' if half else 'fp32'])
+    return OnnxExport(Path(path), operators, differences)
+
+
+def count_operators(path: str | Path) -> dict[str, int]:
+    """Operators of an ONNX file, with those of functions in it.
+
+    Args:
+        path (str | Path): The file.
+
+    Returns:
+        dict[str, int]: How often each is used, the most frequent first; those
+        that are not of ONNX itself are ``domain::name``.
+    """
+    onnx, = need('onnx')
+    model = onnx.load(str(path), load_external_data=False)
+    nodes = [*model.graph.node]
+    for function in model.functions:
+        nodes += function.node
+    counts: Counter[str] = Counter()
+    while nodes:
+        node = nodes.pop()
+        counts[f'{node.domain}::{node.op_type}' if node.domain else
+               node.op_type] += 1
+        for attribute in node.attribute:
+            nodes += attribute.g.node
+    return dict(counts.most_common())

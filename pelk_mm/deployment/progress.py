@@ -1,0 +1,76 @@
+"""What is shown of long work, and what is not."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+
+class Steps:
+    """Steps of unknown length on stderr, each with the time that it takes.
+
+    Example:
+        >>> with Steps() as steps:
+        ...     steps.next('reading')
+        ...     steps.next('writing')
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text='✓'),
+            TextColumn('{task.description}', markup=False),
+            TimeElapsedColumn(),
+            console=Console(file=sys.stderr))
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if kind is None:
+            self._finish()
+        self._progress.stop()
+
+    def next(self, text: str) -> None:
+        """End the step before, if any, and begin one."""
+        self._finish()
+        self._task = self._progress.add_task(text, total=None)
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=1, completed=1)
+
+
+@contextmanager
+def silent(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without what some loggers say below errors.
+
+    An exporter talks of what it tries to those who write exporters.
+
+    Args:
+        *loggers (str): Names of Python's loggers.
+    """
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        for logger, level in zip(found, levels, strict=True):
+            logger.setLevel(level)

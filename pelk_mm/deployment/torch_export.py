@@ -1,0 +1,117 @@
+"""Packages for torch alone, with the compact operator as one node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..engine.fileio import atomic_path
+from .compare import Difference, check_close
+from .networks import Network, check_shape, example
+from .progress import silent
+from .runners import METADATA, TorchRunner
+
+#: What is written: torch's graph, or machine code compiled from it.
+KINDS = ('exported', 'compiled')
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class TorchExport:
+    """What :func:`export_torch` wrote.
+
+    Attributes:
+        path (Path): The file.
+        differences (list[Difference]): Its outputs to the network's.
+    """
+
+    path: Path
+    differences: list[Difference]
+
+
+@torch.no_grad()
+def export_torch(network: Network,
+                 path: str | Path,
+                 shape: Sequence[int],
+                 *,
+                 kind: str = 'exported',
+                 dynamic: bool = False,
+                 metadata: Mapping[str, object] | None = None,
+                 each: Callable[[str], None] = lambda text: None
+                 ) -> TorchExport:
+    """Write a merged network as a ``.pt2`` package and check what it computes.
+
+    Large kernels stay one call of ``pelk_mm::peripheral_conv2d`` each, which
+    chooses its backend when it runs; ``import pelk_mm.ops`` before loading
+    such a file.
+
+    Args:
+        network (Network): Merged if it is not yet.
+        path (str | Path): The file, ``.pt2``.
+        shape (Sequence[int]): Height and width of the images in pixels,
+            multiples of 32.
+        kind (str): ``'exported'``, a graph for ``torch.export.load``, or
+            ``'compiled'``, a package of AOTInductor for
+            ``torch._inductor.aoti_load_package``, made for this kind of CPU.
+            Default: ``'exported'``.
+        dynamic (bool): Take any number of images of any size that is a
+            multiple of 32 and at least 64. Default: False, one image of
+            ``shape``.
+        metadata (Mapping[str, object], optional): Put into the file. Default:
+            None.
+        each (Callable): Called with what is about to be done.
+
+    Returns:
+        TorchExport: What was written.
+
+    Raises:
+        OSError: If the file cannot be written.
+        RuntimeError: If the package computes something else.
+        ValueError: If an argument is none of the above.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'kind must be one of {KINDS}, got {kind!r}')
+    if Path(path).suffix != '.pt2':
+        raise ValueError(f'the name must end in .pt2, got {path}')
+    check_shape(shape)
+    network.merge()
+    images, dimensions = example(shape, dynamic)
+    fields = dict(
+        metadata or {},
+        shape=list(shape),
+        dynamic=dynamic,
+        names=list(network.names))
+    with silent('torch._inductor', 'torch.utils.cpp_extension'), \
+            atomic_path(path) as temporary:
+        # Known before the long part: whether it can be written at all.
+        temporary.touch()
+        each('exporting')
+        program = torch.export.export(
+            network, (images, ), dynamic_shapes=dimensions)
+        if kind == 'exported':
+            torch.export.save(
+                program, temporary, extra_files={METADATA: json.dumps(fields)})
+        else:
+            each('compiling')
+            _compile(program, temporary, fields)
+        each('checking')
+        runner = TorchRunner(temporary)
+        differences = check_close(
+            network, runner, images.shape[2:], dynamic, TOLERANCE)
+        # An open library keeps its file.
+        del runner
+    return TorchExport(Path(path), differences)
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path,
+             fields: Mapping[str, object]) -> None:
+    torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(path),
+        inductor_configs={
+            'aot_inductor.metadata': {METADATA: json.dumps(fields)}
+        })

@@ -1,0 +1,132 @@
+"""ONNX files: standard operators, and in onnxruntime the same outputs."""
+
+import sys
+
+import pytest
+import torch
+
+from pelk_mm.deployment import onnx_export
+from pelk_mm.deployment.compare import compare
+from pelk_mm.deployment.networks import load_network, random_images
+from pelk_mm.deployment.onnx_export import export_onnx
+from pelk_mm.deployment.plain import to_plain
+from pelk_mm.deployment.runners import OnnxRunner
+from pelk_mm.engine.launch import LaunchError, load_config
+
+onnx = pytest.importorskip('onnx', reason='needs requirements/deploy.txt')
+pytest.importorskip('onnxscript', reason='needs requirements/deploy.txt')
+pytest.importorskip('onnxruntime', reason='needs requirements/deploy.txt')
+
+
+@pytest.fixture
+def network(request, trained):
+    config, checkpoint = trained(request.param)
+    return load_network(load_config(str(config)), str(checkpoint))
+
+
+def kernels(path) -> list[int]:
+    """Heights of the kernels of depthwise convolutions."""
+    model = onnx.load(path)
+    shapes = {value.name: value.dims for value in model.graph.initializer}
+    return sorted(
+        shapes[node.input[1]][2] for node in model.graph.node
+        if node.op_type == 'Conv' and shapes[node.input[1]][1] == 1)
+
+
+@pytest.mark.parametrize('network', ['classifier'], indirect=True)
+def test_dense_dynamic_classifier(network, tmp_path):
+    path = tmp_path / 'new' / 'dense.onnx'
+    exported = export_onnx(
+        network, path, (64, 96), dynamic=True, metadata=dict(library='mm'))
+    assert [found.name for found in exported.differences] == ['logits']
+    model = onnx.load(path)
+    opset, = model.opset_import
+    assert (opset.domain, opset.version) == ('', onnx_export.OPSET)
+    assert {node.domain for node in model.graph.node} == {''}
+    assert not model.functions
+    # Four convolutions of stem and downsampling, four large kernels.
+    assert exported.operators['Conv'] == 8
+    assert kernels(path) == [5, 9, 13, 23]
+    runner = OnnxRunner(path)
+    assert runner.metadata == dict(
+        library='mm', form='dense', precision='fp32', shape=[64, 96],
+        dynamic=True)
+    for shape, num in (((32, 32), 3), ((160, 64), 1)):
+        images = random_images(shape, num)
+        found, = compare(network.outputs(images), runner(images))
+        assert found.relative < 1e-5
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('network', ['segmentor'], indirect=True)
+def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
+    # Rows of all cells in boxes too, as larger kernels have them.
+    monkeypatch.setattr('pelk_mm.deployment.plain._LEAST_ROWS', 2)
+    path = tmp_path / 'compact.onnx'
+    exported = export_onnx(
+        network, path, (64, 96), form='compact', dynamic=True)
+    assert not any('::' in name for name in exported.operators)
+    assert max(kernels(path)) <= 9
+    runner = OnnxRunner(path)
+    for shape, num in (((96, 64), 2), ((160, 160), 1)):
+        images = random_images(shape, num)
+        found, = compare(network.outputs(images), runner(images))
+        assert found.name == 'logits' and found.relative < 1e-5
+        assert runner(images)['logits'].shape == (num, 4, *shape)
+
+
+@pytest.mark.parametrize('network', ['detector'], indirect=True)
+def test_half_detector(network, tmp_path):
+    path = tmp_path / 'half.onnx'
+    exported = export_onnx(
+        network, path, (64, 64), form='compact', half=True)
+    assert [found.name for found in exported.differences] == [
+        f'level_{i}' for i in range(5)]
+    assert all(1e-5 < found.relative < onnx_export.TOLERANCE['fp16']
+               for found in exported.differences)
+    model = onnx.load(path)
+    large = [value for value in model.graph.initializer
+             if len(value.dims) == 4]
+    assert large and all(value.data_type == onnx.TensorProto.FLOAT16
+                         for value in large)
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    # One image of one size.
+    with pytest.raises(RuntimeError, match=r'does not take.*96, 64'):
+        OnnxRunner(path)(torch.zeros(1, 3, 96, 64))
+
+
+@pytest.mark.parametrize('network', ['classifier'], indirect=True)
+def test_nothing_wrong_is_written(network, tmp_path, monkeypatch):
+    path = tmp_path / 'out' / 'wrong.onnx'
+    with pytest.raises(LaunchError, match='multiples of 32, .* 100 x 64'):
+        export_onnx(network, path, (100, 64))
+    with pytest.raises(ValueError, match='dense.*compact'):
+        export_onnx(network, path, (32, 32), form='sparse')
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'onnxscript', None)
+        with pytest.raises(LaunchError, match=r'onnxscript.*pip install'):
+            export_onnx(network, path, (32, 32))
+    assert not path.parent.exists()
+    path.parent.mkdir()
+    path.write_text('what was there')
+
+    def wrong(model, form):
+        model = to_plain(model, form)
+        model.model.head.fc.bias += 1
+        return model
+
+    monkeypatch.setattr(onnx_export, 'to_plain', wrong)
+    with pytest.raises(RuntimeError, match='nothing is written'):
+        export_onnx(network, path, (32, 32))
+    assert [file.read_text() for file in path.parent.iterdir()] == [
+        'what was there']
+
+
+def test_a_file_that_is_none(tmp_path):
+    path = tmp_path / 'broken.onnx'
+    path.write_bytes(b'not a network')
+    with pytest.raises(RuntimeError, match='broken.onnx'):
+        OnnxRunner(path)
+    with pytest.raises(FileNotFoundError, match='none.onnx'):
+        OnnxRunner(tmp_path / 'none.onnx')

@@ -1,0 +1,88 @@
+"""Packages of torch call the compact operator."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pelk_mm.deployment.compare import compare
+from pelk_mm.deployment.networks import load_network, random_images
+from pelk_mm.deployment.runners import TorchRunner
+from pelk_mm.deployment.torch_export import export_torch
+from pelk_mm.engine.launch import load_config
+
+LOAD = '''
+import sys
+import torch
+import pelk_mm.ops
+path, kind = sys.argv[1:]
+image = torch.ones(1, 3, 64, 64)
+if kind == 'exported':
+    network = torch.export.load(path).module()
+else:
+    network = torch._inductor.aoti_load_package(path)
+with torch.no_grad():
+    print(*(f'{output.double().sum().item():.6e}'
+            for output in network(image)))
+'''
+
+
+@pytest.mark.parametrize('task, kind', [
+    ('segmentor', 'exported'),
+    pytest.param('classifier', 'compiled', marks=pytest.mark.slow),
+    pytest.param('detector', 'compiled', marks=pytest.mark.slow),
+])
+def test_package(task, kind, trained, tmp_path):
+    config, checkpoint = map(str, trained(task))
+    network = load_network(load_config(config), checkpoint)
+    path = tmp_path / 'new' / 'network.pt2'
+    export_torch(network, path, (64, 64), kind=kind, dynamic=True,
+                 metadata=dict(library='mm'))
+    assert list(path.parent.iterdir()) == [path]
+    runner = TorchRunner(path)
+    assert runner.metadata['library'] == 'mm'
+    for shape, num in (((96, 64), 3), ((64, 128), 1)):
+        images = random_images(shape, num)
+        for found in compare(network.outputs(images), runner(images)):
+            assert found.relative < 1e-5
+    if kind == 'exported':
+        with pytest.raises(RuntimeError, match='does not take images'):
+            runner(random_images((60, 64)))
+        graph = torch.export.load(path).graph
+        calls = [node for node in graph.nodes
+                 if 'peripheral_conv2d' in str(node.target)]
+        assert len(calls) == 4
+    # As somebody would who has the file and the operator alone.
+    result = subprocess.run([sys.executable, '-c', LOAD, path, kind],
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    with torch.no_grad():
+        expected = [float(output.double().sum())
+                    for output in network(torch.ones(1, 3, 64, 64))]
+    assert [float(value) for value in result.stdout.split()] == (
+        pytest.approx(expected, rel=1e-4, abs=1e-4))
+
+
+def test_refuses(trained, tmp_path):
+    config, checkpoint = map(str, trained('classifier'))
+    network = load_network(load_config(config), checkpoint)
+    for arguments, message in (
+        ((tmp_path / 'a.pt2', (48, 64)), 'multiples of 32'),
+        ((tmp_path / 'a.pth', (64, 64)), 'must end in .pt2'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_torch(network, *arguments)
+    with pytest.raises(ValueError, match='exported.*compiled'):
+        export_torch(network, tmp_path / 'a.pt2', (64, 64), kind='script')
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError):
+        export_torch(network, tmp_path / 'file' / 'a.pt2', (64, 64))
+    (tmp_path / 'broken.pt2').write_bytes(b'no package')
+    with pytest.raises(RuntimeError, match='broken.pt2'):
+        TorchRunner(tmp_path / 'broken.pt2')
+    foreign = torch.export.export(torch.nn.ReLU(), (torch.ones(2), ))
+    torch.export.save(foreign, tmp_path / 'foreign.pt2')
+    with pytest.raises(RuntimeError, match=r'export_torch\.py'):
+        TorchRunner(tmp_path / 'foreign.pt2')
+    assert not list(tmp_path.glob('.*'))

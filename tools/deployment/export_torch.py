@@ -1,0 +1,67 @@
+"""Export a merged model as a .pt2 package of torch.
+
+Large kernels stay calls of this project's operator: "import pelk_mm.ops"
+before loading the file. Outputs are those of export_onnx.py. The file is
+loaded and run before it gets its name.
+"""
+
+import argparse
+import sys
+
+from pelk_mm.analysis.quiet import quiet
+from pelk_mm.deployment.networks import describe, load_network
+from pelk_mm.deployment.progress import Steps
+from pelk_mm.deployment.torch_export import export_torch
+from pelk_mm.engine.launch import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'config', help='config of the training, or of the merged model')
+    parser.add_argument(
+        'checkpoint', help='its weights; those of a training are merged')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
+        help='image size in pixels, multiples of 32')
+    parser.add_argument(
+        '--dynamic', action='store_true',
+        help='take any number of images of any such size from 64 on (default: '
+        'one image of --shape)')
+    parser.add_argument(
+        '--compile', action='store_true',
+        help='compile with AOTInductor, for CPUs like this one (default: the '
+        'graph alone, for torch.export.load)')
+    parser.add_argument('--out', required=True, metavar='FILE')
+    args = parser.parse_args()
+    if not args.out.endswith('.pt2'):
+        parser.error(f'--out must end in .pt2, got {args.out}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        with quiet(), Steps() as steps:
+            steps.next(f'loading {args.checkpoint}')
+            config = load_config(args.config)
+            exported = export_torch(
+                load_network(config, args.checkpoint),
+                args.out,
+                args.shape,
+                kind='compiled' if args.compile else 'exported',
+                dynamic=args.dynamic,
+                metadata=describe(config),
+                each=steps.next)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    worst = max(exported.differences, key=lambda found: found.relative)
+    print(f'largest difference: {worst.relative:.1e} of the largest value '
+          f'({worst.name})')
+    print(exported.path)
+
+
+if __name__ == '__main__':
+    main()

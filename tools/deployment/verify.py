@@ -1,0 +1,105 @@
+"""Compare forms of one model on the same images.
+
+A form is CONFIG CHECKPOINT (in training form or merged), FILE.onnx or
+FILE.pt2. Exit status: 0 if no output is further from the reference than the
+tolerance, 1 if one is, or if something cannot be compared.
+"""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Column, Table
+
+from pelk_mm.analysis.quiet import quiet
+from pelk_mm.deployment.compare import compare, largest
+from pelk_mm.deployment.forms import Form, load_form, load_images
+from pelk_mm.deployment.progress import Steps
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--reference', nargs='+', required=True,
+        metavar=('FORM', 'CHECKPOINT'), help='what the others should compute')
+    parser.add_argument(
+        '--candidate', nargs='+', action='append', required=True,
+        metavar=('FORM', 'CHECKPOINT'), help='may be given several times')
+    parser.add_argument(
+        '--images', metavar='DIR',
+        help='an image or a folder of them (default: random ones)')
+    parser.add_argument(
+        '--num', type=int, default=4,
+        help='images, at most (default: %(default)s)')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, metavar=('H', 'W'),
+        help='size of the images in pixels, multiples of 32 (default: that '
+        'of the first file that says one, or 224 224)')
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-4,
+        help='largest difference, over the largest value of the output, that '
+        'passes (default: %(default)s)')
+    args = parser.parse_args()
+    for given in (args.reference, *args.candidate):
+        if len(given) > 2:
+            parser.error('a form is CONFIG CHECKPOINT or one file, got '
+                         f'{" ".join(given)}')
+    if args.num < 1:
+        parser.error(f'--num must be at least 1, got {args.num}')
+    return args
+
+
+def print_table(rows: list[tuple[Form, list]], tolerance: float) -> None:
+    # Paths are long; what tells them apart must not be cut off.
+    table = Table(
+        Column('form', overflow='fold'),
+        *(Column(name, no_wrap=True) for name in (
+            'output', 'largest difference', 'of its largest value', '')))
+    for form, found in rows:
+        name = escape(form.name)
+        for output in found:
+            good = output.relative <= tolerance
+            table.add_row(name, output.name, f'{output.absolute:.1e}',
+                          f'{output.relative:.1e}',
+                          'ok' if good else 'too far')
+            name = ''
+    width = None if sys.stdout.isatty() else 120
+    Console(highlight=False, width=width).print(table)
+
+
+def run(args: argparse.Namespace) -> bool:
+    with Steps() as steps:
+        forms = []
+        for given in (args.reference, *args.candidate):
+            steps.next(f'loading {" ".join(given)}')
+            forms.append(load_form(*given))
+    images = load_images(forms, args.images, args.num, args.shape)
+    reference, *candidates = forms
+    found = {candidate: [] for candidate in candidates}
+    for image in track(images, 'comparing', console=Console(stderr=True)):
+        expected = reference(image)
+        for candidate in candidates:
+            found[candidate] += compare(expected, candidate(image))
+    rows = [(form, largest(each)) for form, each in found.items()]
+    print(f'{len(images)} images of {" x ".join(map(str, images.shape))} '
+          f'pixels, reference: {reference.name}')
+    print_table(rows, args.tolerance)
+    return all(output.relative <= args.tolerance
+               for _, each in rows for output in each)
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        with quiet():
+            return 0 if run(args) else 1
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

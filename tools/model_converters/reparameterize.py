@@ -1,0 +1,57 @@
+"""Merge a training checkpoint into its fast form, with a config to go with it.
+
+BatchNorms, small kernels and positional embeddings are folded into the large
+kernels. Writes OUT_DIR/CONFIG_deploy.pth and OUT_DIR/CONFIG_deploy.py, which
+the libraries' tools and inferencers, and those of this project, take as they
+take any other. They cannot be trained further.
+"""
+
+import argparse
+import sys
+
+from pelk_mm.analysis.quiet import quiet
+from pelk_mm.deployment.merging import reparameterize
+from pelk_mm.deployment.progress import Steps
+from pelk_mm.engine.launch import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config that it was trained with')
+    parser.add_argument('checkpoint', help='checkpoint of that training')
+    parser.add_argument('out_dir', help='folder to write to')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
+        default=(224, 224),
+        help='size in pixels of the random image that the outputs before and '
+        'after are compared on (default: 224 224)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        with quiet(), Steps() as steps:
+            steps.next(f'merging {args.checkpoint}')
+            merged = reparameterize(
+                load_config(args.config), args.checkpoint, args.out_dir,
+                args.shape)
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    worst = max(merged.differences, key=lambda found: found.relative)
+    before, after = merged.parameters
+    print(f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M '
+          'merged')
+    print(f'largest difference: {worst.relative:.1e} of the largest value '
+          f'({worst.name}, {worst.absolute:.1e} of {worst.scale:.1e})')
+    print(merged.config)
+    print(merged.checkpoint)
+
+
+if __name__ == '__main__':
+    main()
