@@ -131,6 +131,13 @@ def _commit() -> str | None:
         return None
 
 
+def read_json(path: str | Path | None) -> dict:
+    """What an earlier run has written; empty if nothing has been."""
+    if path is None or not Path(path).exists():
+        return {}
+    return json.loads(Path(path).read_text())
+
+
 def write_json(path: str | Path, content: object) -> None:
     """Write a whole file or none."""
     path = Path(path)

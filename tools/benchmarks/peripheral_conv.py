@@ -7,6 +7,11 @@ copying the map. The last lines hold the results against targets.
 
     python tools/benchmarks/peripheral_conv.py
     python tools/benchmarks/peripheral_conv.py --clock cpu --threads 1
+
+Everything that is compared within a case is measured in turns. Cases may be
+measured one after the other into one file, which keeps those that it has:
+
+    python tools/benchmarks/peripheral_conv.py --cases stage3 --json FILE
 """
 
 from __future__ import annotations
@@ -17,7 +22,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from measure import CLOCKS, environment, interleave, peak_memory, write_json
+from measure import (
+    CLOCKS,
+    environment,
+    interleave,
+    peak_memory,
+    read_json,
+    write_json,
+)
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
@@ -50,7 +62,8 @@ STAGE3 = Case(8, 187, 499, 14, 47, 2)
 STAGE4 = Case(8, 374, 998, 7, 13, 2)
 LARGE51 = Case(1, 46, 124, 128, 51, 2)
 LARGE101 = Case(1, 46, 124, 128, 101, 3)
-CASES = (STAGE1, STAGE2, STAGE3, STAGE4, LARGE51, LARGE101)
+CASES = {'stage1': STAGE1, 'stage2': STAGE2, 'stage3': STAGE3,
+         'stage4': STAGE4, 'large51': LARGE51, 'large101': LARGE101}
 
 
 class Operands:
@@ -163,12 +176,11 @@ def errors(case: Case, operands: Operands, backend: str) -> dict[str, float]:
     return result
 
 
-def targets(times: dict[str, dict[str, dict]],
-            worst: dict[str, dict[str, float]]) -> list[dict]:
+def targets(results: dict[str, dict]) -> list[dict]:
     """The goals set for this operator on two CPU cores, and how we do."""
 
     def ms(case, name, what='forward'):
-        entry = times.get(str(case), {}).get(what, {}).get(name)
+        entry = results.get(str(case), {}).get(what, {}).get(name)
         return None if entry is None else entry['median_ms']
 
     def dense(case, what='forward'):
@@ -210,13 +222,14 @@ def targets(times: dict[str, dict[str, dict]],
         ratio(ms(LARGE101, 'cpp'), ms(LARGE51, 'cpp')), 1.6, False)
     row(f'{STAGE3} forward, chosen over dense',
         ratio(ms(STAGE3, 'chosen'), dense(STAGE3)), 1.1, False)
-    for case in CASES:
+    for case in CASES.values():
         row(f'{case} forward + backward over forward',
             ratio(ms(case, 'cpp', both), ms(case, 'cpp')), 3.3, False)
     for name, limit in (('output', 1e-6), ('input grad', 1e-5),
                         ('weight grad', 1e-5)):
         row(f'largest error, {name}',
-            max(error[name] for error in worst.values()), limit, False)
+            max(case['errors'][name] for case in results.values()), limit,
+            False)
     return rows
 
 
@@ -234,7 +247,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', help='write everything to this file')
+    parser.add_argument('--cases', nargs='+', choices=CASES, default=CASES,
+                        help='default: all')
+    parser.add_argument('--json', help='write everything to this file, or '
+                        'add to it')
     parser.add_argument('--clock', choices=CLOCKS, default='wall',
                         help="'cpu' with --threads 1 on a busy machine")
     parser.add_argument('--threads', type=int, help='default: all cores')
@@ -256,38 +272,42 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     where = environment(args.clock)
     print('\n'.join(f'{key}: {value}' for key, value in where.items()))
-    times: dict[str, dict] = {}
-    worst: dict[str, dict] = {}
-    for case in CASES:
-        operands = Operands(case)
-        backend = select_backend(None, torch.device('cpu'), torch.float32,
-                                 operands.slice.shape, case.grid).name
-        worst[str(case)] = errors(case, operands, backend)
-        if worst[str(case)]['output'] > 1e-5:
-            raise SystemExit(f'{case}: {backend} is wrong, '
-                             f'{worst[str(case)]}')
-        times[str(case)] = {'chosen': backend}
-        for what in ('forward', 'forward + backward'):
-            calls = candidates(case, operands, what != 'forward',
-                               not args.quick)
-            entries = interleave(calls, args.rounds, args.clock,
-                                 budget_s=args.budget)
-            for name, call in calls.items():
-                if entries[name]['median_ms'] < 1000:
-                    entries[name]['peak_memory'] = peak_memory(call)
-            times[str(case)][what] = entries
-            print_times(case, what, entries)
-    rows = targets(times, worst)
+    results = read_json(args.json).get('cases', {})
+    for case in (CASES[name] for name in args.cases):
+        result = measure(case, args)
+        results[str(case)] = {'environment': where, **result}
+        if args.json:
+            write_json(args.json, {'cases': results,
+                                   'targets': targets(results)})
     print()
-    for row in rows:
+    for row in targets(results):
         value = '-' if row['value'] is None else f'{row["value"]:.3g}'
         goal = '' if row['goal'] is None else f', goal {row["goal"]:g}'
         bound = 'at least' if row['at_least'] else 'at most'
         print(f'{row["verdict"]:12} {row["target"]}: {value} '
               f'({bound} {row["limit"]:g}{goal})')
-    if args.json:
-        write_json(args.json, {'environment': where, 'times': times,
-                               'errors': worst, 'targets': rows})
+
+
+def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
+    """Check a case, time it and print the times."""
+    operands = Operands(case)
+    backend = select_backend(None, torch.device('cpu'), torch.float32,
+                             operands.slice.shape, case.grid,
+                             channels_last=True).name
+    worst = errors(case, operands, backend)
+    if worst['output'] > 1e-5:
+        raise SystemExit(f'{case}: {backend} is wrong, {worst}')
+    result: dict[str, object] = {'chosen': backend, 'errors': worst}
+    for what in ('forward', 'forward + backward'):
+        calls = candidates(case, operands, what != 'forward', not args.quick)
+        entries = interleave(calls, args.rounds, args.clock,
+                             budget_s=args.budget)
+        for name, call in calls.items():
+            if entries[name]['median_ms'] < 1000:
+                entries[name]['peak_memory'] = peak_memory(call)
+        result[what] = entries
+        print_times(case, what, entries)
+    return result
 
 
 if __name__ == '__main__':
