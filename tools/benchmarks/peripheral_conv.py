@@ -17,7 +17,7 @@ measured one after the other into one file, which keeps those that it has:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -106,8 +106,8 @@ def with_backward(function: Callable[..., Tensor],
     return call
 
 
-def candidates(case: Case, operands: Operands, backward: bool,
-               slow: bool) -> dict[str, Callable[[], object]]:
+def candidates(case: Case, operands: Operands, backward: bool, slow: bool,
+               without: Collection[str]) -> dict[str, Callable[[], object]]:
     """What to time, by name. ``slow`` includes what may take seconds."""
     grid = case.grid
     o = operands
@@ -133,6 +133,7 @@ def candidates(case: Case, operands: Operands, backward: bool,
             del calls[name]
     if available_backends()['cpp'] is not None:
         del calls['cpp']
+    calls = {name: call for name, call in calls.items() if name not in without}
     if backward:
         return {name: with_backward(*call) for name, call in calls.items()}
     result = {
@@ -257,6 +258,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--budget', type=float, default=6.0, metavar='S',
                         help='seconds per candidate and case')
+    parser.add_argument('--without', nargs='+', default=[], metavar='NAME',
+                        help="what not to time, such as 'dense contiguous'")
     parser.add_argument('--quick', action='store_true',
                         help='leave out what takes seconds a call')
     args = parser.parse_args()
@@ -299,7 +302,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
         raise SystemExit(f'{case}: {backend} is wrong, {worst}')
     result: dict[str, object] = {'chosen': backend, 'errors': worst}
     for what in ('forward', 'forward + backward'):
-        calls = candidates(case, operands, what != 'forward', not args.quick)
+        calls = candidates(case, operands, what != 'forward', not args.quick,
+                           args.without)
         entries = interleave(calls, args.rounds, args.clock,
                              budget_s=args.budget)
         for name, call in calls.items():
