@@ -61,11 +61,11 @@ class PeripheralConv2d(nn.Module):
 
 
 class SmallConv2d(nn.Conv2d):
-    """Depthwise convolution without bias: a grid whose cells are all ones.
+    """Depthwise convolution without bias, quick to train on CPU too.
 
-    Its weight is that of the ``nn.Conv2d`` that it is. What runs it is the
-    peripheral convolution, because torch has no fast weight gradient for
-    depthwise convolutions on CPU.
+    An ``nn.Conv2d`` in all but what runs it on CPU, where torch has no fast
+    gradient of depthwise weights: the peripheral convolution, with a grid
+    whose cells are all ones.
 
     Args:
         channels (int): C, of input and output.
@@ -89,6 +89,8 @@ class SmallConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``; same shape, dtype and layout."""
+        if x.device.type != 'cpu':
+            return super().forward(x)
         return peripheral_conv2d(
             x, self.weight, self.grid, backend=self.backend)
 
