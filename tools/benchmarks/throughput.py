@@ -19,11 +19,12 @@ from collections.abc import Callable
 
 import torch
 from measure import (
-    CLOCKS,
+    add_device_arguments,
     environment,
     interleave,
     peak_memory,
     read_json,
+    set_device,
     write_json,
 )
 from torch import nn
@@ -91,26 +92,29 @@ def setting(size: int, batch: int, training: bool) -> str:
     return f'{size} x {size}, batch {batch}, {what}'
 
 
-def prepare(name: str, training: bool) -> nn.Module:
+def prepare(name: str, training: bool, device: str) -> nn.Module:
     torch.manual_seed(0)
-    model = NETWORKS[name]().to(memory_format=torch.channels_last)
+    model = NETWORKS[name]().to(device, memory_format=torch.channels_last)
     model.train(training)
     if not training and hasattr(model, 'switch_to_deploy'):
         model.switch_to_deploy()
     return model
 
 
-def step(model: nn.Module, images: torch.Tensor,
-         training: bool) -> Callable[[], object]:
+def step(model: nn.Module, images: torch.Tensor, training: bool,
+         amp: bool) -> Callable[[], object]:
     """One forward pass, or one with its backward pass."""
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=amp)
 
     def infer() -> object:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast:
             return model(images)
 
     def train() -> object:
         model.zero_grad()
-        model(images)[-1].sum().backward()
+        with autocast:
+            outputs = model(images)
+        outputs[-1].float().sum().backward()
 
     return train if training else infer
 
@@ -144,28 +148,27 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--training', action='store_true')
     parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument('--clock', choices=CLOCKS, default='wall')
-    parser.add_argument('--threads', type=int, help='default: all cores')
+    parser.add_argument('--amp', action='store_true',
+                        help='autocast to bfloat16')
+    add_device_arguments(parser)
     parser.add_argument('--budget', type=float, default=30.0, metavar='S',
                         help='seconds a network and size')
     parser.add_argument('--json', help='write everything to this file, or '
                         'add to it')
     args = parser.parse_args()
-    if args.clock == 'cpu' and args.threads != 1:
-        parser.error('--clock cpu needs --threads 1')
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    where = environment(args.clock)
+    set_device(parser, args)
+    where = {**environment(args.clock), 'amp': args.amp}
     print('\n'.join(f'{key}: {value}' for key, value in where.items()))
     for name in args.networks:
         if name.removeprefix('pelk_') in ARCHS:
             check(name, 64)
-    models = {name: prepare(name, args.training) for name in args.networks}
+    models = {name: prepare(name, args.training, args.device)
+              for name in args.networks}
     runs = read_json(args.json).get('runs', {})
     for size in args.sizes:
         images = torch.randn(args.batch, 3, size, size).to(
-            memory_format=torch.channels_last)
-        steps = {name: step(model, images, args.training)
+            args.device, memory_format=torch.channels_last)
+        steps = {name: step(model, images, args.training, args.amp)
                  for name, model in models.items()}
         times = interleave(steps, args.rounds, args.clock, slice_s=0.,
                            budget_s=args.budget)
@@ -173,7 +176,8 @@ def main() -> None:
         print(f'\n{key}')
         for name, entry in times.items():
             entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
-            entry['peak_memory'] = memory = peak_memory(steps[name])
+            entry['peak_memory'] = memory = peak_memory(
+                steps[name], args.device)
             print(f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
                   f'{entry["median_ms"]:10.1f} ms' +
                   ('' if memory is None else f'{memory / 2**20:10.1f} MiB'))
