@@ -58,3 +58,9 @@ def _forward(input_shape, weight_shape, bias_shape, sizes, backend,
 def _weight_grad(input_shape, grad_output_shape, sizes, backend,
                  *args, out_shape=None, **kwargs) -> int:
     return _count(input_shape, sizes, backend)
+
+
+@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_backward)
+def _backward(input_shape, weight_shape, grad_output_shape, sizes, backend,
+              *args, out_shape=None, **kwargs) -> int:
+    return 2 * _count(input_shape, sizes, backend)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, memory_format
+from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, select_backend, why_not
 from .sharing_grid import SharingGrid
 
@@ -135,48 +135,64 @@ def _grid(sizes: tuple[int, ...]) -> SharingGrid:
     return SharingGrid.from_sizes(sizes)
 
 
-@torch.library.custom_op('pelk_mm::peripheral_conv2d', mutates_args=())
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
-             sizes: Sequence[int], backend: str) -> Tensor:
-    grid = _grid(tuple(sizes))
-    chosen = select_backend(
+def _select(backend: str, input: Tensor, grid: SharingGrid,
+            weight_grad: bool = False) -> Backend:
+    return select_backend(
         backend or None,
         input.device,
         input.dtype,
         input.shape,
         grid,
+        weight_grad=weight_grad,
         channels_last=memory_format(input) == torch.channels_last)
+
+
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
+             sizes: Sequence[int], backend: str) -> Tensor:
+    grid = _grid(tuple(sizes))
+    chosen = _select(backend, input, grid)
     output = chosen.forward(input, weight, bias, grid)
     return output.contiguous(memory_format=memory_format(input))
 
 
-@_forward.register_fake
-def _(input: Tensor, weight: Tensor, bias: Tensor | None,
-      sizes: Sequence[int], backend: str) -> Tensor:
+def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None,
+                  sizes: Sequence[int], backend: str) -> Tensor:
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
-@torch.library.custom_op(
-    'pelk_mm::peripheral_conv2d_weight_grad', mutates_args=())
 def _weight_grad(input: Tensor, grad_output: Tensor, sizes: Sequence[int],
                  backend: str) -> Tensor:
     grid = _grid(tuple(sizes))
-    chosen = select_backend(
-        backend or None,
-        input.device,
-        input.dtype,
-        input.shape,
-        grid,
-        weight_grad=True,
-        channels_last=memory_format(input) == torch.channels_last)
+    chosen = _select(backend, input, grid, weight_grad=True)
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
 
-@_weight_grad.register_fake
-def _(input: Tensor, grad_output: Tensor, sizes: Sequence[int],
-      backend: str) -> Tensor:
+def _fake_weight_grad(input: Tensor, grad_output: Tensor,
+                      sizes: Sequence[int], backend: str) -> Tensor:
     cells = len(sizes)
     return input.new_empty(input.shape[1], 1, cells, cells)
+
+
+def _backward(input: Tensor, weight: Tensor, grad_output: Tensor,
+              sizes: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
+    grid = _grid(tuple(sizes))
+    chosen = _select(backend, input, grid)
+    other = _select(backend, input, grid, weight_grad=True)
+    if chosen is other:
+        grad_input, grad_weight = chosen.backward(input, weight, grad_output,
+                                                  grid)
+    else:
+        grad_input = chosen.forward(grad_output, weight.flip(2, 3), None, grid)
+        grad_weight = other.weight_grad(input, grad_output, grid)
+    return (grad_input.contiguous(memory_format=memory_format(input)),
+            grad_weight.contiguous())
+
+
+def _fake_backward(input: Tensor, weight: Tensor, grad_output: Tensor,
+                   sizes: Sequence[int],
+                   backend: str) -> tuple[Tensor, Tensor]:
+    return (torch.empty_like(input, memory_format=memory_format(input)),
+            weight.new_empty(weight.shape))
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -186,20 +202,21 @@ def _setup_forward(ctx, inputs, output) -> None:
 
 def _backward_forward(ctx, grad_output: Tensor):
     input, weight = ctx.saved_tensors
+    ops, options = torch.ops.pelk_mm, (ctx.sizes, ctx.backend)
     grad_input = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if all(ctx.needs_input_grad[:2]):
+        grad_input, grad_weight = ops.peripheral_conv2d_backward(
+            input, weight, grad_output, *options)
+    elif ctx.needs_input_grad[0]:
         # Symmetric cells: the adjoint is the same operation, weight flipped.
-        grad_input = torch.ops.pelk_mm.peripheral_conv2d(
-            grad_output, weight.flip(2, 3), None, ctx.sizes, ctx.backend)
-    if ctx.needs_input_grad[1]:
-        grad_weight = torch.ops.pelk_mm.peripheral_conv2d_weight_grad(
-            input, grad_output, ctx.sizes, ctx.backend)
+        grad_input = ops.peripheral_conv2d(
+            grad_output, weight.flip(2, 3), None, *options)
+    elif ctx.needs_input_grad[1]:
+        grad_weight = ops.peripheral_conv2d_weight_grad(
+            input, grad_output, *options)
     if ctx.needs_input_grad[2]:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias, None, None
-
-
-_forward.register_autograd(_backward_forward, setup_context=_setup_forward)
 
 
 def _setup_weight_grad(ctx, inputs, output) -> None:
@@ -220,11 +237,59 @@ def _backward_weight_grad(ctx, cotangent: Tensor):
     return grad_input, grad_grad_output, None, None
 
 
-_weight_grad.register_autograd(
-    _backward_weight_grad, setup_context=_setup_weight_grad)
+def _setup_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.sizes, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
-_autocast = torch.library.Library('pelk_mm', 'FRAGMENT')
+def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
+    """Both gradients are bilinear too; see :func:`_backward_weight_grad`.
+
+    ``to_input`` and ``to_weight`` are the cotangents of the two.
+    """
+    input, weight, grad_output = ctx.saved_tensors
+    ops, options = torch.ops.pelk_mm, (ctx.sizes, ctx.backend)
+    grads = [None, None, None, None, None]
+    if ctx.needs_input_grad[0]:
+        grads[0] = ops.peripheral_conv2d(
+            grad_output, to_weight.flip(2, 3), None, *options)
+    if ctx.needs_input_grad[1]:
+        grads[1] = ops.peripheral_conv2d_weight_grad(
+            to_input, grad_output, *options)
+    if ctx.needs_input_grad[2]:
+        grads[2] = (
+            ops.peripheral_conv2d(to_input, weight, None, *options) +
+            ops.peripheral_conv2d(input, to_weight, None, *options))
+    return tuple(grads)
+
+
+# Not with torch.library.custom_op: on small maps its wrappers would be felt.
+_library = torch.library.Library('pelk_mm', 'FRAGMENT')
+
+
+def _register(schema: str, run: Callable, fake: Callable, backward: Callable,
+              setup_context: Callable) -> None:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, ))
+    name = schema[:schema.index('(')]
+    _library.impl(name, run, 'CompositeExplicitAutograd')
+    name = f'pelk_mm::{name}'
+    torch.library.register_fake(name, fake, lib=_library)
+    torch.library.register_autograd(
+        name, backward, setup_context=setup_context, lib=_library)
+
+
+_register(
+    'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
+    'SymInt[] sizes, str backend) -> Tensor', _forward, _fake_forward,
+    _backward_forward, _setup_forward)
+_register(
+    'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
+    'SymInt[] sizes, str backend) -> Tensor', _weight_grad, _fake_weight_grad,
+    _backward_weight_grad, _setup_weight_grad)
+_register(
+    'peripheral_conv2d_backward(Tensor input, Tensor weight, '
+    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
+    _backward, _fake_backward, _backward_backward, _setup_backward)
 
 
 def _register_autocast(device_type: str) -> None:
@@ -240,7 +305,7 @@ def _register_autocast(device_type: str) -> None:
             return torch.ops.pelk_mm.peripheral_conv2d(
                 cast(input), cast(weight), cast(bias), sizes, backend)
 
-    _autocast.impl('peripheral_conv2d', forward, key)
+    _library.impl('peripheral_conv2d', forward, key)
 
 
 for _device_type in ('cpu', 'cuda'):

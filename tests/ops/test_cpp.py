@@ -90,8 +90,13 @@ def test_threads_do_not_change_the_result(kernels, threads):
         expected = kernels.forward(x, w, None, sizes, True)
         torch.set_num_threads(threads)
         first = kernels.weight_grad(x, g, sizes)
+        both = kernels.backward(x, w, g, sizes, True)
+        assert torch.equal(both[1], first)
         assert torch.equal(kernels.forward(x, w, None, sizes, True), expected)
         assert torch.equal(kernels.weight_grad(x, g, sizes), first)
+        for again, once in zip(kernels.backward(x, w, g, sizes, True), both,
+                               strict=True):
+            assert torch.equal(again, once)
     finally:
         torch.set_num_threads(before)
 

@@ -90,7 +90,7 @@ def test_backend_named_is_the_one_that_ran(backend):
     w = torch.randn(3, 1, 9, 9, requires_grad=True)
     ran = []
     for name, other in backends_module.BACKENDS.items():
-        for method in ('forward', 'weight_grad'):
+        for method in ('forward', 'weight_grad', 'backward'):
             original = getattr(other, method)
 
             def spy(*args, _name=name, _method=method, _original=original):
@@ -104,8 +104,43 @@ def test_backend_named_is_the_one_that_ran(backend):
         y.sum().backward()
     finally:
         mock.patch.stopall()
-    assert ran == [(backend, 'forward'), (backend, 'forward'),
-                   (backend, 'weight_grad')]
+    assert ran[:2] == [(backend, 'forward'), (backend, 'backward')]
+    assert {name for name, _ in ran} == {backend}
+
+
+def test_gradients_one_at_a_time(backend):
+    """Of input or weight alone, as of both; the other may be frozen."""
+    grid = SharingGrid(13)
+    x = make_map((2, 5, 6, 7), torch.float64, 'slice').requires_grad_()
+    w = torch.randn(5, 1, 9, 9, dtype=torch.float64, requires_grad=True)
+
+    def gradients(x, w):
+        y = peripheral_conv2d(x, w, grid, backend=backend)
+        return torch.autograd.grad(
+            (y**2).sum(), [leaf for leaf in (x, w) if leaf.requires_grad])
+
+    both = gradients(x, w)
+    torch.testing.assert_close(gradients(x, w.detach())[0], both[0])
+    torch.testing.assert_close(gradients(x.detach(), w)[0], both[1])
+
+
+def test_backward_mixes_backends_where_that_is_faster(monkeypatch):
+    """What suits a convolution need not suit the weight's gradient."""
+    from pelk_mm.ops import peripheral_conv
+    chosen = backends_module.BACKENDS
+    monkeypatch.setattr(
+        peripheral_conv, '_select', lambda *_, weight_grad=False:
+        chosen['fft' if weight_grad else 'dense'])
+    leaves = (make_map((2, 3, 6, 7), torch.float64).requires_grad_(),
+              torch.randn(3, 1, 9, 9, dtype=torch.float64,
+                          requires_grad=True))
+    y = peripheral_conv2d(*leaves, SharingGrid(13))
+    mixed = torch.autograd.grad((y**2).sum(), leaves)
+    monkeypatch.undo()
+    y = peripheral_conv2d(*leaves, SharingGrid(13), backend='dense')
+    for got, expected in zip(
+            mixed, torch.autograd.grad((y**2).sum(), leaves), strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_gradcheck_and_gradgradcheck(backend):
@@ -134,6 +169,10 @@ def test_opcheck(backend, layout):
     torch.library.opcheck(
         ops.peripheral_conv2d_weight_grad.default,
         (x, make_map((2, 3, 6, 7), layout=layout), grid.sizes, backend))
+    torch.library.opcheck(
+        ops.peripheral_conv2d_backward.default,
+        (x, w, make_map((2, 3, 6, 7), layout=layout).requires_grad_(),
+         grid.sizes, backend))
 
 
 class Module(torch.nn.Module):

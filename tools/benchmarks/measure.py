@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
@@ -14,7 +15,37 @@ from pathlib import Path
 
 import torch
 
-CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+
+def _after_the_gpu() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time,
+          'gpu': _after_the_gpu}
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to measure, and with what clock."""
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
+                        help="'cpu' with --threads 1 on a busy machine")
+    parser.add_argument('--threads', type=int, help='default: all cores')
+
+
+def set_device(parser: argparse.ArgumentParser,
+               args: argparse.Namespace) -> None:
+    """Settle the threads, and let the clock wait for a GPU."""
+    if args.clock == 'cpu' and args.threads != 1:
+        parser.error('--clock cpu needs --threads 1: threads that wait for '
+                     'others count as computing')
+    if args.device == 'cuda':
+        if not torch.cuda.is_available():
+            parser.error('torch sees no CUDA device')
+        args.clock = 'gpu'
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
 
 
 def interleave(candidates: Mapping[str, Callable[[], object]],
@@ -32,9 +63,10 @@ def interleave(candidates: Mapping[str, Callable[[], object]],
     Args:
         candidates (Mapping): What to call, by name.
         rounds (int): How often each is timed, at most. Default: 15.
-        clock (str): ``'wall'``, or ``'cpu'`` for the time that the process
-            spent computing: meaningful with one thread, and indifferent to
-            other processes taking turns. Default: ``'wall'``.
+        clock (str): ``'wall'``, ``'gpu'`` for the same once the GPU is done,
+            or ``'cpu'`` for the time that the process spent computing:
+            meaningful with one thread, and indifferent to other processes
+            taking turns. Default: ``'wall'``.
         slice_s (float): Seconds per turn. Default: 0.03.
         budget_s (float): Seconds per candidate, all in all. Default: 6.
 
@@ -76,8 +108,17 @@ def interleave(candidates: Mapping[str, Callable[[], object]],
     }
 
 
-def peak_memory(call: Callable[[], object]) -> int | None:
-    """Bytes that a call adds to the process at its peak; None if unknown."""
+def peak_memory(call: Callable[[], object],
+                device: str = 'cpu') -> int | None:
+    """Bytes that a call adds at its peak; None if unknown.
+
+    To the process, or to what torch has allocated on a GPU.
+    """
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     try:
         # Memory that was freed but not given back would hide what is taken.
         ctypes.CDLL(None).malloc_trim(0)
@@ -100,6 +141,7 @@ def environment(clock: str) -> dict[str, object]:
     """Where and with what a measurement was made."""
     return {
         'cpu': _cpu_name(),
+        'gpu': torch.cuda.get_device_name() if clock == 'gpu' else None,
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         'clock': clock,
@@ -129,6 +171,13 @@ def _commit() -> str | None:
                               capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def read_json(path: str | Path | None) -> dict:
+    """What an earlier run has written; empty if nothing has been."""
+    if path is None or not Path(path).exists():
+        return {}
+    return json.loads(Path(path).read_text())
 
 
 def write_json(path: str | Path, content: object) -> None:

@@ -7,17 +7,35 @@ copying the map. The last lines hold the results against targets.
 
     python tools/benchmarks/peripheral_conv.py
     python tools/benchmarks/peripheral_conv.py --clock cpu --threads 1
+
+Everything that is compared within a case is measured in turns. Cases may be
+measured one after the other into one file, which keeps those that it has:
+
+    python tools/benchmarks/peripheral_conv.py --cases stage3 --json FILE
+
+On a GPU:
+
+    python tools/benchmarks/peripheral_conv.py --device cuda \\
+        --dtype bfloat16 --cases stage1_64
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from measure import CLOCKS, environment, interleave, peak_memory, write_json
+from measure import (
+    add_device_arguments,
+    environment,
+    interleave,
+    peak_memory,
+    read_json,
+    set_device,
+    write_json,
+)
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
@@ -50,7 +68,11 @@ STAGE3 = Case(8, 187, 499, 14, 47, 2)
 STAGE4 = Case(8, 374, 998, 7, 13, 2)
 LARGE51 = Case(1, 46, 124, 128, 51, 2)
 LARGE101 = Case(1, 46, 124, 128, 101, 3)
-CASES = (STAGE1, STAGE2, STAGE3, STAGE4, LARGE51, LARGE101)
+STAGE1_64 = Case(64, 46, 124, 56, 51, 2)  # for GPUs
+CASES = {'stage1': STAGE1, 'stage2': STAGE2, 'stage3': STAGE3,
+         'stage4': STAGE4, 'large51': LARGE51, 'large101': LARGE101,
+         'stage1_64': STAGE1_64}
+DEFAULT = tuple(name for name in CASES if name != 'stage1_64')
 
 
 class Operands:
@@ -93,19 +115,22 @@ def with_backward(function: Callable[..., Tensor],
     return call
 
 
-def candidates(case: Case, operands: Operands, backward: bool,
-               slow: bool) -> dict[str, Callable[[], object]]:
+def candidates(case: Case, operands: Operands, backward: bool, slow: bool,
+               without: Collection[str]) -> dict[str, Callable[[], object]]:
     """What to time, by name. ``slow`` includes what may take seconds."""
     grid = case.grid
     o = operands
+
+    available = available_backends(o.slice.device, o.slice.dtype)
 
     def ours(backend):
         return lambda x, w: peripheral_conv2d(x, w, grid, backend=backend)
 
     calls = {
         'chosen': (ours(None), o.slice, o.weight),
-        'cpp': (ours('cpp'), o.slice, o.weight),
-        'fft': (ours('fft'), o.slice, o.weight),
+        **{name: (ours(name), o.slice, o.weight)
+           for name in ('cpp', 'triton', 'fft')
+           if available[name] is None},
         'dense channels-last': (depthwise, o.last, o.kernel),
         'dense contiguous': (depthwise, o.contiguous, o.kernel),
         '7x7 all channels': (depthwise, o.all, o.seven),
@@ -118,8 +143,7 @@ def candidates(case: Case, operands: Operands, backward: bool,
                 ('dense channels-last', 'SLaK pair all channels')
                 if backward else ())):
             del calls[name]
-    if available_backends()['cpp'] is not None:
-        del calls['cpp']
+    calls = {name: call for name, call in calls.items() if name not in without}
     if backward:
         return {name: with_backward(*call) for name, call in calls.items()}
     result = {
@@ -144,7 +168,10 @@ def regions(height: int, width: int) -> dict[str, tuple]:
 
 
 def errors(case: Case, operands: Operands, backend: str) -> dict[str, float]:
-    """Largest error of any region against float64, over the largest value."""
+    """Largest error of any region against float64, over the largest value.
+
+    In float32, whatever is timed: where a result is rounded says little.
+    """
     names = 'output', 'input grad', 'weight grad'
 
     def run(dtype, backend):
@@ -163,12 +190,11 @@ def errors(case: Case, operands: Operands, backend: str) -> dict[str, float]:
     return result
 
 
-def targets(times: dict[str, dict[str, dict]],
-            worst: dict[str, dict[str, float]]) -> list[dict]:
-    """The goals set for this operator on two CPU cores, and how we do."""
+def targets(results: dict[str, dict]) -> list[dict]:
+    """The goals set for this operator on two CPU cores or a GPU."""
 
     def ms(case, name, what='forward'):
-        entry = times.get(str(case), {}).get(what, {}).get(name)
+        entry = results.get(str(case), {}).get(what, {}).get(name)
         return None if entry is None else entry['median_ms']
 
     def dense(case, what='forward'):
@@ -206,23 +232,33 @@ def targets(times: dict[str, dict[str, dict]],
     row(f'{LARGE101} forward, over 7x7 on all channels',
         ratio(ms(LARGE101, 'cpp'), ms(LARGE101, '7x7 all channels')), 4,
         False, 2)
+    one_run = (results.get(str(LARGE101), {}).get('environment') ==
+               results.get(str(LARGE51), {}).get('environment'))
     row('K101 over K51, 128x128',
-        ratio(ms(LARGE101, 'cpp'), ms(LARGE51, 'cpp')), 1.6, False)
+        ratio(ms(LARGE101, 'cpp'), ms(LARGE51, 'cpp')) if one_run else None,
+        1.6, False)
     row(f'{STAGE3} forward, chosen over dense',
         ratio(ms(STAGE3, 'chosen'), dense(STAGE3)), 1.1, False)
-    for case in CASES:
+    for case in (CASES[name] for name in DEFAULT):
         row(f'{case} forward + backward over forward',
             ratio(ms(case, 'cpp', both), ms(case, 'cpp')), 3.3, False)
+    if str(STAGE1_64) in results:
+        ours = ms(STAGE1_64, 'triton', both)
+        row(f'{STAGE1_64} forward + backward, times faster than dense',
+            ratio(dense(STAGE1_64, both), ours), 5, True, 20)
+        row(f'{STAGE1_64} forward + backward, over 7x7 on all channels',
+            ratio(ours, ms(STAGE1_64, '7x7 all channels', both)), 1.5, False)
     for name, limit in (('output', 1e-6), ('input grad', 1e-5),
                         ('weight grad', 1e-5)):
         row(f'largest error, {name}',
-            max(error[name] for error in worst.values()), limit, False)
+            max(case['errors'][name] for case in results.values()), limit,
+            False)
     return rows
 
 
 def print_times(case: Case, what: str, entries: dict[str, dict]) -> None:
-    print(f'\n{case}, {what}: milliseconds (median, best), ratio to cpp')
-    unit = entries.get('cpp', entries['chosen'])['median_ms']
+    print(f'\n{case}, {what}: milliseconds (median, best), ratio to chosen')
+    unit = entries['chosen']['median_ms']
     for name, entry in entries.items():
         memory = entry.get('peak_memory')
         print(f'  {name:24}{entry["median_ms"]:10.2f}{entry["best_ms"]:10.2f}'
@@ -234,60 +270,69 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--json', help='write everything to this file')
-    parser.add_argument('--clock', choices=CLOCKS, default='wall',
-                        help="'cpu' with --threads 1 on a busy machine")
-    parser.add_argument('--threads', type=int, help='default: all cores')
+    parser.add_argument('--cases', nargs='+', choices=CASES, default=DEFAULT,
+                        help=f'default: {" ".join(DEFAULT)}')
+    parser.add_argument('--json', help='write everything to this file, or '
+                        'add to it')
+    add_device_arguments(parser)
+    parser.add_argument('--dtype', default='float32',
+                        choices=('float32', 'float16', 'bfloat16', 'float64'))
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--budget', type=float, default=6.0, metavar='S',
                         help='seconds per candidate and case')
+    parser.add_argument('--without', nargs='+', default=[], metavar='NAME',
+                        help="what not to time, such as 'dense contiguous'")
     parser.add_argument('--quick', action='store_true',
                         help='leave out what takes seconds a call')
     args = parser.parse_args()
-    if args.clock == 'cpu' and args.threads != 1:
-        parser.error("--clock cpu needs --threads 1: threads that wait for "
-                     'others count as computing')
+    set_device(parser, args)
+    torch.set_default_dtype(getattr(torch, args.dtype))
     return args
 
 
 def main() -> None:
     args = parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    where = environment(args.clock)
+    where = {**environment(args.clock), 'dtype': args.dtype}
     print('\n'.join(f'{key}: {value}' for key, value in where.items()))
-    times: dict[str, dict] = {}
-    worst: dict[str, dict] = {}
-    for case in CASES:
-        operands = Operands(case)
-        backend = select_backend(None, torch.device('cpu'), torch.float32,
-                                 operands.slice.shape, case.grid).name
-        worst[str(case)] = errors(case, operands, backend)
-        if worst[str(case)]['output'] > 1e-5:
-            raise SystemExit(f'{case}: {backend} is wrong, '
-                             f'{worst[str(case)]}')
-        times[str(case)] = {'chosen': backend}
-        for what in ('forward', 'forward + backward'):
-            calls = candidates(case, operands, what != 'forward',
-                               not args.quick)
-            entries = interleave(calls, args.rounds, args.clock,
-                                 budget_s=args.budget)
-            for name, call in calls.items():
-                if entries[name]['median_ms'] < 1000:
-                    entries[name]['peak_memory'] = peak_memory(call)
-            times[str(case)][what] = entries
-            print_times(case, what, entries)
-    rows = targets(times, worst)
+    results = read_json(args.json).get('cases', {})
+    for case in (CASES[name] for name in args.cases):
+        result = measure(case, args)
+        results[str(case)] = {'environment': where, **result}
+        if args.json:
+            write_json(args.json, {'cases': results,
+                                   'targets': targets(results)})
     print()
-    for row in rows:
+    for row in targets(results):
         value = '-' if row['value'] is None else f'{row["value"]:.3g}'
         goal = '' if row['goal'] is None else f', goal {row["goal"]:g}'
         bound = 'at least' if row['at_least'] else 'at most'
         print(f'{row["verdict"]:12} {row["target"]}: {value} '
               f'({bound} {row["limit"]:g}{goal})')
-    if args.json:
-        write_json(args.json, {'environment': where, 'times': times,
-                               'errors': worst, 'targets': rows})
+
+
+def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
+    """Check a case, time it and print the times."""
+    with torch.device(args.device):
+        operands = Operands(case)
+    backend = select_backend(
+        None, operands.slice.device, operands.slice.dtype,
+        operands.slice.shape, case.grid, channels_last=True).name
+    worst = errors(case, operands, backend)
+    if worst['output'] > 1e-5:
+        raise SystemExit(f'{case}: {backend} is wrong, {worst}')
+    result: dict[str, object] = {'chosen': backend, 'errors': worst}
+    for what in ('forward', 'forward + backward'):
+        calls = candidates(case, operands, what != 'forward', not args.quick,
+                           args.without)
+        entries = interleave(calls, args.rounds, args.clock,
+                             budget_s=args.budget)
+        for name, call in calls.items():
+            if entries[name]['median_ms'] < 1000:
+                entries[name]['peak_memory'] = peak_memory(
+                        call, args.device)
+        result[what] = entries
+        print_times(case, what, entries)
+    return result
 
 
 if __name__ == '__main__':

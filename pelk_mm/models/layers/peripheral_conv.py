@@ -60,6 +60,41 @@ class PeripheralConv2d(nn.Module):
                 f'cells={self.grid.num_cells}, bias={self.bias is not None}')
 
 
+class SmallConv2d(nn.Conv2d):
+    """Depthwise convolution without bias, quick to train on CPU too.
+
+    An ``nn.Conv2d`` in all but what runs it on CPU, where torch has no fast
+    gradient of depthwise weights: the peripheral convolution, with a grid
+    whose cells are all ones.
+
+    Args:
+        channels (int): C, of input and output.
+        kernel_size (int): Odd.
+        backend (str, optional): See :class:`PeripheralConv2d`. Default: None.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 kernel_size: int,
+                 backend: str | None = None) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=channels,
+            bias=False)
+        self.grid = SharingGrid.from_sizes([1] * kernel_size)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, C, H, W)``; same shape, dtype and layout."""
+        if x.device.type != 'cpu':
+            return super().forward(x)
+        return peripheral_conv2d(
+            x, self.weight, self.grid, backend=self.backend)
+
+
 class PartialPeripheralConv2d(nn.Module):
     """Peripheral convolution of the first channels, the rest passed on.
 
@@ -125,13 +160,7 @@ class PartialPeripheralConv2d(nn.Module):
         self.small_kernel = small_kernel
         if small_kernel is not None and not (deploy
                                              and self._small_fits(grid)):
-            self.small = nn.Conv2d(
-                convolved,
-                convolved,
-                small_kernel,
-                padding=small_kernel // 2,
-                groups=convolved,
-                bias=False)
+            self.small = SmallConv2d(convolved, small_kernel, backend)
             nn.init.trunc_normal_(self.small.weight, std=0.02)
         if not self.merged:
             self.large_norm = _build_batch_norm(norm_cfg, convolved)

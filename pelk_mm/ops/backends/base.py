@@ -58,6 +58,12 @@ class Backend(ABC):
                     grid: SharingGrid) -> Tensor:
         """Gradient ``(C, 1, k', k')`` of the weight."""
 
+    def backward(self, input: Tensor, weight: Tensor, grad_output: Tensor,
+                 grid: SharingGrid) -> tuple[Tensor, Tensor]:
+        """Gradients of the input and of the weight, in one go if possible."""
+        return (self.forward(grad_output, weight.flip(2, 3), None, grid),
+                self.weight_grad(input, grad_output, grid))
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything narrower."""

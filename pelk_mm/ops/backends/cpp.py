@@ -76,6 +76,17 @@ class CppBackend(Backend):
         return torch.ops.pelk_mm_cpp.weight_grad(input, grad_output,
                                                  grid.sizes)
 
+    def backward(self, input: Tensor, weight: Tensor, grad_output: Tensor,
+                 grid: SharingGrid) -> tuple[Tensor, Tensor]:
+        self.prepare()
+        if input.dtype == torch.float16:
+            grad_input, grad_weight = self.backward(
+                input.float(), weight.float(), grad_output.float(), grid)
+            return grad_input.to(input.dtype), grad_weight.to(input.dtype)
+        return torch.ops.pelk_mm_cpp.backward(
+            input, weight, grad_output, grid.sizes,
+            memory_format(input) == torch.channels_last)
+
     def _reason(self) -> str:
         lines = str(self.failure).strip().splitlines() or ['no message']
         # A failed build repeats the compiler's commands, which say little.

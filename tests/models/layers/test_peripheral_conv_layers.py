@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelk_mm.models.layers import PartialPeripheralConv2d, PeripheralConv2d
+from pelk_mm.models.layers.peripheral_conv import SmallConv2d
 from pelk_mm.ops import SharingGrid
 
 GRID = SharingGrid(13)
@@ -64,6 +65,33 @@ class TestPeripheralConv2d:
         conv.backend = 'abacus'
         with pytest.raises(ValueError, match='unknown backend'):
             conv(x)
+
+
+class TestSmallConv2d:
+
+    def test_is_the_convolution_that_it_is_a_subclass_of(self):
+        conv = SmallConv2d(4, 5).double()
+        assert set(conv.state_dict()) == {'weight'}
+        x = torch.randn(2, 4, 9, 15, dtype=torch.float64, requires_grad=True)
+        leaves = x, conv.weight
+        for got, expected in zip(
+                (conv(x), *torch.autograd.grad((conv(x)**2).sum(), leaves)),
+                (nn.Conv2d.forward(conv, x), *torch.autograd.grad(
+                    (nn.Conv2d.forward(conv, x)**2).sum(), leaves)),
+                strict=True):
+            torch.testing.assert_close(got, expected)
+
+    def test_backend_is_passed_on(self):
+        layer = PartialPeripheralConv2d(8, GRID, backend='dense')
+        assert layer.small.backend == 'dense'
+        layer.small.backend = 'abacus'
+        with pytest.raises(ValueError, match='unknown backend'):
+            layer(torch.randn(1, 8, 9, 9))
+
+    def test_other_devices_use_their_own(self):
+        conv = SmallConv2d(4, 5, backend='cpp').to('meta')
+        assert conv(torch.empty(1, 4, 9, 9, device='meta')).shape[1:] == (
+            4, 9, 9)
 
 
 class TestPositionalEmbedding:

@@ -1,6 +1,5 @@
 // Torch operators pelk_mm_cpp::*: checks layouts, shares the work among torch's
 // threads and picks the kernels for the machine it finds itself on.
-#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -13,6 +12,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "plan.h"
@@ -83,7 +83,7 @@ Map map_of(const at::Tensor& tensor, int64_t image, int64_t channel) {
           channel_stride, tensor.stride(2), tensor.stride(3)};
 }
 
-// Runs work(thread's scratch, task) for every task, whichever thread is free.
+// Runs work(a thread's scratch, task) for every task, whichever thread is free.
 template <class Work>
 void run_tasks(int64_t tasks, int64_t scratch_elements, at::ScalarType type,
                const Work& work) {
@@ -95,63 +95,79 @@ void run_tasks(int64_t tasks, int64_t scratch_elements, at::ScalarType type,
   std::atomic<int64_t> next{0};
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      void* mine = offset(data, worker * scratch_elements, scratch);
-      for (int64_t task; (task = next++) < tasks;) work(mine, task);
+      Scratch mine{offset(data, worker * scratch_elements, scratch), false};
+      for (int64_t task; (task = next++) < tasks; mine.used = true)
+        work(mine, task);
     }
   });
 }
 
-// The compact weight, or only the cells that meet the map, channels innermost:
-// [channel group][row cell][column cell][lane].
-template <class T>
-void pack_weight(const T* weight, const Plan& plan, int64_t cells,
-                 int64_t channels, int64_t lanes, T* packed) {
-  const Geometry& g = plan.geometry;
-  int64_t taps = int64_t{g.num_rows} * g.num_columns;
-  int64_t groups = (channels + lanes - 1) / lanes;
-  at::parallel_for(
-      0, groups, std::max<int64_t>(1, 16384 / (taps * lanes)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t group = begin; group < end; ++group)
-          for (int64_t lane = 0; lane < lanes; ++lane) {
-            int64_t channel = group * lanes + lane;
-            T* to = packed + group * taps * lanes + lane;
-            if (channel >= channels) {
-              for (int64_t tap = 0; tap < taps; ++tap) to[tap * lanes] = 0;
-              continue;
-            }
-            const T* from = weight + (channel * cells + plan.first_row) * cells +
-                            plan.first_column;
-            for (int64_t a = 0; a < g.num_rows; ++a, from += cells)
-              for (int64_t b = 0; b < g.num_columns; ++b, to += lanes)
-                *to = from[b];
-          }
-      });
-}
+// How a call cuts channels into vectors, and the compact weight with them.
+struct Lanes {
+  Lanes(const Kernels& kernels, at::ScalarType type, int64_t channels,
+        int64_t cells)
+      : kernels(kernels),
+        storage(type == at::kDouble ? Storage::float64 : Storage::float32),
+        channels(channels),
+        taps(cells * cells),
+        count(kernels.vector_bytes / at::elementSize(type)),
+        groups((channels + count - 1) / count),
+        group_bytes(taps * kernels.vector_bytes) {}
 
-// The reverse, summing partial results; cells that meet no map get 0.
-template <class T>
-void unpack_weight(const T* packed, int64_t partials, const Plan& plan,
-                   int64_t cells, int64_t channels, int64_t lanes, T* weight) {
-  const Geometry& g = plan.geometry;
-  int64_t taps = int64_t{g.num_rows} * g.num_columns;
-  int64_t groups = (channels + lanes - 1) / lanes;
-  at::parallel_for(
-      0, channels, std::max<int64_t>(1, 16384 / (taps * partials)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t channel = begin; channel < end; ++channel)
-          for (int64_t partial = 0; partial < partials; ++partial) {
-            const T* from = packed +
-                            (partial * groups + channel / lanes) * taps * lanes +
-                            channel % lanes;
-            T* to = weight + (channel * cells + plan.first_row) * cells +
-                    plan.first_column;
-            for (int64_t a = 0; a < g.num_rows; ++a, to += cells)
-              for (int64_t b = 0; b < g.num_columns; ++b, from += lanes)
-                to[b] += *from;
-          }
-      });
-}
+  int of(int64_t group) const {
+    return static_cast<int>(std::min(count, channels - group * count));
+  }
+
+  // A group's channels of a contiguous weight of the type computed with.
+  WeightTask task(const at::Tensor& weight, int64_t group, void* packed) const {
+    void* data = const_cast<void*>(weight.const_data_ptr());
+    WeightTask task{};
+    task.weight = {offset(static_cast<char*>(data), group * count * taps,
+                          weight),
+                   taps, 0, 1};
+    task.packed = packed;
+    task.taps = static_cast<int>(taps);
+    task.lanes = of(group);
+    return task;
+  }
+
+  // Calls work(group) for all of them.
+  template <class Work>
+  void for_all(const Work& work) const {
+    int64_t grain = std::max<int64_t>(1, 65536 / group_bytes);
+    at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t group = begin; group < end; ++group) work(group);
+    });
+  }
+
+  // Channels innermost: [channel group][row cell][column cell][lane].
+  // `reverse`: the last cell first, which the grid's symmetry makes a flip.
+  void pack(const at::Tensor& weight, bool reverse, char* packed) const {
+    for_all([&](int64_t group) {
+      WeightTask work = task(weight, group, packed + group * group_bytes);
+      work.reverse = reverse;
+      kernels.pack(storage, work);
+    });
+  }
+
+  // The other way, the last cell first, summing partial results.
+  void unpack(char* packed, int64_t partials, const at::Tensor& weight) const {
+    for_all([&](int64_t group) {
+      WeightTask work = task(weight, group, packed + group * group_bytes);
+      work.reverse = true;
+      work.partials = static_cast<int>(partials);
+      work.stride = groups * taps;
+      kernels.unpack(storage, work);
+    });
+  }
+
+  const Kernels& kernels;
+  Storage storage;
+  int64_t channels, taps;
+  int64_t count;        // lanes of a vector
+  int64_t groups;       // vectors that hold all channels
+  int64_t group_bytes;  // of one packed group
+};
 
 at::MemoryFormat format_of(bool channels_last) {
   return channels_last ? at::MemoryFormat::ChannelsLast
@@ -168,46 +184,42 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
       input.sizes(), input.options().memory_format(format_of(channels_last)));
   if (output.numel() == 0) return output;
   const int64_t images = input.size(0), channels = input.size(1);
-  const int64_t cells = sizes.size();
   Plan plan(sizes.vec(), input.size(2), input.size(3));
   const Geometry& g = plan.geometry;
   const Kernels& kernels = *current_kernels();
   const at::ScalarType type = value_type(input);
-  const int64_t element = at::elementSize(type);
-  const int64_t lanes = kernels.vector_bytes / element;
-  const int64_t groups = (channels + lanes - 1) / lanes;
-  const int64_t taps = int64_t{g.num_rows} * g.num_columns;
+  const Lanes lanes(kernels, type, channels, g.num_cells);
 
   at::Tensor values = weight.to(type).contiguous();
-  at::Tensor packed = make_scratch((taps + 1) * groups * lanes, type);
-  AT_DISPATCH_FLOATING_TYPES(type, "pelk_mm_cpp::forward", [&] {
-    pack_weight(values.const_data_ptr<scalar_t>(), plan, cells, channels, lanes,
-                packed.data_ptr<scalar_t>());
-  });
+  at::Tensor packed =
+      make_scratch((lanes.taps + 1) * lanes.groups * lanes.count, type);
   char* packed_weight = static_cast<char*>(packed.data_ptr());
-  char* packed_bias = packed_weight + taps * groups * lanes * element;
+  char* packed_bias = packed_weight + lanes.groups * lanes.group_bytes;
+  lanes.pack(values, false, packed_weight);
   if (bias.has_value()) {
-    std::memset(packed_bias, 0, groups * lanes * element);
+    std::memset(packed_bias, 0, lanes.groups * kernels.vector_bytes);
     at::Tensor bias_values = bias->to(type).contiguous();
-    std::memcpy(packed_bias, bias_values.const_data_ptr(), channels * element);
+    std::memcpy(packed_bias, bias_values.const_data_ptr(),
+                channels * at::elementSize(type));
   }
 
+  const int64_t groups = lanes.groups;
   const int64_t bands = plan.bands(images * groups, at::get_num_threads());
   const Storage storage = storage_of(input);
-  run_tasks(images * groups * bands, plan.scratch(lanes), type,
-            [&](void* scratch, int64_t task) {
+  run_tasks(images * groups * bands, plan.scratch(lanes.count, false), type,
+            [&](const Scratch& scratch, int64_t task) {
               int64_t band = task % bands, map = task / bands;
               int64_t group = map % groups, image = map / groups;
-              int64_t channel = group * lanes;
+              int64_t channel = group * lanes.count;
               ForwardTask work;
               work.geometry = &g;
               work.input = map_of(input, image, channel);
               work.output = map_of(output, image, channel);
-              work.weight = packed_weight + group * taps * lanes * element;
+              work.weight = packed_weight + group * lanes.group_bytes;
               work.bias = bias.has_value()
-                              ? packed_bias + group * lanes * element
+                              ? packed_bias + group * kernels.vector_bytes
                               : nullptr;
-              work.lanes = std::min(lanes, channels - channel);
+              work.lanes = lanes.of(group);
               work.begin = g.height * band / bands;
               work.end = g.height * (band + 1) / bands;
               work.scratch = scratch;
@@ -216,24 +228,32 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
   return output;
 }
 
-at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
-                       at::IntArrayRef sizes) {
+// The gradient to the weight, and if there is a weight that to the input.
+at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
+                     const std::optional<at::Tensor>& weight,
+                     const at::Tensor& grad_input, at::IntArrayRef sizes) {
   TORCH_CHECK(input.dim() == 4 && input.sizes() == grad_output.sizes() &&
                   input.scalar_type() == grad_output.scalar_type(),
               "expected two maps (N, C, H, W) of one shape and dtype");
   const int64_t images = input.size(0), channels = input.size(1);
   const int64_t cells = sizes.size();
   const at::ScalarType type = value_type(input);
-  at::Tensor grad = at::zeros({channels, 1, cells, cells},
+  at::Tensor grad = at::empty({channels, 1, cells, cells},
                               input.options().dtype(type));
-  if (input.numel() == 0) return grad.to(input.scalar_type());
+  if (input.numel() == 0) return grad.zero_().to(input.scalar_type());
   Plan plan(sizes.vec(), input.size(2), input.size(3));
   const Geometry& g = plan.geometry;
   const Kernels& kernels = *current_kernels();
-  const int64_t element = at::elementSize(type);
-  const int64_t lanes = kernels.vector_bytes / element;
-  const int64_t groups = (channels + lanes - 1) / lanes;
-  const int64_t taps = int64_t{g.num_rows} * g.num_columns;
+  const Lanes lanes(kernels, type, channels, cells);
+  const int64_t groups = lanes.groups;
+
+  at::Tensor packed;
+  char* packed_weight = nullptr;
+  if (weight.has_value()) {
+    packed = make_scratch(lanes.taps * groups * lanes.count, type);
+    packed_weight = static_cast<char*>(packed.data_ptr());
+    lanes.pack(weight->to(type).contiguous(), true, packed_weight);
+  }
 
   // Every task sums into a place of its own: results do not depend on which
   // thread is the faster. Images share one while there is work for all.
@@ -243,20 +263,22 @@ at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
   const int64_t batches = (images + per_task - 1) / per_task;
   const int64_t bands = plan.bands(batches * groups, threads);
   const int64_t tasks = batches * bands * groups;
-  at::Tensor partials = at::zeros({tasks * taps * lanes},
+  at::Tensor partials = at::zeros({tasks * lanes.taps * lanes.count},
                                   at::TensorOptions().dtype(type));
   char* partial_data = static_cast<char*>(partials.data_ptr());
   const Storage storage = storage_of(input);
-  run_tasks(tasks, plan.scratch(lanes), type,
-            [&](void* scratch, int64_t task) {
+  run_tasks(tasks, plan.scratch(lanes.count, true), type,
+            [&](const Scratch& scratch, int64_t task) {
               int64_t group = task % groups;
               int64_t band = task / groups % bands;
               int64_t batch = task / groups / bands;
-              int64_t channel = group * lanes;
-              WeightGradTask work;
+              int64_t channel = group * lanes.count;
+              BackwardTask work{};
               work.geometry = &g;
-              work.grad_weight = partial_data + task * taps * lanes * element;
-              work.lanes = std::min(lanes, channels - channel);
+              if (packed_weight != nullptr)
+                work.weight = packed_weight + group * lanes.group_bytes;
+              work.grad_weight = partial_data + task * lanes.group_bytes;
+              work.lanes = lanes.of(group);
               work.begin = g.height * band / bands;
               work.end = g.height * (band + 1) / bands;
               work.scratch = scratch;
@@ -264,14 +286,32 @@ at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
               for (int64_t image = batch * per_task; image < end; ++image) {
                 work.input = map_of(input, image, channel);
                 work.grad_output = map_of(grad_output, image, channel);
-                kernels.weight_grad(storage, work);
+                if (packed_weight != nullptr)
+                  work.grad_input = map_of(grad_input, image, channel);
+                kernels.backward(storage, work);
+                work.scratch.used = true;
               }
             });
-  AT_DISPATCH_FLOATING_TYPES(type, "pelk_mm_cpp::weight_grad", [&] {
-    unpack_weight(partials.const_data_ptr<scalar_t>(), batches * bands, plan,
-                  cells, channels, lanes, grad.data_ptr<scalar_t>());
-  });
+  lanes.unpack(partial_data, batches * bands, grad);
   return grad.to(input.scalar_type());
+}
+
+at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
+                       at::IntArrayRef sizes) {
+  return gradients(input, grad_output, std::nullopt, at::Tensor(), sizes);
+}
+
+std::tuple<at::Tensor, at::Tensor> backward(
+    const at::Tensor& input, const at::Tensor& weight,
+    const at::Tensor& grad_output, at::IntArrayRef sizes, bool channels_last) {
+  TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 &&
+                  weight.size(0) == input.size(1),
+              "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
+  at::Tensor grad_input = at::empty(
+      input.sizes(), input.options().memory_format(format_of(channels_last)));
+  at::Tensor grad_weight =
+      gradients(input, grad_output, weight, grad_input, sizes);
+  return {grad_input, grad_weight};
 }
 
 // For tests and benchmarks.
@@ -302,6 +342,11 @@ TORCH_LIBRARY(pelk_mm_cpp, m) {
   m.def("weight_grad(Tensor input, Tensor grad_output, int[] sizes) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.impl("weight_grad", c10::DispatchKey::CPU, TORCH_FN(weight_grad));
+  m.def(
+      "backward(Tensor input, Tensor weight, Tensor grad_output, int[] sizes, "
+      "bool channels_last) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+  m.impl("backward", c10::DispatchKey::CPU, TORCH_FN(backward));
   m.def("instruction_sets() -> str[]", &instruction_sets);
   m.def("use_instruction_set(str name) -> str", &use_instruction_set);
   m.def("set_poison_scratch(bool poison) -> bool", &set_poison_scratch);

@@ -25,7 +25,8 @@ struct Level {
   // output row: the newest row built and the oldest row still read; and,
   // relative to the first output row of a band, the first row ever read.
   int lead, trail, first;
-  std::ptrdiff_t slot;  // first row of the window in the scratch memory
+  int capacity;         // rows in the window
+  std::ptrdiff_t slot;  // the first of them in the scratch memory
 };
 
 // A row of cells: it covers input rows y + offset ... + size of its level.
@@ -50,6 +51,8 @@ struct Geometry {
   const RowCell* rows;
   int num_powers;  // column levels that are powers of two
   int num_column_levels, num_columns;
+  int num_cells;         // k', of the whole kernel, and which of its taps is
+  int first_tap;         // the first of those that can meet the map
   const Level* column_levels;
   const Part* column_parts;
   const ColumnCell* columns;
@@ -67,23 +70,45 @@ struct Map {
 
 enum class Storage { float32, float64, bfloat16 };
 
+// Scratch memory belongs to one thread for all tasks of a call. Its first task
+// finds it filled with anything and zeroes what has to be zero and stays so.
+struct Scratch {
+  void* data;
+  bool used;
+};
+
 struct ForwardTask {
   const Geometry* geometry;
   Map input, output;
-  const void* weight;  // [row cell][column cell][lane]
+  const void* weight;  // [k'][k'][lane]
   const void* bias;    // [lane]
   int lanes;           // channels in the group, at most a vector's
   int begin, end;      // output rows
-  void* scratch;
+  Scratch scratch;
 };
 
-struct WeightGradTask {
+// The weight, and the gradient to it, with cells in reverse order.
+struct BackwardTask {
   const Geometry* geometry;
-  Map input, grad_output;
-  void* grad_weight;  // [row cell][column cell][lane], added to
+  Map grad_output, input;
+  Map grad_input;      // no data: only the weight's gradient is wanted
+  const void* weight;  // [k'][k'][lane]
+  void* grad_weight;   // likewise, added to
   int lanes;
   int begin, end;
-  void* scratch;
+  Scratch scratch;
+};
+
+// A group of channels of the compact weight, as it lies in memory and as the
+// kernels want it.
+struct WeightTask {
+  Map weight;    // k'^2 columns in one row
+  void* packed;  // [tap][lane]
+  int taps, lanes;
+  bool reverse;  // whether to put the last cell first
+  // Unpacking, as many packed weights are summed up, in the first one's place.
+  int partials;
+  std::ptrdiff_t stride;  // taps from one of them to the next
 };
 
 // The kernels of one instruction set. float64 storage computes in float64,
@@ -92,7 +117,9 @@ struct Kernels {
   const char* isa;
   int vector_bytes;
   void (*forward)(Storage, const ForwardTask&);
-  void (*weight_grad)(Storage, const WeightGradTask&);
+  void (*backward)(Storage, const BackwardTask&);
+  void (*pack)(Storage, const WeightTask&);
+  void (*unpack)(Storage, const WeightTask&);
 };
 
 // Zeros that a row needs on both sides: a tile of at most 14 columns may overrun

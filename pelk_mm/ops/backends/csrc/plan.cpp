@@ -51,7 +51,7 @@ std::map<int, int> make_levels(const std::vector<Cell>& cells,
   std::map<int, int> level_of;
   auto add = [&](int size) {
     level_of[size] = static_cast<int>(levels->size());
-    levels->push_back({size, 0, 0, 0, 0, 0, 0});
+    levels->push_back({size, 0, 0, 0, 0, 0, 0, 0});
     return levels->size() - 1;
   };
   for (int power = 0; 1 << power <= largest; ++power) {
@@ -81,7 +81,7 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
   g.height = static_cast<int>(height);
   g.width = static_cast<int>(width);
 
-  int powers;
+  int powers, first_row, first_column;
   std::vector<Cell> cells = crop(sizes, height, &first_row);
   auto level_of = make_levels(cells, &row_levels_, &row_parts_, &powers);
   constexpr int kUnused = 1 << 30;
@@ -113,10 +113,13 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
   g.window_rows = 0;
   for (Level& level : row_levels_) {
     level.slot = g.window_rows;
-    g.window_rows += level.lead - level.trail + 1;
+    level.capacity = level.lead - level.trail + 1;
+    g.window_rows += level.capacity;
   }
 
   cells = crop(sizes, width, &first_column);
+  g.num_cells = static_cast<int>(sizes.size());
+  g.first_tap = first_row * g.num_cells + first_column;
   level_of =
       make_levels(cells, &column_levels_, &column_parts_, &g.num_powers);
   int largest = 1, reach = 0;
@@ -149,10 +152,10 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
   g.columns = columns_.data();
 }
 
-int64_t Plan::scratch(int64_t lanes) const {
+int64_t Plan::scratch(int64_t lanes, bool backward) const {
   const Geometry& g = geometry;
   return lanes * (g.window_rows * g.row_stride +
-                  g.num_column_levels * g.margin_stride);
+                  (backward ? 2 : 1) * g.num_column_levels * g.margin_stride);
 }
 
 int64_t Plan::bands(int64_t maps, int64_t threads) const {

@@ -13,10 +13,9 @@ struct Plan {
   Plan(const Plan&) = delete;
 
   Geometry geometry{};
-  int first_row = 0, first_column = 0;  // cells cropped at the low end
 
   // Elements of scratch memory that a task needs, the packed weight apart.
-  int64_t scratch(int64_t lanes) const;
+  int64_t scratch(int64_t lanes, bool backward) const;
 
   // Into how many bands of rows to cut the maps of `maps` channel groups, so
   // that all threads have work and little of it is done twice.
