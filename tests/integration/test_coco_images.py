@@ -4,6 +4,12 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
+from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
+from pelk_mm.engine.inference import (
+    build_predictor,
+    list_images,
+    predict_files,
+)
 from pelk_mm.engine.launch import build_runner, load_config, prepare_training
 
 CONFIG = 'cascade_mask_rcnn_pelk_t_coco.py'
@@ -28,6 +34,7 @@ def configure(root, coco, work_dir, **options) -> Config:
             'model.test_cfg.rpn.max_per_img': 32,
             'optim_wrapper.paramwise_cfg.decay_rate': 1.0,
             'param_scheduler': [],
+            'optim_wrapper.optimizer.lr': 4e-4,
             'default_hooks.logger.interval': 1,
             **{
                 f'{split}_dataloader.{field}': value
@@ -52,7 +59,7 @@ def configure(root, coco, work_dir, **options) -> Config:
 
 @pytest.mark.slow
 def test_learns_validates_saves_and_resumes(root, sample_data, tmp_path):
-    coco, epochs = sample_data / 'coco', 12
+    coco, epochs = sample_data / 'coco', 18
     every = {
         'train_cfg.val_interval': epochs,
         'default_hooks.checkpoint.interval': epochs,
@@ -78,6 +85,11 @@ def test_learns_validates_saves_and_resumes(root, sample_data, tmp_path):
         prepare_training(config, work_dir=str(tmp_path), resume='auto'))
     resumed.train()
     assert resumed.iter == 2 * (epochs + 1)
+
+    predictor = build_predictor(config, find_resumable(tmp_path), 'cpu')
+    images = list_images(coco / 'val2017')[:2]
+    drawn = list(predict_files(predictor, images, tmp_path / 'drawn'))
+    assert all(result.drawn.is_file() for result in drawn)
     later = resumed.message_hub.get_scalar('train/loss').data[0]
     # It goes on where it was: the history is there and the loss stays low.
     assert len(later) == 2 * (epochs + 1)

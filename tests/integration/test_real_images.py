@@ -3,7 +3,6 @@
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
@@ -82,7 +81,7 @@ def test_overfits_a_few_images(config):
     config.custom_hooks = []
     config.experiment_name = 'overfit'
     torch.manual_seed(0)
-    Runner.from_cfg(config).train()
-    history = MessageHub.get_instance('overfit').get_scalar('train/loss')
-    losses = history.data[0]
+    runner = Runner.from_cfg(config)
+    runner.train()
+    losses = runner.message_hub.get_scalar('train/loss').data[0]
     assert losses[-3:].mean() < losses[:3].mean() / 2
