@@ -86,7 +86,8 @@ def test_learns_validates_saves_and_resumes(root, sample_data, tmp_path):
     resumed.train()
     assert resumed.iter == 2 * (epochs + 1)
 
-    predictor = build_predictor(config, find_resumable(tmp_path), 'cpu')
+    recipe = Config.fromfile(root / 'configs' / CONFIG)
+    predictor = build_predictor(recipe, find_resumable(tmp_path), 'cpu')
     images = list_images(coco / 'val2017')[:2]
     drawn = list(predict_files(predictor, images, tmp_path / 'drawn'))
     assert all(result.drawn.is_file() for result in drawn)
