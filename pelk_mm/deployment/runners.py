@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import torch
+import torch._inductor.codecache  # which loading a compiled package needs
 from torch import Tensor
 
 from .. import ops  # noqa: F401, packages of torch call its operator

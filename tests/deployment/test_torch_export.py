@@ -21,6 +21,7 @@ image = torch.ones(1, 3, 64, 64)
 if kind == 'exported':
     network = torch.export.load(path).module()
 else:
+    import torch._inductor.codecache
     network = torch._inductor.aoti_load_package(path)
 with torch.no_grad():
     print(*(f'{output.double().sum().item():.6e}'
