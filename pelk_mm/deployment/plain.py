@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.layers import PartialPeripheralConv2d, PeripheralConv2d
+from ..models.layers import (
+    PartialPeripheralConv2d,
+    PeripheralConv2d,
+    SmallConv2d,
+)
 from ..ops import SharingGrid
 
 #: How a large kernel is computed; see :func:`to_plain`.
@@ -36,18 +40,18 @@ class PlainPeripheralConv2d(nn.Module):
     takes the inner sum. Nothing depends on the size of the map.
 
     Args:
-        layer (PeripheralConv2d): Whose weights to take.
+        layer (PeripheralConv2d | SmallConv2d): Whose weights to take.
         least_rows (int): Cells of fewer rows are written out as single
             positions.
         least_columns (int): The same for columns. With both beyond the
             largest cell one dense convolution is left.
     """
 
-    def __init__(self, layer: PeripheralConv2d, least_rows: int,
-                 least_columns: int) -> None:
+    def __init__(self, layer: PeripheralConv2d | SmallConv2d,
+                 least_rows: int, least_columns: int) -> None:
         super().__init__()
-        self.channels = layer.channels
         weight = layer.weight.detach()
+        self.channels = len(weight)
         sizes = layer.grid.sizes
         rows, repeats = _write_out(sizes, least_rows)
         weight = weight.repeat_interleave(torch.tensor(repeats), 2)
@@ -205,7 +209,7 @@ def to_plain(model: nn.Module, form: str) -> nn.Module:
     # Listed first: what is found is replaced.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, PeripheralConv2d):
+            if isinstance(child, (PeripheralConv2d, SmallConv2d)):
                 beyond = child.grid.kernel_size + 1
                 least = ((_LEAST_ROWS, _LEAST_COLUMNS)
                          if form == 'compact' else (beyond, beyond))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from zipfile import ZipFile
 
 import torch
-import torch._inductor.codecache  # which loading a compiled package needs
 from torch import Tensor
 
 from .. import ops  # noqa: F401, packages of torch call its operator
@@ -89,6 +89,9 @@ class TorchRunner:
                 compiled = any('/aotinductor/' in name
                                for name in archive.namelist())
             if compiled:
+                # What torch 2.10's loader needs and does not import; slow,
+                # so only for such packages.
+                import_module('torch._inductor.codecache')
                 self.network = torch._inductor.aoti_load_package(path)
                 text = self.network.get_metadata().get(METADATA)
             else:

@@ -10,7 +10,11 @@ from pelk_mm.deployment.plain import (
     to_plain,
 )
 from pelk_mm.models import PeLK
-from pelk_mm.models.layers import PartialPeripheralConv2d, PeripheralConv2d
+from pelk_mm.models.layers import (
+    PartialPeripheralConv2d,
+    PeripheralConv2d,
+    SmallConv2d,
+)
 from pelk_mm.ops import SharingGrid
 
 GRIDS = [
@@ -91,6 +95,8 @@ def test_blocks(form, channels, options):
     x = torch.randn(2, channels, 9, 12)
     plain = to_plain(block, form)
     torch.testing.assert_close(plain(x), block(x), atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(module, (PeripheralConv2d, SmallConv2d))
+                   for module in plain.modules())
     assert list(block.state_dict()) == names
     convolved = int(options.get('conv_ratio', 0.375) * channels)
     filled = 16 * -(-convolved // 16)

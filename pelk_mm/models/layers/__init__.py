@@ -1,4 +1,10 @@
 from .layer_norm import LayerNorm2d
-from .peripheral_conv import PartialPeripheralConv2d, PeripheralConv2d
+from .peripheral_conv import (
+    PartialPeripheralConv2d,
+    PeripheralConv2d,
+    SmallConv2d,
+)
 
-__all__ = ['LayerNorm2d', 'PartialPeripheralConv2d', 'PeripheralConv2d']
+__all__ = [
+    'LayerNorm2d', 'PartialPeripheralConv2d', 'PeripheralConv2d', 'SmallConv2d'
+]
