@@ -7,7 +7,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (
     DATASETS,
     METRICS,
-    init_default_scope,
 )
 from mmengine.runner import Runner
 
@@ -36,18 +35,6 @@ CONFIGS = {
 }
 DEMO = 'demo_pelk_digits'
 each_config = pytest.mark.parametrize('name', list(CONFIGS))
-
-
-@pytest.fixture
-def load(root):
-    """Read a config by name and select mmpretrain's registries."""
-
-    def read(name: str) -> Config:
-        config = Config.fromfile(root / 'configs' / f'{name}.py')
-        init_default_scope(config.default_scope)
-        return config
-
-    return read
 
 
 def hooks(config: Config) -> dict:

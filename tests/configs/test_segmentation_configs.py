@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
 from pelk_mm.datasets.digit_scenes import (
@@ -28,18 +28,6 @@ CONFIGS = {
 DEMO = 'demo_upernet_pelk_digits'
 PRETRAINED_DEMO = f'{DEMO}_pretrained'
 each_config = pytest.mark.parametrize('name', list(CONFIGS))
-
-
-@pytest.fixture
-def load(root):
-    """Read a config by name and select mmseg's registries."""
-
-    def read(name: str) -> Config:
-        config = Config.fromfile(root / 'configs' / f'{name}.py')
-        init_default_scope(config.default_scope)
-        return config
-
-    return read
 
 
 def build_on_meta(config: Config) -> torch.nn.Module:

@@ -9,18 +9,10 @@ from PIL import Image
 
 from pelk_mm.models import PeLK
 from tests.models.test_checkpoint import ARCH
-from tests.tools.test_model_converters import CONFIG
 
 
 def pixels(path) -> np.ndarray:
     return np.asarray(Image.open(path).convert('RGB'))
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / 'small_pelk.py'
-    path.write_text(CONFIG.format(classes=3))
-    return path
 
 
 @pytest.fixture

@@ -6,15 +6,6 @@ import sys
 
 import pytest
 
-from tests.tools.test_model_converters import CONFIG
-
-
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / 'small_pelk.py'
-    path.write_text(CONFIG.format(classes=3))
-    return path
-
 
 @pytest.fixture
 def get_flops(run_tool):

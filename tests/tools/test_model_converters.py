@@ -25,17 +25,9 @@ from tests.models.test_checkpoint import (
     DETECTOR,
     SEGMENTOR,
 )
+from tests.tools.conftest import CONFIG
 
 BIGGER = dict(kernel_sizes=(31, 15, 13, 11), center_radius=3)
-CONFIG = '''
-default_scope = 'mmpretrain'
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='PeLK', arch=dict(
-        depths=(1, 1, 2, 1), channels=(8, 12, 16, 20),
-        kernel_sizes=(13, 11, 9, 7), center_radius=2)),
-    head=dict(type='LinearClsHead', num_classes={classes}, in_channels=20))
-'''
 
 
 @pytest.fixture
@@ -189,10 +181,8 @@ def test_grow_kernel_command(run, tmp_path):
 
 
 @pytest.fixture
-def config(tmp_path):
-    path = tmp_path / 'small_pelk.py'
-    path.write_text(CONFIG.format(classes=3))
-    return Config.fromfile(path)
+def config(config):
+    return Config.fromfile(config)
 
 
 @pytest.mark.parametrize('weights', ['average', 'raw', 'both'])
