@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from ..models.utils import is_pretrained, read_checkpoint
 from .sparsity import mask_digest, pack_mask, unpack_mask
 
 STATE_KEY = 'dynamic_sparsity'
@@ -80,12 +80,9 @@ def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
     for module_name, module in model.named_modules():
         cfgs = getattr(module, 'init_cfg', None) or []
         for cfg in [cfgs] if isinstance(cfgs, Mapping) else cfgs:
-            kind = cfg.get('type')
-            if getattr(kind, '__name__', kind) not in ('Pretrained',
-                                                       'PretrainedInit'):
+            if not is_pretrained(cfg):
                 continue
-            checkpoint = _load_checkpoint(
-                cfg['checkpoint'], map_location='cpu')
+            checkpoint = read_checkpoint(cfg['checkpoint'])
             if STATE_KEY not in checkpoint:
                 continue
             saved = unpack_masks(checkpoint[STATE_KEY])
