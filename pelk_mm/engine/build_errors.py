@@ -59,8 +59,9 @@ def explain(error: BaseException) -> str:
     if argument and name and text.startswith(f'{name}.__init__()'):
         known = [key for key in inspect.signature(kind).parameters
                  if key not in ('args', 'kwargs')]
-        return (f'{name} has no argument {argument[1]!r}'
-                f'{did_you_mean(argument[1], known)}; it has {", ".join(known)}')
+        hint = did_you_mean(argument[1], known)
+        return (f'{name} has no argument {argument[1]!r}{hint}; it has '
+                f'{", ".join(known)}')
     if not isinstance(error, (TypeError, ValueError)) or not text:
         text = f'{type(error).__name__}: {text}'
     return f'{name}: {text}' if name else text

@@ -22,9 +22,11 @@ from ..models.utils import (
     read_checkpoint,
     weights_of,
 )
+from .build_errors import LIKELY, explain
 from .channels import check_channels
 from .conversion import build_model
 from .launch import LaunchError
+from .optimizers import LayerDecayOptimWrapperConstructor
 
 #: Images that are decoded per folder.
 _SAMPLES = 8
@@ -36,6 +38,7 @@ _OF_FILES = {'CustomDataset', 'BaseSegDataset', 'BaseDetDataset'}
 #: Heads that tell the data set's classes apart. Others count other things,
 #: such as semantic_head the classes of stuff, or rpn_head a single one.
 _HEADS = ('head', 'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
+_LAYER_DECAY = LayerDecayOptimWrapperConstructor.__name__
 _COCO_KEYS = {'images', 'annotations', 'categories'}
 
 
@@ -68,16 +71,19 @@ def preflight(config: Config, training: bool = True) -> None:
     ]
     problems += _class_problems(config, f'{loaders[0]}_dataloader')
     try:
-        model = build_model(config, device='meta')
-    except Exception as error:
-        # It may be fit for real devices only. If not, the runner says so.
-        print_log(f'preflight: the model is not checked: {error}', 'current')
-    else:
-        problems += _channel_problems(model)
-        problems += _pretrained_problems(model)
-        if config.get('load_from'):
-            problems += _load_problems(config, model, config.load_from,
-                                       training)
+        model = _build(config)
+    except LIKELY as error:
+        if problems:
+            _report([*problems, f'the model cannot be built: {explain(error)}'
+                     ])
+        raise LaunchError(
+            f'the model cannot be built: {explain(error)}') from error
+    problems += _channel_problems(model)
+    problems += _pretrained_problems(model)
+    if config.get('load_from'):
+        problems += _load_problems(config, model, config.load_from, training)
+    if training:
+        problems += _optimizer_problems(config, model)
     _report(problems)
 
 
@@ -101,6 +107,15 @@ def _report(problems: Iterable[str]) -> None:
         raise LaunchError('\n- '.join(['the run would fail:', *problems]))
     if problems:
         raise LaunchError(problems[0])
+
+
+def _build(config: Config) -> nn.Module:
+    """The model, without its weights if it can be built so."""
+    try:
+        return build_model(config, device='meta')
+    except Exception:
+        # It may be fit for real devices only.
+        return build_model(config)
 
 
 # Data ------------------------------------------------------------------------
@@ -288,6 +303,19 @@ def _pretrained_problems(model: nn.Module) -> Iterator[str]:
             check_pretrained(backbone)
         except (OSError, RuntimeError) as error:
             yield f'model.{prefix}init_cfg: {error}'
+
+
+def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
+    """Of our own constructor: the runner calls it after reading the data."""
+    wrapper = config.get('optim_wrapper') or {}
+    if (not isinstance(wrapper, Mapping) or 'strategy' in config
+            or wrapper.get('constructor') != _LAYER_DECAY):
+        return
+    try:
+        LayerDecayOptimWrapperConstructor(
+            wrapper, wrapper.get('paramwise_cfg')).make_groups(model)
+    except (TypeError, ValueError) as error:
+        yield f'optim_wrapper: {error}'
 
 
 def _load_problems(config: Config, model: nn.Module, path: str,

@@ -17,8 +17,8 @@ def check_integer(name: str,
         ValueError: If it is not within ``[least, most]``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f'{name} must be an integer, got {_short(value)} of type '
-                        f'{type(value).__name__}')
+        raise TypeError(f'{name} must be an integer, got {_short(value)} '
+                        f'of type {type(value).__name__}')
     _check_range(name, value, least, most)
     return int(value)
 
@@ -34,8 +34,8 @@ def check_number(name: str,
         ValueError: If it is not within ``[least, most]``, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name} must be a number, got {_short(value)} of type '
-                        f'{type(value).__name__}')
+        raise TypeError(f'{name} must be a number, got {_short(value)} '
+                        f'of type {type(value).__name__}')
     _check_range(name, value, least, most)
     try:
         number = float(value)
@@ -49,8 +49,8 @@ def check_number(name: str,
 def check_bool(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool, else raise TypeError."""
     if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got {_short(value)} of '
-                        f'type {type(value).__name__}')
+        raise TypeError(f'{name} must be True or False, got '
+                        f'{_short(value)} of type {type(value).__name__}')
     return value
 
 

@@ -111,7 +111,7 @@ class SharingGrid:
             raise ValueError('a sharing grid needs at least one cell, got '
                              'an empty sequence')
         whole = tuple(
-            check_integer(f'sizes[{i}]', size, 1)
+            check_integer(f'sizes[{i}]', size, 1, LARGEST_KERNEL)
             for i, size in enumerate(sizes))
         if sum(whole) > LARGEST_KERNEL:
             raise ValueError(f'the sizes must add up to {LARGEST_KERNEL} at '

@@ -144,16 +144,10 @@ def check(backend, shape, grid, dtype=torch.float32,
           layout='contiguous') -> None:
     """Output and every gradient of a backend against float64 truth."""
     cells = grid.num_cells
-    check_call(
-        backend, grid, make_map(shape, dtype, layout),
-        torch.randn(shape[1], 1, cells, cells).to(dtype),
-        torch.randn(shape[1]).to(dtype), make_map(shape, dtype, layout))
-
-
-def check_call(backend, grid, input, weight, bias, grad_output) -> None:
-    """The same, of given tensors; ``backend`` None lets the operator choose.
-    """
-    dtype = input.dtype
+    input = make_map(shape, dtype, layout)
+    grad_output = make_map(shape, dtype, layout)
+    weight = torch.randn(shape[1], 1, cells, cells).to(dtype)
+    bias = torch.randn(shape[1]).to(dtype)
     actual = run(
         input, weight, bias, grad_output,
         lambda *leaves: peripheral_conv2d(*leaves[:2], grid, leaves[2],

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
-
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid

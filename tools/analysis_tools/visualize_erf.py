@@ -8,12 +8,11 @@ where it was; a network that is done is not computed again.
 import argparse
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.progress import Progress
 
 import pelk_mm  # noqa: F401, registers PeLK
@@ -29,6 +28,7 @@ from pelk_mm.analysis.erf import (
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.quiet import quiet
 from pelk_mm.datasets.preprocessor import Preprocessor
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
 
 
@@ -61,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
         help='(default: %(default)s)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override fields of every config')
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
@@ -166,11 +166,9 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
 
 def main() -> None:
     args = parse_args()
-    try:
-        with quiet(), Progress() as progress:
-            run(args, progress)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), \
+            quiet(), Progress() as progress:
+        run(args, progress)
 
 
 if __name__ == '__main__':

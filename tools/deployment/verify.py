@@ -17,6 +17,7 @@ from pelk_mm.analysis.quiet import quiet
 from pelk_mm.deployment.compare import compare, largest
 from pelk_mm.deployment.forms import Form, load_form, load_images
 from pelk_mm.deployment.progress import Steps
+from pelk_mm.engine.command_line import command
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,11 +95,8 @@ def run(args: argparse.Namespace) -> bool:
 
 def main() -> int:
     args = parse_args()
-    try:
-        with quiet():
-            return 0 if run(args) else 1
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), quiet():
+        return 0 if run(args) else 1
 
 
 if __name__ == '__main__':

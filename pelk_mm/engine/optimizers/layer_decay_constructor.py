@@ -72,6 +72,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...         decay_rate=0.9, decay_type='stage_wise', num_layers=6))
     """
 
+    def __init__(self,
+                 optim_wrapper_cfg: dict,
+                 paramwise_cfg: dict | None = None) -> None:
+        wrapper = optim_wrapper_cfg
+        optimizer = wrapper.get('optimizer') if isinstance(
+            wrapper, Mapping) else None
+        if not isinstance(optimizer, Mapping):
+            raise TypeError(
+                'optim_wrapper must be a dict with a dict optimizer, such as '
+                "dict(optimizer=dict(type='AdamW', lr=1e-4)), got "
+                f'{optim_wrapper_cfg!r}')
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         if not isinstance(cfg, Mapping):
@@ -130,6 +143,26 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             module (nn.Module): The model, or a backbone alone.
             **kwargs: Not used; mmengine's recursion passes them.
         """
+        groups = self.make_groups(module)
+        print_log(
+            'learning-rate decay by depth:\n' + '\n'.join(
+                f"  {group['group_name']}: {len(group['params'])} tensors, "
+                f"lr x {group['lr_scale']:.4g}" for group in groups),
+            logger='current')
+        params.extend(groups)
+
+    def make_groups(self, module: nn.Module) -> list[dict]:
+        """The groups that :meth:`add_params` adds.
+
+        Args:
+            module (nn.Module): The model, or a backbone alone.
+
+        Returns:
+            list[dict]: Sorted by depth.
+
+        Raises:
+            ValueError: If there are no depths, or a parameter has none.
+        """
         backbones = _find_backbones(module)
         kinds = _parameter_kinds(module)
         groups: dict[tuple, dict] = {}
@@ -150,13 +183,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                                               lr_mult)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
-        ordered = [groups[key] for key in sorted(groups)]
-        print_log(
-            'learning-rate decay by depth:\n' + '\n'.join(
-                f"  {group['group_name']}: {len(group['params'])} tensors, "
-                f"lr x {group['lr_scale']:.4g}" for group in ordered),
-            logger='current')
-        params.extend(ordered)
+        return [groups[key] for key in sorted(groups)]
 
     def _new_group(self, layer: str, scale: float, decay_mult: float,
                    lr_mult: float) -> dict:

@@ -35,7 +35,6 @@ from ..utils import (
     pretrained_of,
 )
 
-
 #: Beyond what any machine holds: what is larger is a slip of the keyboard.
 _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_SCALE = 10_000, 1_000_000, 1e6
 
