@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
-from ..datasets.images import check_image, find_images
+from ..datasets.images import find_images, read_image
 from .fileio import atomic_path
 from .launch import LaunchError
 
@@ -282,11 +281,9 @@ def predict_files(predictor: Predictor,
 def _load(path: Path) -> np.ndarray | str:
     """The image, ``(H, W, 3)`` uint8 BGR, or why there is none."""
     try:
-        check_image(path)
+        return read_image(path)
     except ValueError as error:
         return str(error)
-    image = mmcv.imread(str(path))
-    return f'OpenCV cannot read {path}' if image is None else image
 
 
 def _predict(predictor: Predictor,
@@ -298,7 +295,10 @@ def _predict(predictor: Predictor,
         return predictor.predict(images)
     except Exception as error:
         if len(images) == 1:
-            return [f'{type(error).__name__}: {error}']
+            height, width = images[0].shape[:2]
+            return [f'a picture of {width} x {height} pixels fails in the '
+                    f'pipeline or the network: {type(error).__name__}: ' +
+                    ' '.join(str(error).split())]
     # One of them may be at fault, or their sizes do not go together.
     return [sample for image in images
             for sample in _predict(predictor, [image])]

@@ -2,12 +2,14 @@
 
 Files of OUT: NAME.npy, the mean gradient of every pixel; NAME.json, the area
 ratios; erf.png, all networks side by side. A run that was interrupted goes on
-where it was; a network that is done is not computed again.
+where it was; a network that is done is not computed again. Images that
+cannot be read are left out; the exit status is then 1.
 """
 
 import argparse
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from pelk_mm.analysis.erf import (
 )
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.quiet import quiet
+from pelk_mm.datasets.images import sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
 from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
@@ -118,8 +121,13 @@ def finished(folder: Path, name: str, key: str) -> Field | None:
         return None
 
 
-def run(args: argparse.Namespace, progress: Progress) -> None:
-    images = find_images(args.images, args.num)
+def run(args: argparse.Namespace, progress: Progress) -> bool:
+    """Whether all of the images could be read."""
+    images, broken = sort_out(find_images(args.images, args.num))
+    for reason in broken:
+        print(f'skipped: {reason}', file=sys.stderr)
+    if not images:
+        raise ValueError(f'no image of {args.images} can be read')
     if len(images) < args.num:
         progress.print(f'only {len(images)} images in {args.images}')
     folder = Path(args.out)
@@ -162,14 +170,15 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             f'{float(share):.0%} of the mass in {ratio:.1%}'
             for share, ratio in summary['area_ratios'].items()))
     progress.print(path)
+    return not broken
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
     with command(OSError, RuntimeError, ValueError), \
             quiet(), Progress() as progress:
-        run(args, progress)
+        return 0 if run(args, progress) else 1
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
