@@ -24,11 +24,11 @@ from pelk_mm.models import PeLK
 from tests.conftest import ROOT
 from tests.models.test_checkpoint import ARCH
 
-FEW, MANY = 400, 20_000
+FEW, MANY = 100, 5000
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 20), st.integers(),
-    st.just(10**400), st.just(-10**5000),
+    st.just(10**400), st.just(-10**400),
     st.floats(), st.floats(0, 1), st.text(max_size=5), st.binary(max_size=3),
     st.sampled_from(['3', 'tiny', 'BN', 'Pretrained', 'nan', object(), PeLK,
                      1j, np.float32(0.5), np.int64(2), np.nan,

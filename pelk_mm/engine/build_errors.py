@@ -15,7 +15,7 @@ from ..ops.checks import did_you_mean
 LIKELY = (TypeError, ValueError, LookupError, AssertionError, ImportError,
           NotImplementedError, OSError, RuntimeError)
 #: How mmengine's registry and Python's calls say what is not there.
-_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (\S+) registry')
+_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
@@ -50,7 +50,7 @@ def explain(error: BaseException) -> str:
     unknown = _UNKNOWN_TYPE.search(text)
     if unknown and isinstance(error, KeyError):
         return (f'there is no {unknown[1]} in the registry {unknown[2]}' +
-                did_you_mean(unknown[1], _registered(scope['registry'])) +
+                did_you_mean(unknown[1], registered(scope['registry'])) +
                 '; what is not of the library has to be named in '
                 'custom_imports')
     kind = scope.get('obj_cls')
@@ -77,7 +77,7 @@ def _builds(error: BaseException) -> list[dict]:
     ]
 
 
-def _registered(registry: Registry | None) -> list[str]:
+def registered(registry: Registry | None) -> list[str]:
     """Names in a registry and in those that it falls back to."""
     names: list[str] = []
     while registry is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, OPTIMIZERS, init_default_scope
 from torch import Tensor, nn
 
 from ..datasets.annotations import Findings, check_coco, check_labels
@@ -25,7 +25,8 @@ from ..models.utils import (
     read_checkpoint,
     weights_of,
 )
-from .build_errors import LIKELY, explain
+from ..ops.checks import did_you_mean
+from .build_errors import LIKELY, explain, registered
 from .channels import check_channels
 from .conversion import build_model
 from .launch import LaunchError
@@ -382,10 +383,18 @@ def _pretrained_problems(model: nn.Module) -> Iterator[str]:
 
 
 def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
-    """Of our own constructor: the runner calls it after reading the data."""
+    """What the runner finds only after reading the data."""
     wrapper = config.get('optim_wrapper') or {}
-    if (not isinstance(wrapper, Mapping) or 'strategy' in config
-            or wrapper.get('constructor') != _LAYER_DECAY):
+    if not isinstance(wrapper, Mapping) or 'strategy' in config:
+        return
+    optimizer = wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if registry.get(kind) is None:
+                yield (f'optim_wrapper.optimizer: there is no {kind!r}'
+                       f'{did_you_mean(kind, registered(registry))}')
+    if wrapper.get('constructor') != _LAYER_DECAY:
         return
     try:
         LayerDecayOptimWrapperConstructor(
