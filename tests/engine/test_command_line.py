@@ -112,7 +112,7 @@ def test_config_options(capsys):
 @pytest.mark.parametrize('options, message', [
     (['model.type=ToyModell'], "did you mean 'ToyModel'"),
     (['model.width=3'], "ToyModel has no argument 'width'"),
-    (['optim_wrapper.optimizer.type=AdamV'], "did you mean 'AdamW'"),
+    (['optim_wrapper.optimizer.type=AddamW'], "did you mean 'AdamW'"),
     (['optim_wrapper.optimizer.lr=x'], 'AdamW: '),
     (['train_dataloader.dataset.lenght=3'], 'lenght'),
     (['param_scheduler.type=PolyLRR'], "did you mean 'PolyLR'"),
