@@ -41,20 +41,20 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with command():
-        config = prepare_testing(
-            load_config(args.config, args.cfg_options),
-            args.checkpoint,
-            work_dir=args.work_dir,
-            show_dir=args.show_dir,
-            out=args.out,
-            launcher=args.launcher)
-        preflight(config, training=False)
-        metrics = build_runner(config).test()
+    config = prepare_testing(
+        load_config(args.config, args.cfg_options),
+        args.checkpoint,
+        work_dir=args.work_dir,
+        show_dir=args.show_dir,
+        out=args.out,
+        launcher=args.launcher)
+    preflight(config, training=False)
+    metrics = build_runner(config).test()
     if is_main_process():
         for name, value in metrics.items():
             print(f'{name}: {value}')
 
 
 if __name__ == '__main__':
-    main()
+    with command():
+        main()

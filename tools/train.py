@@ -51,17 +51,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with command():
-        config = prepare_training(
-            load_config(args.config, args.cfg_options),
-            work_dir=args.work_dir,
-            resume=args.resume,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            launcher=args.launcher)
-        preflight(config)
-        build_runner(config).train()
+    config = prepare_training(
+        load_config(args.config, args.cfg_options),
+        work_dir=args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher)
+    preflight(config)
+    build_runner(config).train()
 
 
 if __name__ == '__main__':
-    main()
+    with command():
+        main()
