@@ -22,7 +22,7 @@ from .fileio import atomic_path
 from .launch import LaunchError
 
 #: Length over width up to which a classified picture is drawn as it is.
-_LONGEST = 16
+_LONGEST = 64
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .cases import BACKENDS, TOLERANCE, require, run, truth
 from .fuzz import calls, grids, shapes, symmetric_sizes, tensors
 
 #: Examples of the same property in the default suite and in the slow one.
-FEW, MANY = 40, 1000
+FEW, MANY = 25, 1000
 
 
 def check_call(backend, grid, input, weight, bias, grad_output) -> None:

@@ -8,18 +8,21 @@ from pelk_mm.engine.conversion import build_model
 from tests.datasets.pictures import (
     BAD,
     GOOD,
-    animated_gif,
     write,
     write_odd_sizes,
 )
 from tests.tools.test_image_demo import model  # noqa: F401
 
+FEW = ('cmyk.jpg', 'rgb16.png', 'palette.png', 'exif6.jpg')
+
 
 def test_image_demo(model, tmp_path, run_tool):  # noqa: F811
     """One command for a folder with all of them: each has its own fate."""
-    _, config, checkpoint = model
+    task, config, checkpoint = model
     folder = tmp_path / 'pictures'
-    write(folder, *GOOD, *BAD)
+    # What reads them is the same for all tasks.
+    good = GOOD if task == 'segmentation' else FEW
+    write(folder, *good, *BAD)
     odd = write_odd_sizes(folder)
     status, stdout, stderr = run_tool(
         'image_demo.py', config, checkpoint, folder, '--out',
@@ -29,29 +32,16 @@ def test_image_demo(model, tmp_path, run_tool):  # noqa: F811
                if line.startswith('skipped: ')}
     for name, (_, message) in BAD.items():
         assert message in skipped.pop(str(folder / name))
-    # Too long and thin for some pipelines: said in a line, by name.
-    for path in odd[1:]:
+    # Too small or thin for some pipelines: said in a line, by name.
+    for path in odd:
         line = skipped.pop(f'{path}:', '')
         assert not line or ('x' in line and 'pixels fails in' in line)
     assert not skipped
     assert 'Traceback' not in stderr
     drawn = len(list((tmp_path / 'out').rglob('*.png')))
-    total = len(GOOD) + len(BAD) + len(odd)
+    total = len(good) + len(BAD) + len(odd)
     assert f'{drawn} of {total} pictures drawn' in stdout
-    assert drawn >= len(GOOD) + 1
-
-
-def test_image_demo_of_one_that_cannot_be_read(model, tmp_path,  # noqa: F811
-                                               run_tool):
-    _, config, checkpoint = model
-    path = tmp_path / 'animated.gif'
-    path.write_bytes(animated_gif()[:40])
-    status, stdout, stderr = run_tool(
-        'image_demo.py', config, checkpoint, path, '--out', tmp_path / 'out',
-        '--device', 'cpu')
-    assert status == 1
-    assert f'skipped: {path}' in stderr
-    assert '0 of 1 pictures drawn' in stdout
+    assert drawn >= len(good)
 
 
 @pytest.fixture
