@@ -49,16 +49,24 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If the state is of another version or damaged.
     """
+    if not isinstance(state, Mapping):
+        raise ValueError('the sparsity state of the checkpoint is a '
+                         f'{type(state).__name__}, expected a dict')
     if state.get('version') != _VERSION:
         raise ValueError(
             'the sparsity state of the checkpoint has version '
             f'{state.get("version")!r}, this release reads {_VERSION}; use '
             'the release that wrote it')
-    masks = {
-        name: unpack_mask(packed, state['shapes'][name])
-        for name, packed in state['masks'].items()
-    }
-    if mask_digest(masks) != state['digest']:
+    try:
+        masks = {
+            name: unpack_mask(packed, state['shapes'][name])
+            for name, packed in state['masks'].items()
+        }
+        digest = state['digest']
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError('the sparsity state of the checkpoint is damaged: '
+                         f'{type(error).__name__}: {error}') from error
+    if mask_digest(masks) != digest:
         raise ValueError("the checkpoint's masks do not have the hash that "
                          'was saved with them; the file is damaged')
     return masks

@@ -268,6 +268,21 @@ def test_other_contents_are_no_checkpoint(tmp_path, contents):
         weights_of(read_checkpoint(str(path)), str(path))
 
 
+@pytest.mark.parametrize('change', [
+    lambda state: [state], lambda state: dict(state, version=9),
+    lambda state: dict(state, masks=3), lambda state: dict(state, shapes={}),
+    lambda state: dict(state, masks=dict(a='x')),
+    lambda state: {key: state[key] for key in state if key != 'digest'},
+    lambda state: dict(state, digest='0'),
+])
+def test_masks_that_are_none(change):
+    from pelk_mm.engine.sparsity_state import pack_state, unpack_masks
+    state = pack_state(dict(a=torch.tensor([[True, False]])))
+    assert unpack_masks(state)['a'].tolist() == [[True, False]]
+    with pytest.raises(ValueError, match=r'(state|masks)'):
+        unpack_masks(change(state))
+
+
 #: Whoever else may call what unpickles, and why.
 EXCEPTIONS = {
     # No checkpoints, and nothing that unpickles: arrays of numbers, images,
