@@ -1,13 +1,10 @@
 """Train a model of any task: classification, segmentation or detection."""
 
 import argparse
-import sys
-
-from mmengine.config import DictAction
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import (
-    LaunchError,
     build_runner,
     load_config,
     prepare_training,
@@ -37,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override fields of the config, for example '
         'train_dataloader.batch_size=2')
@@ -54,19 +51,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        config = prepare_training(
-            load_config(args.config, args.cfg_options),
-            work_dir=args.work_dir,
-            resume=args.resume,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            launcher=args.launcher)
-        preflight(config)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    config = prepare_training(
+        load_config(args.config, args.cfg_options),
+        work_dir=args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher)
+    preflight(config)
     build_runner(config).train()
 
 
 if __name__ == '__main__':
-    main()
+    with command():
+        main()

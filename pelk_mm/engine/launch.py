@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets.check import check_data
+from ..models.utils import load_file
 from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
 
 
@@ -110,6 +110,8 @@ def prepare_training(config: Config,
     if resume is not None:
         config.load_from = _resume_from(resume, config.work_dir)
         config.resume = True
+    elif config.get('resume'):
+        _check_resume(config)
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
     _check_data(config, ('train', 'val'))
@@ -175,21 +177,10 @@ def check_checkpoint(path: str) -> None:
     """Raise LaunchError unless a local checkpoint exists and loads safely."""
     if '://' in path:
         return
-    if not osp.isfile(path):
-        raise LaunchError(f'there is no checkpoint {path}')
     try:
-        torch.load(path, map_location='cpu', mmap=True)
-    except UnpicklingError as error:
-        raise LaunchError(
-            f'{path} holds pickled Python objects, which are not loaded '
-            'because loading them can run code. Checkpoints saved with '
-            "default_hooks.checkpoint = dict(type='SafeCheckpointHook') have "
-            'none; for an older one that you trust, '
-            'tools/model_converters/publish_model.py --trust keeps the '
-            f'weights ({error})') from error
-    except Exception as error:
-        raise LaunchError(f'{path} is not a whole checkpoint: '
-                          f'{type(error).__name__}: {error}') from error
+        load_file(path, mmap=True)
+    except (OSError, RuntimeError) as error:
+        raise LaunchError(str(error)) from error
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:
@@ -204,7 +195,7 @@ def _resume_from(resume: str, work_dir: str) -> str:
         if '://' not in resume:
             try:
                 check_resumable(resume)
-            except (FileNotFoundError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise LaunchError(str(error)) from error
         return resume
     found = find_resumable(work_dir)
@@ -213,6 +204,20 @@ def _resume_from(resume: str, work_dir: str) -> str:
             f'--resume: there is no checkpoint in {work_dir} to resume from; '
             'start without --resume, or name one with --resume PATH')
     return found
+
+
+def _check_resume(config: Config) -> None:
+    """``resume = True`` in a config: with no file named, the newest if any.
+
+    mmengine would take the newest file whether it is whole or not.
+    """
+    path = config.get('load_from') or find_resumable(config.work_dir)
+    if path is None:
+        config.resume = False
+        print_log(f'resume: there is no checkpoint in {config.work_dir}, '
+                  'the training starts anew', logger='current')
+    else:
+        config.load_from = _resume_from(path, config.work_dir)
 
 
 def _use_amp(config: Config) -> None:

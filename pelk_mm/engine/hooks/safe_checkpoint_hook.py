@@ -8,7 +8,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
+from ...models.utils import UnsafeCheckpointError, load_file
 from ..fileio import ATOMIC_BACKEND
 from .dynamic_sparsity_hook import warn_about_unused_masks
 
@@ -193,26 +193,20 @@ def check_resumable(path: str | Path) -> None:
         path (str | Path): A local file.
 
     Raises:
-        FileNotFoundError: If there is none.
+        OSError: If there is none, or it cannot be opened.
         ValueError: If it is not whole, does not load safely, or holds weights
             without the state of a run; the message says what to do.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
     try:
-        checkpoint = torch.load(path, map_location='cpu', mmap=True)
-    except UnpicklingError as error:
+        checkpoint = load_file(path, mmap=True)
+    except UnsafeCheckpointError as error:
         raise ValueError(
-            f'{path} holds pickled Python objects, which are not loaded '
-            "because loading them can run code. mmengine's CheckpointHook "
-            "writes such files, dict(type='SafeCheckpointHook') does not. To "
-            'resume from this one, if you trust who made it, set '
+            f"{error}. mmengine's CheckpointHook writes such files. To resume "
+            'from this one, if you trust who made it, set '
             'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
             'will need no such thing') from error
-    except Exception as error:
-        reason = str(error).partition('\n')[0]
-        raise ValueError(f'{path} is not a whole checkpoint: '
-                         f'{type(error).__name__}: {reason}') from error
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
     parts = ('meta', 'message_hub', 'state_dict')
     if not isinstance(checkpoint, Mapping) or any(part not in checkpoint
                                                   for part in parts):
@@ -247,7 +241,7 @@ def find_resumable(work_dir: str | Path) -> str | None:
     for path in dict.fromkeys(filter(Path.is_file, candidates)):
         try:
             check_resumable(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print_log(str(error), logger='current', level=logging.WARNING)
         else:
             return str(path)
