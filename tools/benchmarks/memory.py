@@ -6,9 +6,10 @@ with ``with_cp`` as well. The last lines hold the results against targets.
     python tools/benchmarks/memory.py --json FILE
     python tools/benchmarks/memory.py --sizes 224 --amp
 
-A step is the forward pass, the backward pass and AdamW's update, with the
-gradients freed behind it. The second step of a process of its own is
-measured, when the optimizer has its state. Counted are the bytes that torch's
+A step is the forward pass, the backward pass and AdamW's update; gradients are
+zeroed in place, as where they lie in the buckets of a distributed run. The
+second step of a process of its own is measured, when gradients and the
+optimizer's state are there. Counted are the bytes that torch's
 allocator has given out, after every allocation and every release that torch's
 profiler reports (on a GPU: ``torch.cuda.max_memory_allocated``). Unlike the
 size of the process, that is the same number every time, however busy the
@@ -17,7 +18,7 @@ machine is and whatever was freed but not given back.
 Weights, gradients and the optimizer's state take the same whatever the batch
 is. So what an image takes is a difference: of the peaks with twice the images
 and with once, over the images. "Kept" is the part of it that autograd holds
-between the two passes; the rest comes and goes within the backward pass.
+between the two passes; the rest comes and goes within them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from measure import (
     set_device,
     write_json,
 )
-from throughput import NETWORKS, step
+from throughput import NETWORKS
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -116,20 +117,22 @@ def measure(name: str, size: int, batch: int, amp: bool,
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(batch, 3, size, size).to(
         device, memory_format=torch.channels_last)
-    passes = step(model, images, True, amp)
-
     def train() -> None:
-        passes()
+        with torch.autocast(device, torch.bfloat16, enabled=amp):
+            outputs = model(images)
+        outputs[-1].float().sum().backward()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
 
     train()
     weights = (*model.parameters(), *model.buffers())
+    gradients = [x.grad for x in model.parameters()]
     state = [x for entry in optimizer.state.values() for x in entry.values()
              if isinstance(x, Tensor)]
-    standing = storage_bytes((*weights, *state, images))
+    standing = storage_bytes((*weights, *gradients, *state, images))
     return {
         'weights': storage_bytes(weights),
+        'gradients': storage_bytes(gradients),
         'optimizer': storage_bytes(state),
         'kept': kept_for_backward(model, images, amp),
         'peak': standing + peak_of(train, device),
@@ -182,7 +185,7 @@ def parse_args() -> argparse.Namespace:
                         help=f'of: {"; ".join(CHOICES)}')
     parser.add_argument('--sizes', nargs='+', type=int, default=(224, 512))
     parser.add_argument('--batch', type=int, help='images of the smaller '
-                        'batch; default: 4, for images above 256 pixels 1')
+                        'batch; default: 2, for images above 256 pixels 1')
     parser.add_argument('--amp', action='store_true',
                         help='autocast to bfloat16')
     add_device_arguments(parser)
@@ -203,14 +206,14 @@ def main() -> None:
     print('\n'.join(f'{key}: {value}' for key, value in where.items()))
     runs = read_json(args.json).get('runs', {})
     for size in args.sizes:
-        batch = args.batch or (4 if size <= 256 else 1)
+        batch = args.batch or (2 if size <= 256 else 1)
         key = f'{size} x {size}' + (', bfloat16' if args.amp else '')
         run = runs.setdefault(key, {'networks': {}})
         run['environment'] = where
         print(f'\n{key}, batches of {batch} and {2 * batch}: MiB')
         print(f'  {"":22}{"per image":>10}{"kept":>10}{"weights":>10}'
-              f'{"optimizer":>10}{f"peak of {batch}":>12}'
-              f'{f"peak of {2 * batch}":>12}')
+              f'{"gradients":>10}{"optimizer":>10}{f"peak of {batch}":>10}'
+              f'{f"peak of {2 * batch}":>10}')
         for name in args.networks:
             once, twice = (in_a_process(name, size, images, args)
                            for images in (batch, 2 * batch))
@@ -219,10 +222,10 @@ def main() -> None:
                 'per image': image, f'batch {batch}': once,
                 f'batch {2 * batch}': twice}
             row = (image['peak'], image['kept'], once['weights'],
-                   once['optimizer'], once['peak'], twice['peak'])
+                   once['gradients'], once['optimizer'], once['peak'],
+                   twice['peak'])
             print(f'  {name:22}' + ''.join(
-                f'{value / 2**20:{width}.1f}' for value, width in
-                zip(row, (10, 10, 10, 10, 12, 12), strict=True)), flush=True)
+                f'{value / 2**20:10.1f}' for value in row), flush=True)
             if args.json:
                 write_json(args.json, {'runs': runs, 'targets': targets(runs)})
     print()
