@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu lint clean
+        test-gpu coverage lint clean
 
 help:
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
@@ -14,6 +14,7 @@ help:
 	@echo 'make demo-detection       the same for Cascade Mask R-CNN'
 	@echo 'make test                 the test suite (make test-slow: the long ones,'
 	@echo '                          make test-gpu: those that need a GPU)'
+	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 ruff'
 
 install: $(INSTALLED)
@@ -38,6 +39,15 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(ARGS)
+
+# Processes that tests start, wherever they run, write files of their own next
+# to this one; the numbers are those of all of them.
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
+coverage: $(INSTALLED)
+	$(RUN) -m coverage erase
+	$(RUN) -m coverage run -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(RUN) -m coverage combine -q
+	$(RUN) -m coverage report
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -102,6 +102,40 @@ def test_amp_changes_the_wrapper(config, monkeypatch):
     assert config.optim_wrapper.loss_scale == 'dynamic'
 
 
+def test_amp_knows_what_it_works_on(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    own = dict(type='AmpOptimWrapper', loss_scale=512., dtype='bfloat16')
+    config.optim_wrapper.update(own)
+    prepare_training(config, amp=True)
+    assert {key: config.optim_wrapper[key] for key in own} == own
+    config.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(LaunchError, match='ApexOptimWrapper'):
+        prepare_training(config, amp=True)
+
+
+def test_processes_without_a_gpu(config, monkeypatch):
+    """Only torchrun's; gradients are averaged, and no norm needs a GPU."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(LaunchError, match="'slurm'.*dist_train.sh"):
+        prepare_training(config, launcher='slurm')
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    config.sync_bn = 'torch'
+    config.model.update(norm_cfg=dict(type='SyncBN'), parts=[
+        dict(norm_cfg=dict(type='SyncBN', eps=1e-3)), dict(type='ReLU')])
+    prepare_training(config, launcher='pytorch')
+    assert config.launcher == 'pytorch'
+    assert config.model_wrapper_cfg.type == 'MMDistributedDataParallel'
+    assert config.model_wrapper_cfg.device_ids is None
+    assert 'sync_bn' not in config
+    assert config.model.norm_cfg == dict(type='BN')
+    assert config.model.parts == [
+        dict(norm_cfg=dict(type='BN', eps=1e-3)), dict(type='ReLU')]
+    # One's own wrapper is left alone.
+    config.model_wrapper_cfg = dict(type='Mine')
+    prepare_training(config, launcher='pytorch')
+    assert config.model_wrapper_cfg == dict(type='Mine')
+
+
 def test_auto_scale_lr(config):
     with pytest.raises(LaunchError, match='base_batch_size'):
         prepare_training(config, auto_scale_lr=True)

@@ -178,6 +178,10 @@ class PartialPeripheralConv2d(nn.Module):
             Tensor: ``(N, C, H, W)``.
         """
         head, tail = x.split(self.split, 1)
+        # Once for both branches, which each would keep a copy otherwise.
+        if (torch.is_autocast_enabled(x.device.type)
+                and x.dtype != torch.float64):
+            head = head.to(torch.get_autocast_dtype(x.device.type))
         y = self.large(head)
         if not self.merged:
             y = self.large_norm(y) + self.small_norm(self.small(head))
