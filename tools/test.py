@@ -5,6 +5,7 @@ import sys
 
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.launch import (
@@ -41,19 +42,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record  # for the last line of dist_test.sh
 def main() -> None:
     args = parse_args()
-    try:
-        config = prepare_testing(
-            load_config(args.config, args.cfg_options),
-            args.checkpoint,
-            work_dir=args.work_dir,
-            show_dir=args.show_dir,
-            out=args.out,
-            launcher=args.launcher)
-        preflight(config, training=False)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    config = prepare_testing(
+        load_config(args.config, args.cfg_options),
+        args.checkpoint,
+        work_dir=args.work_dir,
+        show_dir=args.show_dir,
+        out=args.out,
+        launcher=args.launcher)
+    preflight(config, training=False)
     metrics = build_runner(config).test()
     if is_main_process():
         for name, value in metrics.items():
@@ -61,4 +60,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except LaunchError as error:
+        sys.exit(f'error: {error}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import os.path as osp
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -21,9 +23,12 @@ from mmengine.runner import Runner
 from ..datasets.check import check_data
 from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
 
+#: What a disk says that is full, or that may not be written any more.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
 
 class LaunchError(ValueError):
-    """The run cannot start; the message is for the person who started it."""
+    """The run cannot start or go on; the message is for who started it."""
 
 
 def load_config(path: str, options: Mapping | None = None) -> Config:
@@ -113,6 +118,7 @@ def prepare_training(config: Config,
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
     _check_data(config, ('train', 'val'))
+    _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
     return config
 
@@ -160,6 +166,7 @@ def prepare_testing(config: Config,
             *evaluators, dict(type='DumpResults', out_file_path=out)
         ]
     _check_data(config, ('test', ))
+    _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
     return config
 
@@ -169,6 +176,31 @@ def build_runner(config: Config) -> Runner:
     if 'runner_type' in config:
         return RUNNERS.build(config)
     return Runner.from_cfg(config)
+
+
+def train(config: Config) -> None:
+    """Train as the config describes.
+
+    Args:
+        config (Config): From :func:`prepare_training`.
+
+    Raises:
+        LaunchError: If the disk is full or has become read-only. The logs go
+            to the same disk as the checkpoints, so a run could not go on
+            without being able to save; and one that seems to train, and saves
+            nothing, would lose more than one that ends.
+    """
+    runner = build_runner(config)
+    try:
+        runner.train()
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        found = find_resumable(config.work_dir)
+        state = (f'{found} is whole: make room, then go on from it with '
+                 '--resume' if found else 'no checkpoint had been saved yet')
+        raise LaunchError(f'cannot write {error.filename or "a file"}: '
+                          f'{error.strerror}. {state}') from error
 
 
 def check_checkpoint(path: str) -> None:
@@ -190,6 +222,18 @@ def check_checkpoint(path: str) -> None:
     except Exception as error:
         raise LaunchError(f'{path} is not a whole checkpoint: '
                           f'{type(error).__name__}: {error}') from error
+
+
+def _check_work_dir(path: str) -> None:
+    """Raise unless files can be made there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise LaunchError(
+            f'cannot write to the work dir {path}: {error.strerror}; name '
+            'another one with --work-dir') from error
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:

@@ -15,9 +15,9 @@ from tests.toy_task import TOY_CONFIG
 
 
 @pytest.fixture
-def config() -> Config:
+def config(tmp_path) -> Config:
     config = Config.fromstring(TOY_CONFIG, '.py')
-    config.work_dir = 'somewhere'
+    config.work_dir = str(tmp_path / 'work')
     return config
 
 
