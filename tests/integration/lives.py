@@ -18,10 +18,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
-import mmengine.runner  # noqa: F401, for the server
+# For the server: what a run imports only when it needs it.
+import matplotlib.backends.backend_agg  # noqa: F401
+import mmengine.runner  # noqa: F401
 import torch
+import torch._dynamo
 
-import pelk_mm  # noqa: F401, for the server
+import pelk_mm  # noqa: F401
 from tests import toy_task
 from tests.conftest import ROOT
 
@@ -91,8 +94,11 @@ def _live(arguments: list[str], log: Path, trouble: Callable | None,
     sys.argv = ['tools/train.py', *arguments]
     if trouble is not None:
         trouble(*trouble_arguments)
-    # Asking the compiler for its version and the like takes a second a run.
-    with mock.patch('mmengine.runner.runner.collect_env', dict):
+    # Asking the compiler for its version and the like takes a second a run,
+    # and so does the layout of the config, which is in every checkpoint.
+    with (mock.patch('mmengine.runner.runner.collect_env', dict),
+          mock.patch('mmengine.config.config.FormatCode',
+                     lambda text, **_: (text, True))):
         runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
 
 
