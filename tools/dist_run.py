@@ -52,7 +52,8 @@ def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
     if first.error_file_data.get('message') == '<NONE>':
         return (f'{where} ended with exit status {first.exitcode}; what it '
                 'said is above')
-    return (f'{where} failed with {first.message}; its traceback is above'
+    reason = str(first.message).strip().partition('\n')[0]
+    return (f'{where} failed with {reason}; its traceback is above'
             f'{RESUME * training}')
 
 

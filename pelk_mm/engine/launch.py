@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from ..datasets.check import check_data
 from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
+from .strategies import SHARDING, type_name
 
 #: What a disk says that is full, or that may not be written any more.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -112,9 +113,10 @@ def prepare_training(config: Config,
         _use_amp(config)
     if auto_scale_lr:
         _use_auto_scale_lr(config)
+    if config.get('strategy') is not None:
+        _check_strategy(config)
     if resume is not None:
-        config.load_from = _resume_from(resume, config.work_dir)
-        config.resume = True
+        _resume(config, resume)
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
     _check_data(config, ('train', 'val'))
@@ -243,6 +245,53 @@ def _check_data(config: Config, splits: tuple[str, ...]) -> None:
         raise LaunchError(str(error)) from error
 
 
+#: Hooks that need the parameters themselves, not a rank's pieces of them.
+_WHOLE_HOOKS = ('DynamicSparsityHook', 'EMAHook')
+
+
+def _check_strategy(config: Config) -> None:
+    """Raise where a strategy would not do what the config says."""
+    kind = type_name(config.strategy)
+    if config.get('runner_type') != 'FlexibleRunner':
+        raise LaunchError(f'strategy={kind} needs runner_type='
+                          "'FlexibleRunner' in the config")
+    if kind not in SHARDING:
+        return
+    hooks = [type_name(hook) for hook in config.get('custom_hooks') or ()]
+    for name in _WHOLE_HOOKS:
+        if name in hooks:
+            raise LaunchError(
+                f'{name} needs whole parameters, which {kind} does not leave '
+                'on a process; take it out of custom_hooks, or train without '
+                'a strategy')
+    hook = type_name(config.default_hooks.get('checkpoint', {}))
+    if kind == 'DeepSpeedStrategy':
+        if find_spec('deepspeed') is None:
+            raise LaunchError('DeepSpeedStrategy needs DeepSpeed, which is '
+                              'not installed: pip install deepspeed')
+        if hook == 'SafeCheckpointHook':
+            raise LaunchError(
+                'DeepSpeed saves each checkpoint as a folder, past the hooks; '
+                "use default_hooks.checkpoint.type='CheckpointHook'")
+    elif kind == 'FSDPStrategy' and hook == 'SafeCheckpointHook':
+        raise LaunchError(
+            "use strategy.type='FullStateFSDPStrategy': mmengine 0.10's "
+            'FSDPStrategy cannot be resumed with torch 2.1 or later')
+
+
+def _resume(config: Config, resume: str) -> None:
+    if type_name(config.get('strategy', {})) == 'DeepSpeedStrategy':
+        # It resumes from folders, which are loaded by DeepSpeed itself.
+        if not osp.isdir(resume):
+            raise LaunchError(
+                'a training by DeepSpeed is resumed from a folder that is '
+                f'named, --resume WORK_DIR/iter_N.pth; got {resume}')
+        config.load_from, config.resume = None, resume
+        return
+    config.load_from = _resume_from(resume, config.work_dir)
+    config.resume = True
+
+
 def _resume_from(resume: str, work_dir: str) -> str:
     if resume != 'auto':
         if '://' not in resume:
@@ -304,6 +353,9 @@ def _use_launcher(config: Config, launcher: str) -> None:
             device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=config.get('find_unused_parameters', False))
+    strategy = config.get('strategy')
+    if strategy is not None and type_name(strategy) == 'DDPStrategy':
+        strategy.setdefault('model_wrapper', config.model_wrapper_cfg)
     config.pop('sync_bn', None)
     if _replace(config.model, 'SyncBN', 'BN'):
         print_log(

@@ -16,6 +16,7 @@ so the ranks' batches together are that of one process.
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ import torch
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
 from tests.conftest import ROOT
+from tests.engine.hooks.sparse_task import differences
 
 from . import lives, tasks
 
@@ -38,6 +40,16 @@ from . import lives, tasks
 #: another order, 6e-8 relative a sum, and AdamW turns differences of gradients
 #: near zero into differences of steps.
 EXACT = 1e-4
+
+#: Behind a config.
+FSDP = '''
+runner_type = 'FlexibleRunner'
+strategy = dict(
+    type='FullStateFSDPStrategy',
+    model_wrapper=dict(
+        type='MMFullyShardedDataParallel',
+        auto_wrap_policy='wrap_pelk_blocks'))
+'''
 
 # Seconds that a run of several processes may take on a busy machine.
 PATIENCE = 240
@@ -253,6 +265,43 @@ def test_another_number_of_processes_goes_on(tmp_path, data):
     assert found < EXACT
 
 
+@contextmanager
+def endless(config: Path, work_dir: Path,
+            *options: str) -> Iterator[Launched]:
+    """A run of two processes that has saved a few times."""
+    with dist_train(
+            config, 2, work_dir, '--cfg-options',
+            f'train_dataloader.batch_size={tasks.BATCH // 2}',
+            'train_cfg.max_iters=100000',
+            'default_hooks.checkpoint.max_keep_ckpts=2', *options) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (work_dir / 'iter_4.pth').exists():
+            assert process.poll() is None, process.errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+
+
+def check_it_goes_on(config: Path, work_dir: Path) -> None:
+    """From the newest checkpoint, on another number of processes."""
+    numbers = [int(re.search(r'iter_(\d+)', path.name)[1])
+               for path in work_dir.glob('iter_*.pth')]
+    assert find_resumable(work_dir) == str(
+        work_dir / f'iter_{max(numbers)}.pth')
+    end = max(numbers) + 2
+    single(config, work_dir, '--resume', '--cfg-options',
+           f'train_cfg.max_iters={end}')
+    assert (work_dir / f'iter_{end}.pth').is_file()
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('victim', [0, 1])
@@ -260,34 +309,73 @@ def test_a_killed_process_ends_the_run(tmp_path, data, victim):
     config = tasks.write_config(
         tmp_path, data, 'classification', batch_norm=False)
     work_dir = tmp_path / 'run'
-    with dist_train(
-            config, 2, work_dir, '--cfg-options',
-            f'train_dataloader.batch_size={tasks.BATCH // 2}',
-            'train_cfg.max_iters=100000',
-            'default_hooks.checkpoint.max_keep_ckpts=2') as process:
-        deadline = time.monotonic() + PATIENCE
-        while not (work_dir / 'iter_4.pth').exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        pid = ranks_of(work_dir)[victim]
-        os.kill(pid, signal.SIGKILL)
+    with endless(config, work_dir) as process:
+        pids = ranks_of(work_dir)
+        os.kill(pids[victim], signal.SIGKILL)
         killed = time.monotonic()
-        status = process.wait(60)
+        assert process.wait(60) == 1
         print(f'ended {time.monotonic() - killed:.1f} s after the kill')
-        other = ranks_of(work_dir)[1 - victim]
-        with pytest.raises(ProcessLookupError):
-            os.kill(other, 0)
-    assert status == 1
+    assert all(map(has_ended, pids.values()))
     assert process.errors.read_text().splitlines()[-1] == (
-        f'error: process {victim} (pid {pid}) was ended by SIGKILL, as when '
-        'memory runs out. Every checkpoint that was saved is whole: the same '
-        'command with --resume goes on from the newest')
-    found = find_resumable(work_dir)
-    numbers = [int(re.search(r'iter_(\d+)', path.name)[1])
-               for path in work_dir.glob('iter_*.pth')]
-    assert found == str(work_dir / f'iter_{max(numbers)}.pth')
-    end = max(numbers) + 2
-    single(config, work_dir, '--resume', '--cfg-options',
-           f'train_cfg.max_iters={end}')
-    assert (work_dir / f'iter_{end}.pth').is_file()
+        f'error: process {victim} (pid {pids[victim]}) was ended by SIGKILL, '
+        'as when memory runs out. Every checkpoint that was saved is whole: '
+        'the same command with --resume goes on from the newest')
+    check_it_goes_on(config, work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_hangs_ends_the_run(tmp_path, data):
+    config = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    work_dir = tmp_path / 'run'
+    with endless(config, work_dir,
+                 'env_cfg.dist_cfg.timeout=20') as process:
+        pids = ranks_of(work_dir)
+        os.kill(pids[1], signal.SIGSTOP)
+        stopped = time.monotonic()
+        # torchrun gives the stopped one 30 s to end.
+        assert process.wait(120) == 1
+        print(f'ended {time.monotonic() - stopped:.1f} s after the stop')
+    assert all(map(has_ended, pids.values()))
+    last = process.errors.read_text().splitlines()[-1]
+    assert last.startswith(f'error: process 0 (pid {pids[0]}) failed with ')
+    assert 'imed out' in last
+    assert last.endswith('--resume goes on from the newest')
+    check_it_goes_on(config, work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fsdp_equals_one_process_and_goes_on(tmp_path, data):
+    plain = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    config = tmp_path / 'sharded.py'
+    config.write_text(plain.read_text() + FSDP)
+    records = several(config, 2, tmp_path / 'sharded')
+    one = single(plain, tmp_path / 'one')
+    found = deviation(losses(records), one['losses'])
+    print(f'FSDP on 2 processes, whole batch: {found:.2g}')
+    assert found < EXACT
+    # The ranks hold pieces, the checkpoint whole weights, by the same names.
+    assert records[0]['parameters'] != records[1]['parameters']
+    ends = [torch.load(tmp_path / folder / 'iter_6.pth')
+            for folder in ('sharded', 'one')]
+    weights = [end['state_dict'] for end in ends]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-3,
+                                   atol=1e-4)
+    # Layer-wise decay sees parameters, not pieces.
+    groups = [[(group['lr'], group['weight_decay'], len(group['params']))
+               for group in end['optimizer']['param_groups']] for end in ends]
+    assert groups[0] == groups[1]
+    assert {decay for _, decay, _ in groups[0]} == {0., 0.05}
+
+    again = tmp_path / 'again'
+    again.mkdir()
+    shutil.copy(tmp_path / 'sharded' / 'iter_4.pth', again)
+    several(config, 2, again, '--resume')
+    resumed = torch.load(again / 'iter_6.pth')
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert differences(resumed[part], ends[0][part]) == []

@@ -79,6 +79,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not self._is_local:
             return
         self.backend_args = dict(backend=ATOMIC_BACKEND)
+        if hasattr(runner, 'strategy'):
+            _make_atomic(runner.strategy)
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 for path in remove_leftovers(folder, '.pth'):
@@ -234,6 +236,35 @@ def _to_history(value: Any) -> Any:
                              parts['count'].cpu().numpy(),
                              parts['max_length'])
     return value
+
+
+def _make_atomic(strategy: Any) -> None:
+    """Have a strategy of mmengine's FlexibleRunner write like the Runner.
+
+    Strategies choose how to write by themselves, whatever the hook asks for.
+
+    Raises:
+        RuntimeError: If the strategy saves folders, past all hooks.
+    """
+    if type(strategy).__name__ == 'DeepSpeedStrategy' or (
+            hasattr(strategy, 'state_dict_type')
+            and strategy.state_dict_type.name != 'FULL_STATE_DICT'):
+        raise RuntimeError(
+            f'{type(strategy).__name__} saves each checkpoint as a folder, '
+            'past the hooks, which SafeCheckpointHook cannot make safe; use '
+            "type='CheckpointHook' (after a crash its newest checkpoint may "
+            'be torn)')
+    save = strategy.save_checkpoint
+
+    def save_atomically(filename: str, **kwargs) -> None:
+        if not is_main_process():
+            # Takes part in gathering the state, and writes nothing.
+            save(filename, **kwargs)
+            return
+        with atomic_path(filename) as path:
+            save(str(path), **kwargs)
+
+    strategy.save_checkpoint = save_atomically
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
 from ...ops.checks import check_integer, check_number
+from ..strategies import plain_name, whole_parameters
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 #: Not 1-D, yet no weights that decay should draw to zero.
@@ -64,6 +65,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...     paramwise_cfg=dict(
         ...         decay_rate=0.9, decay_type='stage_wise', num_layers=6))
     """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, wrapped or not."""
+        # Pieces of FSDP are flat: without their shapes none would decay.
+        with whole_parameters(model):
+            self._kinds = _parameter_kinds(getattr(model, 'module', model))
+        return super().__call__(model)
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
@@ -119,14 +127,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             **kwargs: Not used; mmengine's recursion passes them.
         """
         backbones = _find_backbones(module)
-        kinds = _parameter_kinds(module)
         groups: dict[tuple, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
+            name = plain_name(name)
             owner = _owner(name, backbones)
             depth, scale = self._depth(name, owner, backbones)
-            lr_mult, decay_mult = self._multipliers(name, kinds[name])
+            lr_mult, decay_mult = self._multipliers(name, self._kinds[name])
             # Several backbones count their depths each for itself.
             layer = owner or '' if len(backbones) > 1 else ''
             # Custom multipliers may split a depth further; 0 and 1 are the
@@ -225,7 +233,10 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
             'LayerDecayOptimWrapperConstructor takes the depths; use a '
             'backbone that has one, such as PeLK, or another constructor')
     modules = dict(model.named_modules())
-    return {f'{name}.' if name else '': modules[name] for name in inner}
+    return {
+        plain_name(f'{name}.') if name else '': modules[name]
+        for name in inner
+    }
 
 
 def _owner(name: str, backbones: Iterable[str]) -> str | None:
@@ -254,7 +265,7 @@ def _parameter_kinds(model: nn.Module) -> dict[str, str]:
                 kind = 'flat'
             else:
                 kind = 'weight'
-            kinds[f'{prefix}.{name}' if prefix else name] = kind
+            kinds[plain_name(f'{prefix}.{name}' if prefix else name)] = kind
     return kinds
 
 
