@@ -45,16 +45,22 @@ def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
         name = signal.Signals(-first.exitcode).name
         why = ', as when memory runs out' if name == 'SIGKILL' else ''
         return f'{where} was ended by {name}{why}{RESUME * training}'
-    # The scripts record what they end with; torchrun's own text does not help.
-    kind, _, message = str(first.message).partition(': ')
+    text = _recorded(first)
+    kind, _, message = text.partition(': ')
     if kind == 'LaunchError':
         return message
-    if first.error_file_data.get('message') == '<NONE>':
+    if not text:
         return (f'{where} ended with exit status {first.exitcode}; what it '
                 'said is above')
-    reason = str(first.message).strip().partition('\n')[0]
+    reason = text.strip().partition('\n')[0]
     return (f'{where} failed with {reason}; its traceback is above'
             f'{RESUME * training}')
+
+
+def _recorded(failure: ProcessFailure) -> str:
+    """What a script has recorded that it ended with, '' if nothing."""
+    message = failure.error_file_data.get('message')
+    return message['message'] if isinstance(message, dict) else ''
 
 
 def _order(item: tuple[int, ProcessFailure]) -> tuple:
@@ -65,7 +71,7 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple:
     """
     failure = item[1]
     return (failure.exitcode == -signal.SIGTERM, failure.exitcode > 0
-            and not str(failure.message).startswith('LaunchError'),
+            and not _recorded(failure).startswith('LaunchError'),
             failure.timestamp)
 
 
