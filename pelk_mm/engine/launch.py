@@ -266,9 +266,7 @@ def _check_strategy(config: Config) -> None:
                 'a strategy')
     hook = type_name(config.default_hooks.get('checkpoint', {}))
     if kind == 'DeepSpeedStrategy':
-        if find_spec('deepspeed') is None:
-            raise LaunchError('DeepSpeedStrategy needs DeepSpeed, which is '
-                              'not installed: pip install deepspeed')
+        _check_deepspeed()
         if hook == 'SafeCheckpointHook':
             raise LaunchError(
                 'DeepSpeed saves each checkpoint as a folder, past the hooks; '
@@ -277,6 +275,19 @@ def _check_strategy(config: Config) -> None:
         raise LaunchError(
             "use strategy.type='FullStateFSDPStrategy': mmengine 0.10's "
             'FSDPStrategy cannot be resumed with torch 2.1 or later')
+
+
+def _check_deepspeed() -> None:
+    spec = find_spec('deepspeed')
+    if spec is None:
+        raise LaunchError('DeepSpeedStrategy needs DeepSpeed, which is not '
+                          'installed: pip install deepspeed==0.16.9')
+    if not osp.isdir(osp.join(osp.dirname(spec.origin), 'runtime', 'fp16',
+                              'onebit')):
+        raise LaunchError(
+            'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
+            'the one that is installed is too new: pip install '
+            'deepspeed==0.16.9')
 
 
 def _resume(config: Config, resume: str) -> None:

@@ -1,6 +1,7 @@
 """Command-line wishes become fields of the config, or a clear error."""
 
 import errno
+from importlib.machinery import ModuleSpec
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_a_strategy_that_fits(config):
 
 
 def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, 'find_spec', lambda name: object())
+    monkeypatch.setattr(launch, '_check_deepspeed', lambda: None)
     config.merge_from_dict(SHARDED)
     config.strategy.type = 'DeepSpeedStrategy'
     config.default_hooks.checkpoint.type = 'CheckpointHook'
@@ -189,6 +190,23 @@ def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
     prepare_training(config, resume=str(folder))
     assert config.resume == str(folder)
     assert config.load_from is None
+
+
+@pytest.mark.parametrize('has, expected', [
+    (None, 'not installed'), ('runtime/fp16', 'too new'),
+    ('runtime/fp16/onebit', None)])
+def test_deepspeed_has_to_be_one_that_mmengine_knows(tmp_path, monkeypatch,
+                                                     has, expected):
+    spec = None
+    if has is not None:
+        (tmp_path / has).mkdir(parents=True)
+        spec = ModuleSpec('deepspeed', None, origin=str(tmp_path / 'x.py'))
+    monkeypatch.setattr(launch, 'find_spec', lambda name: spec)
+    if expected is None:
+        launch._check_deepspeed()
+        return
+    with pytest.raises(LaunchError, match=expected):
+        launch._check_deepspeed()
 
 
 def test_a_full_disk_is_one_line(config, monkeypatch):
