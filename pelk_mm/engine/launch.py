@@ -345,6 +345,10 @@ def _use_auto_scale_lr(config: Config) -> None:
 
 def _use_launcher(config: Config, launcher: str) -> None:
     config.launcher = launcher
+    kind = type_name(config.get('strategy') or {})
+    if launcher == 'none' and kind in ('DDPStrategy', *SHARDING):
+        raise LaunchError(f'strategy={kind} is for several processes: start '
+                          'it with tools/dist_train.sh CONFIG GPUS')
     if launcher == 'none' or torch.cuda.is_available():
         return
     # Several processes without a GPU: mmengine would select CUDA devices,

@@ -170,8 +170,11 @@ def test_strategies_that_would_not_do_what_is_asked(config, changes,
         prepare_training(config)
 
 
-def test_a_strategy_that_fits(config):
+def test_a_strategy_that_fits(config, monkeypatch):
     config.merge_from_dict(SHARDED)
+    with pytest.raises(LaunchError, match='start it with tools/dist_train.sh'):
+        prepare_training(config)
+    monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
     prepare_training(config)
     config.strategy.type = 'DDPStrategy'
     config.custom_hooks = [dict(type='EMAHook')]
@@ -180,6 +183,7 @@ def test_a_strategy_that_fits(config):
 
 def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, '_check_deepspeed', lambda: None)
+    monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
     config.merge_from_dict(SHARDED)
     config.strategy.type = 'DeepSpeedStrategy'
     config.default_hooks.checkpoint.type = 'CheckpointHook'
