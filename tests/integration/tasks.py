@@ -53,7 +53,8 @@ model = dict(
     backbone=dict(arch=small_arch, small_kernel={small_kernel}),
     decode_head=dict(
         in_channels=[16, 32, 48, 64], channels=32, norm_cfg={norm_cfg}),
-    auxiliary_head=dict(in_channels=48, norm_cfg={norm_cfg}))
+    auxiliary_head=dict(
+        in_channels=48, dropout_ratio=0., norm_cfg={norm_cfg}))
 train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
