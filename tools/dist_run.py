@@ -67,12 +67,16 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple:
     """Causes before consequences.
 
     A process that is killed takes its peers with it: their connections break,
-    or torchrun ends them by SIGTERM.
+    or torchrun ends them by SIGTERM, and by SIGKILL where that does not help.
+    That is how one ends that hangs, of which its peers say that they have
+    waited too long.
     """
     failure = item[1]
-    return (failure.exitcode == -signal.SIGTERM, failure.exitcode > 0
-            and not _recorded(failure).startswith('LaunchError'),
-            failure.timestamp)
+    text = _recorded(failure)
+    return (failure.exitcode == -signal.SIGTERM,
+            'timed out' not in text.lower(),
+            failure.exitcode > 0 and not text.startswith('LaunchError'),
+            failure.exitcode == -signal.SIGKILL, failure.timestamp)
 
 
 if __name__ == '__main__':

@@ -63,3 +63,14 @@ def test_the_first_error_is_the_cause(explain, failure):
 def test_a_process_that_has_recorded_nothing(explain, failure):
     assert explain({0: failure(10, 2)}, training=True) == (
         'process 0 (pid 10) ended with exit status 2; what it said is above')
+
+
+def test_one_that_hangs_is_killed_last(explain, failure):
+    line = explain({
+        0: failure(10, 1, 'RuntimeError: Timed out waiting 20000ms', 4),
+        1: failure(11, -9),
+    }, training=False)
+    assert line == ('process 0 (pid 10) failed with RuntimeError: Timed out '
+                    'waiting 20000ms; its traceback is above')
+    assert 'process 0 (pid 10) was ended by SIGABRT' in explain(
+        {0: failure(10, -6), 1: failure(11, -9)}, training=False)
