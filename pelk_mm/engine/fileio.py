@@ -64,18 +64,22 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_leftovers(folder: str | Path, suffix: str) -> list[Path]:
+def remove_leftovers(folder: str | Path,
+                     suffix: str,
+                     stem: str | None = None) -> list[Path]:
     """Remove what killed processes have left of :func:`atomic_path`.
 
     Args:
         folder (str | Path): Where to look; it need not exist.
         suffix (str): Of the files that were written, such as ``'.pth'``.
+        stem (str, optional): Their name before it. Default: None, any.
 
     Returns:
         list[Path]: What was removed. Files of processes that run on this
         machine stay.
     """
-    form = re.compile(rf'\..+\.(\d+){re.escape(suffix)}')
+    name = '.+' if stem is None else re.escape(stem)
+    form = re.compile(rf'\.{name}\.(\d+){re.escape(suffix)}')
     removed = []
     for path in Path(folder).glob(f'.*{suffix}'):
         match = form.fullmatch(path.name)

@@ -93,3 +93,11 @@ def test_what_killed_processes_leave_is_removed(tmp_path):
     assert sorted(path.name for path in removed) == sorted(take)
     assert sorted(os.listdir(tmp_path)) == sorted(leave)
     assert remove_leftovers(tmp_path / 'missing', '.pth') == []
+
+
+def test_only_leftovers_of_one_name(tmp_path):
+    mine = [f'..note.{os.getpid()}', f'.other.{os.getpid()}']
+    for name in mine:
+        (tmp_path / name).write_text('')
+    assert remove_leftovers(tmp_path, '', stem='.note') == [tmp_path / mine[0]]
+    assert os.listdir(tmp_path) == mine[1:]

@@ -86,6 +86,8 @@ class SafeCheckpointHook(CheckpointHook):
                 for path in remove_leftovers(folder, '.pth'):
                     runner.logger.info(f'removed {path}, which a killed '
                                        'process has left half-written')
+            for note in (_POINTER, _COMING):
+                remove_leftovers(runner.work_dir, '', stem=note)
             self._start_pointer(runner)
 
     def _start_pointer(self, runner) -> None:
