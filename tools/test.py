@@ -3,6 +3,7 @@
 import argparse
 
 from mmengine.dist import is_main_process
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.command_line import ConfigOptions, command
@@ -39,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record  # for the last line of dist_test.sh
 def main() -> None:
     args = parse_args()
     config = prepare_testing(

@@ -2,12 +2,14 @@
 
 import argparse
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import (
-    build_runner,
     load_config,
     prepare_training,
+    train,
 )
 from pelk_mm.engine.preflight import preflight
 
@@ -49,6 +51,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record  # for the last line of dist_train.sh
 def main() -> None:
     args = parse_args()
     config = prepare_training(
@@ -59,7 +62,7 @@ def main() -> None:
         auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher)
     preflight(config)
-    build_runner(config).train()
+    train(config)
 
 
 if __name__ == '__main__':

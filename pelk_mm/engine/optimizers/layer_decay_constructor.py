@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
@@ -18,6 +18,7 @@ from ...ops.checks import (
     check_number,
     did_you_mean,
 )
+from ..strategies import plain_name, whole_parameters
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 #: Not 1-D, yet no weights that decay should draw to zero.
@@ -72,6 +73,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...         decay_rate=0.9, decay_type='stage_wise', num_layers=6))
     """
 
+    #: Of the parameters of the model that is called with.
+    _kinds: dict[str, str] | None = None
+
     def __init__(self,
                  optim_wrapper_cfg: dict,
                  paramwise_cfg: dict | None = None) -> None:
@@ -84,6 +88,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 "dict(optimizer=dict(type='AdamW', lr=1e-4)), got "
                 f'{optim_wrapper_cfg!r}')
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, wrapped or not."""
+        # Pieces of FSDP are flat: without their shapes none would decay.
+        with whole_parameters(model):
+            self._kinds = _parameter_kinds(getattr(model, 'module', model))
+        try:
+            return super().__call__(model)
+        finally:
+            self._kinds = None
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
@@ -164,11 +178,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             ValueError: If there are no depths, or a parameter has none.
         """
         backbones = _find_backbones(module)
-        kinds = _parameter_kinds(module)
+        kinds = self._kinds or _parameter_kinds(module)
         groups: dict[tuple, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
+            name = plain_name(name)
             owner = _owner(name, backbones)
             depth, scale = self._depth(name, owner, backbones)
             lr_mult, decay_mult = self._multipliers(name, kinds[name])
@@ -265,7 +280,10 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
             'LayerDecayOptimWrapperConstructor takes the depths; use a '
             'backbone that has one, such as PeLK, or another constructor')
     modules = dict(model.named_modules())
-    return {f'{name}.' if name else '': modules[name] for name in inner}
+    return {
+        plain_name(f'{name}.') if name else '': modules[name]
+        for name in inner
+    }
 
 
 def _owner(name: str, backbones: Iterable[str]) -> str | None:
@@ -294,7 +312,7 @@ def _parameter_kinds(model: nn.Module) -> dict[str, str]:
                 kind = 'flat'
             else:
                 kind = 'weight'
-            kinds[f'{prefix}.{name}' if prefix else name] = kind
+            kinds[plain_name(f'{prefix}.{name}' if prefix else name)] = kind
     return kinds
 
 
