@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtype
 from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, select_backend, why_not
 from .sharing_grid import SharingGrid
@@ -126,8 +127,7 @@ def _check(input: Tensor, weight: Tensor, grid: SharingGrid,
 
 def _casts(*tensors: Tensor) -> bool:
     """Whether autocast will give all of these tensors one dtype."""
-    return (torch.is_autocast_enabled(tensors[0].device.type)
-            and all(tensor.dtype != torch.float64 for tensor in tensors))
+    return all(autocast_dtype(tensor) is not None for tensor in tensors)
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...ops import SharingGrid, peripheral_conv2d
+from ...ops.autocast import autocast_dtype
 from ...ops.checks import check_bool, check_integer, check_number
 from ...ops.choice import check_name
 
@@ -179,9 +180,9 @@ class PartialPeripheralConv2d(nn.Module):
         """
         head, tail = x.split(self.split, 1)
         # Once for both branches, which each would keep a copy otherwise.
-        if (torch.is_autocast_enabled(x.device.type)
-                and x.dtype != torch.float64):
-            head = head.to(torch.get_autocast_dtype(x.device.type))
+        dtype = autocast_dtype(head)
+        if dtype is not None:
+            head = head.to(dtype)
         y = self.large(head)
         if not self.merged:
             y = self.large_norm(y) + self.small_norm(self.small(head))
