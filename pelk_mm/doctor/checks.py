@@ -79,10 +79,11 @@ def examine(environment: Environment) -> list[Finding]:
         try:
             found += check(environment)
         except Exception as error:
+            missing = isinstance(error, ModuleNotFoundError) and error.name
             found.append(Finding(
                 check.__name__, TROUBLE,
                 f'this check itself failed: {type(error).__name__}: {error}',
-                'please report it'))
+                f'pip install {missing}' if missing else 'please report it'))
     return sorted(found, key=lambda finding: finding.level != TROUBLE)
 
 
@@ -131,11 +132,12 @@ def opencv(environment: Environment) -> Iterator[Finding]:
 
 def limits(environment: Environment) -> Iterator[Finding]:
     """The versions of mmcv and mmengine that each library accepts."""
-    from packaging.version import Version
     for module in ('mmpretrain', 'mmseg', 'mmdet'):
         for needed, low, high in declared_limits(module):
             row = providers(environment.packages)[needed]
             for names in row.values():
+                # mmcv and mmengine bring it.
+                from packaging.version import Version
                 have = environment.packages[names[0]]
                 if not Version(low) <= Version(have) < Version(high):
                     yield Finding(
@@ -169,10 +171,10 @@ def declared_limits(module: str) -> list[tuple[str, str, str]]:
 
 def torch_and_torchvision(environment: Environment) -> Iterator[Finding]:
     """A torchvision is built for exactly one torch."""
-    from packaging.requirements import Requirement
     torch = environment.packages.get('torch')
     if torch is None or 'torchvision' not in environment.packages:
         return
+    from packaging.requirements import Requirement
     advice = ('pip install -r requirements/torch.txt, or the torchvision '
               'that goes with your torch')
     for line in requires('torchvision') or ():

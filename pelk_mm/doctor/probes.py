@@ -3,9 +3,9 @@
 ``probes.py RESULTS NAME…`` tries one after the other and appends what it finds
 to the file ``RESULTS``, a JSON object a line. It stops at the first failure,
 because what is imported by halves would spoil the next try; and it may be
-killed by what it tries. :mod:`.processes` starts it and reads the file. Nothing
-of pelk_mm may be imported at the top: whether that works is one of the
-questions.
+killed by what it tries. :mod:`.processes` starts it and reads the file.
+Nothing of pelk_mm may be imported at the top: whether that works is one of
+the questions.
 """
 
 from __future__ import annotations
