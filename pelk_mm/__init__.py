@@ -17,7 +17,7 @@ def _examined() -> bool:
 
 if not _examined():
     try:
-        from . import datasets, engine, models
+        from . import compat, datasets, engine, models
     except (ImportError, AttributeError) as error:
         # On meeting `pelk_mm.PeLK` mmengine imports this and drops exactly
         # these two kinds of errors, to say merely that PeLK is not
@@ -26,5 +26,6 @@ if not _examined():
             'pelk_mm cannot be imported, so nothing of it is registered: '
             f'{type(error).__name__}: {error}. It needs torch, mmengine and '
             'mmcv; "python -m pelk_mm.doctor" says what to do') from error
+    compat.apply()
 
 __all__ = ['__version__', 'datasets', 'engine', 'models']

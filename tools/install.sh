@@ -80,7 +80,9 @@ logged "$packages" pip install -c "$constraints" -r "requirements/$row.txt"
 if ! "$venv/bin/python" -c 'import cv2' 2>>"$log"; then
     echo '  this machine has no libGL: OpenCV without a display is used'
     logged "$packages" pip uninstall -y opencv-python
-    logged "$packages" pip install -c "$constraints" opencv-python-headless
+    # Whoever asked for it already shared its files with the other.
+    logged "$packages" pip install -c "$constraints" --no-deps \
+        --force-reinstall opencv-python-headless
 fi
 
 step '4/6 mmcv with its ops (built from source: 8 to 25 minutes on two cores the first time, then from the cache)'

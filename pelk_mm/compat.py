@@ -1,0 +1,29 @@
+"""What the two tested rows of packages do differently, made the same here.
+
+Nothing else in this project asks which row it runs on. :mod:`pelk_mm.rows`
+says what the rows are, ``docs/versions.md`` which were tested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.runner import checkpoint
+
+
+def apply() -> None:
+    """Make mmengine behave alike in both rows; done on importing pelk_mm."""
+    # The fork's mmengine loads a checkpoint that torch refuses once more,
+    # without torch's safeguard, and only logs that. Running the code that
+    # such a file may hold is not for a library to decide.
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = _load
+
+
+def _load(file: Any, map_location: Any = None,
+          weights_only: bool | None = None) -> Any:
+    """The fork's own signature; the default is that of torch since 2.6."""
+    return torch.load(
+        file, map_location=map_location,
+        weights_only=True if weights_only is None else weights_only)
