@@ -23,7 +23,6 @@ def apply() -> None:
 
 def _load(file: Any, map_location: Any = None,
           weights_only: bool | None = None) -> Any:
-    """The fork's own signature; the default is that of torch since 2.6."""
+    """With the fork's own signature; None leaves it to torch."""
     return torch.load(
-        file, map_location=map_location,
-        weights_only=True if weights_only is None else weights_only)
+        file, map_location=map_location, weights_only=weights_only)
