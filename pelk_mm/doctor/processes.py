@@ -61,7 +61,7 @@ class Outcome:
 
 
 def run_probes(names: Sequence[str] = tuple(NEEDS),
-               timeout: float = 300) -> dict[str, Outcome]:
+               timeout: float = 600) -> dict[str, Outcome]:
     """Try everything in ``names``, in processes that may crash.
 
     As long as all goes well this takes one process; each that fails takes the
@@ -71,7 +71,8 @@ def run_probes(names: Sequence[str] = tuple(NEEDS),
         names (Sequence[str]): Keys of ``NEEDS``, what is needed before what
             needs it. Default: all.
         timeout (float): Seconds after which a process is taken to hang.
-            Default: 300.
+            The operator's backends may have to be compiled meanwhile.
+            Default: 600.
 
     Returns:
         dict[str, Outcome]: One for each name.

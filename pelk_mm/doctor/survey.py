@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..rows import ROWS, installed, installed_rows
 from .checks import TROUBLE, Environment, Finding
 from .processes import run_probes
 
-#: What is asked about beside the rows, in the order of printing.
+#: What is listed beside the rows, in the order of printing.
 _PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python',
              'opencv-python-headless')
 _OPTIONAL = ('setuptools', 'ftfy', 'regex', 'onnx', 'onnxscript',
@@ -26,7 +27,9 @@ def survey() -> Environment:
     return Environment(
         packages=installed(),
         outcomes=run_probes(),
-        compiler=_first_line(os.environ.get('CXX', 'c++'), '--version'),
+        # As torch's extensions choose it; it may be `ccache g++`.
+        compiler=_first_line(
+            *shlex.split(os.environ.get('CXX') or 'c++'), '--version'),
         gpus_of_driver=_lines('nvidia-smi', '-L'))
 
 

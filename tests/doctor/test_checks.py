@@ -82,8 +82,8 @@ def test_nothing_to_find():
     (dict(outcomes={'mmengine': fails(
         "ModuleNotFoundError: No module named 'pkg_resources'")}),
      'mmengine', TROUBLE, 'pkg_resources', 'setuptools<81'),
-    (dict(outcomes={'operator': fails('has not ended after 300 seconds')}),
-     'operator', TROUBLE, '300', 'pelk_mm.ops.backends'),
+    (dict(outcomes={'operator': fails('has not ended after 600 seconds')}),
+     'operator', TROUBLE, '600', 'pelk_mm.ops.backends'),
     (dict(gpus_of_driver=['GPU 0: X']), 'gpu', TROUBLE, 'torch sees no GPU',
      'CUDA_VISIBLE_DEVICES'),
     (dict(gpus_of_driver=['GPU 0: X'], outcomes={'torch': Outcome(

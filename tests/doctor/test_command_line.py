@@ -26,7 +26,7 @@ def only(found, check):
 def test_this_environment_is_sound(root):
     done = subprocess.run(
         [sys.executable, '-m', 'pelk_mm.doctor', '--json'], cwd=root,
-        text=True, capture_output=True, timeout=600)
+        text=True, capture_output=True, timeout=900)
     found = json.loads(done.stdout)
     assert done.returncode == 0, found['findings']
     assert found['ok']
