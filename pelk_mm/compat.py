@@ -6,10 +6,14 @@ says what the rows are, ``docs/versions.md`` which were tested.
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import checkpoint
+
+from .rows import ROWS
 
 
 def apply() -> None:
@@ -19,6 +23,19 @@ def apply() -> None:
     # such a file may hold is not for a library to decide.
     if hasattr(checkpoint, '_safe_torch_load'):
         checkpoint._safe_torch_load = _load
+    # The fork kept the names of the packages that it replaces, so that
+    # `_base_ = 'mmseg::...'` asks for mmsegmentation to be installed.
+    for module, package in ROWS['onedl'].items():
+        if module in MODULE2PACKAGE and _is_installed(package):
+            MODULE2PACKAGE[module] = package
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _load(file: Any, map_location: Any = None,

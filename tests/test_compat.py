@@ -5,6 +5,7 @@ from pickle import UnpicklingError
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
@@ -40,3 +41,16 @@ def test_plain_weights_are_loaded(tmp_path):
     torch.save(dict(state_dict=model.state_dict()), path)
     load_checkpoint(other, path)
     assert torch.equal(model.weight, other.weight)
+
+
+@pytest.mark.parametrize('base', [
+    'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+])
+def test_a_config_on_top_of_a_librarys(tmp_path, base):
+    file = tmp_path / 'config.py'
+    file.write_text(f'_base_ = {base!r}\nwork_dir = "here"\n')
+    config = Config.fromfile(file)
+    assert config.work_dir == 'here'
+    assert config.model.backbone.depth == 50
