@@ -61,16 +61,14 @@ def test_a_crash_stops_nothing_but_itself(made_up):
     assert [f['check'] for f in found['findings']] == ['torch']
 
 
-@pytest.mark.parametrize(('module', 'text', 'said'), [
-    ('torch', "raise OSError('libcudart.so.12: cannot open')", 'libcudart'),
-    ('torch', 'import sys; sys.exit(3)', 'SystemExit: 3'),
-    ('torch', "import os; print('farewell'); os._exit(4)", 'status 4'),
-    ('torch', 'import missing_thing', 'missing_thing'),
+@pytest.mark.parametrize(('text', 'said'), [
+    ("raise OSError('libcudart.so.12: cannot open')", 'libcudart'),
+    ("import os; print('farewell'); os._exit(4)", 'status 4'),
 ])
-def test_broken_imports(made_up, module, text, said):
+def test_broken_imports(made_up, text, said):
     made_up.add_module('numpy')
-    made_up.add_module(module, text)
-    finding = only(made_up.examine(), module)
+    made_up.add_module('torch', text)
+    finding = only(made_up.examine(), 'torch')
     assert said in finding['text']
     assert finding['level'] == 'trouble'
 
