@@ -118,15 +118,17 @@ def forks(environment: Environment) -> Iterator[Finding]:
 
 
 def opencv(environment: Environment) -> Iterator[Finding]:
-    names = [name for name in environment.packages
-             if re.fullmatch(r'opencv(-contrib)?-python(-headless)?', name)]
-    versions = {environment.packages[name] for name in names}
-    if len(names) > 1:
+    """Its builds share their files: harmless, while they are of one version.
+    """
+    found = sorted(
+        name for name in environment.packages
+        if re.fullmatch(r'opencv(-contrib)?-python(-headless)?', name))
+    if len({environment.packages[name] for name in found}) > 1:
         yield Finding(
-            'cv2', TROUBLE if len(versions) > 1 else NOTE,
-            f'{" and ".join(sorted(names))} are all installed, with the same '
-            f'files{" of different versions" * (len(versions) > 1)}',
-            f'pip uninstall -y {" ".join(sorted(names))}, then install '
+            'cv2', TROUBLE,
+            f'{" and ".join(found)} are installed in different versions, and '
+            'their files overwrite each other',
+            f'pip uninstall -y {" ".join(found)}, then install '
             'opencv-python, or opencv-python-headless where there is no libGL')
 
 

@@ -42,8 +42,16 @@ def fails(message, state='fails'):
     return Outcome(state, message=message)
 
 
-def test_nothing_to_find():
-    assert examine(environment()) == []
+@pytest.mark.parametrize('facts', [
+    {},
+    # As the fork's mmdetection brings it.
+    dict(packages={'opencv-python-headless': '4.11.0.86'}),
+    dict(gpus_of_driver=['GPU 0: X'], outcomes={
+        'torch': Outcome('works', {'cuda': '12.8', 'gpus': [GPU]}),
+        'mmcv_ops': Outcome('works', {'cuda': '12.8'})}),
+])
+def test_nothing_to_find(facts):
+    assert examine(environment(**facts)) == []
 
 
 @pytest.mark.parametrize(('facts', 'check', 'level', 'text', 'advice'), [
@@ -55,8 +63,6 @@ def test_nothing_to_find():
      'mmcv and mmcv-lite are both', 'pip uninstall -y mmcv mmcv-lite'),
     (dict(packages={'onedl-mmcv': '2.3.6'}, without=['mmcv']), 'rows', NOTE,
      'openmmlab and onedl are mixed', 'requirements/'),
-    (dict(packages={'opencv-python-headless': '4.11.0.86'}), 'cv2', NOTE,
-     'opencv-python and opencv-python-headless', 'pip uninstall -y opencv'),
     (dict(packages={'opencv-python-headless': '4.9'}), 'cv2', TROUBLE,
      'different versions', 'pip uninstall -y opencv'),
     (dict(without=['ftfy']), 'mmseg', TROUBLE, 'needs ftfy,',
