@@ -8,7 +8,7 @@ ONEDL ?= .venv-onedl
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl doctor lint clean
+        test-gpu test-onedl coverage doctor lint clean
 
 help:
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-onedl           the test suite with the maintained fork of the'
 	@echo '                          OpenMMLab packages, in .venv-onedl'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
+	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 ruff'
 
 install: $(INSTALLED)
@@ -53,6 +54,15 @@ test-onedl: $(ONEDL)/.installed
 
 doctor: $(INSTALLED)
 	$(RUN) -m pelk_mm.doctor
+
+# Processes that tests start, wherever they run, write files of their own next
+# to this one; the numbers are those of all of them.
+coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
+coverage: $(INSTALLED)
+	$(RUN) -m coverage erase
+	$(RUN) -m coverage run -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(RUN) -m coverage combine -q
+	$(RUN) -m coverage report
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

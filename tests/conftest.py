@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run, on fast and on slow machines; others, and
+# shrunken ones, by `--hypothesis-profile=explore`.
+settings.register_profile(
+    'same', derandomize=True, deadline=None, database=None)
+settings.register_profile('explore', deadline=None, print_blob=True)
+settings.load_profile('same')
 
 
 @pytest.fixture(scope='session')

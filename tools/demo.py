@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from pelk_mm.demo import TASKS, run_demo
-from pelk_mm.engine.launch import LaunchError
+from pelk_mm.engine.command_line import ConfigOptions, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -26,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override fields of the config')
     return parser.parse_args()
@@ -35,14 +33,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        result = run_demo(
-            args.task,
-            CONFIGS,
-            data_root=args.data_root,
-            work_dir=args.work_dir,
-            options=args.cfg_options)
-    except (LaunchError, OSError, ImportError) as error:
-        sys.exit(f'error: {error}')
+        with command(OSError, ImportError):
+            result = run_demo(
+                args.task,
+                CONFIGS,
+                data_root=args.data_root,
+                work_dir=args.work_dir,
+                options=args.cfg_options)
     except KeyboardInterrupt:
         sys.exit('\ninterrupted')
     print(f'\n{args.task}: {result.seconds / 60:.1f} minutes for data, '

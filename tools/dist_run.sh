@@ -36,7 +36,7 @@ print(s.getsockname()[1])')
 fi
 
 PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" \
-exec "$python" -m torch.distributed.run \
+exec "$python" "$tools/dist_run.py" \
     --nnodes="$nnodes" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

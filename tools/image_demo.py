@@ -10,12 +10,14 @@ from rich.progress import track
 from rich.table import Column, Table
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.inference import (
+    Predictor,
     build_predictor,
     list_images,
     predict_files,
 )
-from pelk_mm.engine.launch import LaunchError, check_checkpoint, load_config
+from pelk_mm.engine.launch import check_checkpoint, load_config
 from pelk_mm.engine.preflight import check_weights
 
 
@@ -41,14 +43,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    try:
+    with command():
         config = load_config(args.config)
         images = list_images(args.image)
         check_checkpoint(args.checkpoint)
         check_weights(config, args.checkpoint)
         predictor = build_predictor(config, args.checkpoint, args.device)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+        return run(args, predictor, images)
+
+
+def run(args: argparse.Namespace, predictor: Predictor,
+        images: list[Path]) -> int:
     # Wide enough for paths where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 120)
     # Named as in the folder, as what is drawn is: the end of a path is what

@@ -1,14 +1,13 @@
 """Evaluate a checkpoint of any task with the library's own metrics."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import (
-    LaunchError,
     build_runner,
     load_config,
     prepare_testing,
@@ -28,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override fields of the config')
     parser.add_argument(
@@ -41,19 +40,17 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record  # for the last line of dist_test.sh
 def main() -> None:
     args = parse_args()
-    try:
-        config = prepare_testing(
-            load_config(args.config, args.cfg_options),
-            args.checkpoint,
-            work_dir=args.work_dir,
-            show_dir=args.show_dir,
-            out=args.out,
-            launcher=args.launcher)
-        preflight(config, training=False)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    config = prepare_testing(
+        load_config(args.config, args.cfg_options),
+        args.checkpoint,
+        work_dir=args.work_dir,
+        show_dir=args.show_dir,
+        out=args.out,
+        launcher=args.launcher)
+    preflight(config, training=False)
     metrics = build_runner(config).test()
     if is_main_process():
         for name, value in metrics.items():
@@ -61,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with command():
+        main()

@@ -1,16 +1,15 @@
 """Train a model of any task: classification, segmentation or detection."""
 
 import argparse
-import sys
 
-from mmengine.config import DictAction
+from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import (
-    LaunchError,
-    build_runner,
     load_config,
     prepare_training,
+    train,
 )
 from pelk_mm.engine.preflight import preflight
 
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override fields of the config, for example '
         'train_dataloader.batch_size=2')
@@ -52,21 +51,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@record  # for the last line of dist_train.sh
 def main() -> None:
     args = parse_args()
-    try:
-        config = prepare_training(
-            load_config(args.config, args.cfg_options),
-            work_dir=args.work_dir,
-            resume=args.resume,
-            amp=args.amp,
-            auto_scale_lr=args.auto_scale_lr,
-            launcher=args.launcher)
-        preflight(config)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
-    build_runner(config).train()
+    config = prepare_training(
+        load_config(args.config, args.cfg_options),
+        work_dir=args.work_dir,
+        resume=args.resume,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        launcher=args.launcher)
+    preflight(config)
+    train(config)
 
 
 if __name__ == '__main__':
-    main()
+    with command():
+        main()

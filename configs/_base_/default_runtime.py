@@ -12,7 +12,8 @@ default_hooks = dict(
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    # Seconds that a process waits for the others before the run ends.
+    dist_cfg=dict(backend='nccl', timeout=1800))
 
 log_level = 'INFO'
 load_from = None

@@ -1,11 +1,14 @@
-"""Finding image files and telling whether they can be decoded."""
+"""Finding image files, and reading them to their end."""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff',
@@ -28,25 +31,80 @@ def find_images(folder: str | Path) -> Iterator[Path]:
                 yield Path(path, name)
 
 
-def check_image(path: str | Path) -> None:
-    """Decode an image once, to the end.
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image to its end, as the libraries' pipelines would.
 
-    OpenCV, which the libraries load images with, returns the upper part of a
-    truncated file without an error.
+    Colours come from grey, palette, CMYK and 16-bit images, transparency is
+    ignored, and the image is turned as its EXIF orientation says. OpenCV does
+    this, which the libraries read with; but of a truncated file it returns
+    the upper part without an error, so that Pillow reads it first.
+
+    Args:
+        path (str | Path): Image file.
+
+    Returns:
+        np.ndarray: ``(H, W, 3)``, uint8 BGR.
+
+    Raises:
+        ValueError: If it cannot be read; the message names it and says why.
+    """
+    path = Path(path)
+    try:
+        # Not by its path: OpenCV would not say what is wrong with that.
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f'there is no file {path}') from error
+    except OSError as error:
+        raise ValueError(f'{path} cannot be opened: {error.strerror}'
+                         ) from error
+    if not content:
+        raise ValueError(f'{path} is not an image: it has 0 bytes')
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            kind = image.format
+            image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError(f'{path} is not an image') from error
+    except (OSError, SyntaxError, ValueError,
+            Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} cannot be decoded: {error}') from error
+    image = cv2.imdecode(
+        np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(
+            f'{path} is a {kind} file that OpenCV, which the libraries read '
+            'images with, does not read; convert it to PNG or JPEG')
+    return image
+
+
+def check_image(path: str | Path) -> None:
+    """Raise unless an image can be read to its end.
 
     Args:
         path (str | Path): Image file.
 
     Raises:
-        ValueError: If it cannot be decoded; the message says why.
+        ValueError: If it cannot; see :func:`read_image`.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except UnidentifiedImageError as error:
-        raise ValueError(f'{path} is not an image') from error
-    except FileNotFoundError as error:
-        raise ValueError(f'there is no file {path}') from error
-    except (OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError) as error:
-        raise ValueError(f'{path} cannot be decoded: {error}') from error
+    read_image(path)
+
+
+def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """Tell images that can be read from those that cannot.
+
+    Args:
+        paths (Iterable[Path]): Image files.
+
+    Returns:
+        tuple[list[Path], list[str]]: The good ones, and of each of the others
+        why it is none.
+    """
+    good, bad = [], []
+    for path in paths:
+        try:
+            check_image(path)
+        except ValueError as error:
+            bad.append(str(error))
+        else:
+            good.append(path)
+    return good, bad

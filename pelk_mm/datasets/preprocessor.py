@@ -12,6 +12,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from .images import read_image
+
 
 @dataclass(frozen=True)
 class Preprocessor:
@@ -44,11 +46,9 @@ class Preprocessor:
         """Read an image as ``(1, 3, H, W)``, float32.
 
         Raises:
-            OSError: If it cannot be read.
+            ValueError: If it cannot be read.
         """
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise OSError(f'{path} cannot be read as an image')
+        image = read_image(path)
         height, width = ((self.size, self.size)
                          if isinstance(self.size, int) else self.size)
         image = cv2.resize(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.images import sort_out
 from ..datasets.preprocessor import Preprocessor
 from ..engine.inference import list_images
 from ..engine.launch import LaunchError, load_config
@@ -83,12 +84,14 @@ class Images:
         paths (Sequence[Path], optional): Where to read them. Default: None,
             noise.
         read (Preprocessor, optional): How to.
+        skipped (Sequence[str]): Why others are not among them. Default: ().
     """
 
     def __init__(self, shape: Sequence[int], num: int,
                  paths: Sequence[Path] | None = None,
-                 read: Preprocessor | None = None) -> None:
-        self.shape = tuple(shape)
+                 read: Preprocessor | None = None,
+                 skipped: Sequence[str] = ()) -> None:
+        self.shape, self.skipped = tuple(shape), tuple(skipped)
         self._num, self._paths, self._read = num, paths, read
 
     def __len__(self) -> int:
@@ -141,9 +144,12 @@ def load_images(forms: Sequence[Form],
         return Images(shape, num)
     found = list_images(folder)
     places = np.linspace(0, len(found) - 1, min(num, len(found)))
-    paths = [found[place] for place in places.round().astype(int)]
+    paths, skipped = sort_out(
+        found[place] for place in places.round().astype(int))
+    if not paths:
+        raise LaunchError(f'no image of {folder} can be read: {skipped[0]}')
     read = Preprocessor(shape)
     if known:
         mean, std, channels = known[0]
         read = Preprocessor(shape, mean, std, channels == 'RGB')
-    return Images(shape, len(paths), paths, read)
+    return Images(shape, len(paths), paths, read, skipped)

@@ -15,7 +15,7 @@ from ..engine.conversion import build_model, kept_meta
 from ..engine.fileio import atomic_path
 from ..engine.launch import LaunchError
 from ..models import PeLK
-from ..models.utils import read_checkpoint
+from ..models.utils import load_file, read_checkpoint
 from ..version import __version__
 from .compare import Difference, compare
 from .networks import (
@@ -160,5 +160,4 @@ def _is_pelk(kind: Any) -> bool:
 def _check_written(config: Path, checkpoint: Path) -> None:
     """Raise unless what was written loads as it will be loaded."""
     model = build_model(Config.fromfile(config), device='meta')
-    model.load_state_dict(
-        torch.load(checkpoint, map_location='meta')['state_dict'])
+    model.load_state_dict(load_file(checkpoint, mmap=True)['state_dict'])

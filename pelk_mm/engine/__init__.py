@@ -1,10 +1,12 @@
-"""What runs around a model: hooks and optimizer constructors."""
+"""What runs around a model: hooks, optimizer constructors, strategies."""
 
 from .channels import check_channels
 from .hooks import DynamicSparsityHook, SafeCheckpointHook
 from .optimizers import LayerDecayOptimWrapperConstructor
+from .strategies import FullStateFSDPStrategy
 
 __all__ = [
-    'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
-    'SafeCheckpointHook', 'check_channels'
+    'DynamicSparsityHook', 'FullStateFSDPStrategy',
+    'LayerDecayOptimWrapperConstructor', 'SafeCheckpointHook',
+    'check_channels'
 ]

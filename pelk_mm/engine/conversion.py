@@ -136,8 +136,7 @@ def publish_checkpoint(config: Config,
         RuntimeError: If it cannot be read or does not fit the config, or has
             no average where raw weights or both are asked for.
     """
-    loaded = (torch.load(checkpoint, map_location='cpu', weights_only=False)
-              if trust else read_checkpoint(checkpoint))
+    loaded = read_checkpoint(checkpoint, trust)
     state = weights_of(loaded, checkpoint)
     raw = _raw_weights(loaded)
     if weights != 'average' and raw is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -18,13 +19,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` that becomes ``path`` at the end.
 
     Whatever was at ``path`` stays until the new file is whole and on disk. If
-    the body raises, or is interrupted, the temporary file is removed.
+    the body raises, or is interrupted, the temporary file is removed. A
+    process that is killed leaves it behind: see :func:`remove_leftovers`.
 
     Args:
         path (str | Path): The file to write; its folder is made if need be.
 
     Yields:
         Path: Where to write instead.
+
+    Raises:
+        OSError: If it cannot be written; ``filename`` says which, also where
+            the system does not, as on a full disk.
 
     Example:
         >>> with atomic_path('figure.png') as path:
@@ -39,8 +45,61 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to disk too, where the file system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: str | Path,
+                     suffix: str,
+                     stem: str | None = None) -> list[Path]:
+    """Remove what killed processes have left of :func:`atomic_path`.
+
+    Args:
+        folder (str | Path): Where to look; it need not exist.
+        suffix (str): Of the files that were written, such as ``'.pth'``.
+        stem (str, optional): Their name before it. Default: None, any.
+
+    Returns:
+        list[Path]: What was removed. Files of processes that run on this
+        machine stay.
+    """
+    name = '.+' if stem is None else re.escape(stem)
+    form = re.compile(rf'\.{name}\.(\d+){re.escape(suffix)}')
+    removed = []
+    for path in Path(folder).glob(f'.*{suffix}'):
+        match = form.fullmatch(path.name)
+        if match and path.is_file() and not _runs(int(match[1])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is a process of that number, other than this one."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class AtomicLocalBackend(LocalBackend):

@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
-from ..datasets.images import check_image, find_images
+from ..datasets.images import find_images, read_image
 from .fileio import atomic_path
 from .launch import LaunchError
+
+#: Length over width up to which a classified picture is drawn as it is.
+_LONGEST = 64
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,12 @@ class Classifier(Predictor):
             yield _name(self.inferencer.classes, label), f'{score:.3f}'
 
     def draw(self, image, sample, path):
+        # The short side is enlarged for the text: of a picture that is one
+        # pixel high and thousands wide that would be gigabytes.
+        least = -(-max(image.shape[:2]) // _LONGEST)
+        image = np.pad(
+            image, [(0, max(0, least - side)) for side in image.shape[:2]] +
+            [(0, 0)], constant_values=255)
         self.inferencer.visualizer.visualize_cls(
             image,
             sample,
@@ -274,19 +282,24 @@ def predict_files(predictor: Predictor,
                 yield Prediction(path, error=f'{path}: {sample}')
                 continue
             drawn = Path(out, names[path])
-            with atomic_path(drawn) as scratch:
-                predictor.draw(image[..., ::-1].copy(), sample, scratch)
+            try:
+                with atomic_path(drawn) as scratch:
+                    predictor.draw(image[..., ::-1].copy(), sample, scratch)
+            except OSError:
+                raise  # of the disk, not of the picture
+            except Exception as error:
+                yield Prediction(path, error=f'{path}: cannot be drawn into: '
+                                 f'{_one_line(error)}')
+                continue
             yield Prediction(path, tuple(predictor.rows(sample)), drawn)
 
 
 def _load(path: Path) -> np.ndarray | str:
     """The image, ``(H, W, 3)`` uint8 BGR, or why there is none."""
     try:
-        check_image(path)
+        return read_image(path)
     except ValueError as error:
         return str(error)
-    image = mmcv.imread(str(path))
-    return f'OpenCV cannot read {path}' if image is None else image
 
 
 def _predict(predictor: Predictor,
@@ -298,10 +311,16 @@ def _predict(predictor: Predictor,
         return predictor.predict(images)
     except Exception as error:
         if len(images) == 1:
-            return [f'{type(error).__name__}: {error}']
+            height, width = images[0].shape[:2]
+            return [f'a picture of {width} x {height} pixels fails in the '
+                    f'pipeline or the network: {_one_line(error)}']
     # One of them may be at fault, or their sizes do not go together.
     return [sample for image in images
             for sample in _predict(predictor, [image])]
+
+
+def _one_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
 def _output_names(images: Sequence[Path]) -> dict[Path, Path]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import os.path as osp
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -19,11 +20,16 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets.check import check_data
+from ..models.utils import load_file
 from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
+from .strategies import SHARDING, type_name
+
+#: What a disk says that is full, or that may not be written any more.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 class LaunchError(ValueError):
-    """The run cannot start; the message is for the person who started it."""
+    """The run cannot start or go on; the message is for who started it."""
 
 
 def load_config(path: str, options: Mapping | None = None) -> Config:
@@ -107,12 +113,16 @@ def prepare_training(config: Config,
         _use_amp(config)
     if auto_scale_lr:
         _use_auto_scale_lr(config)
+    if config.get('strategy') is not None:
+        _check_strategy(config)
     if resume is not None:
-        config.load_from = _resume_from(resume, config.work_dir)
-        config.resume = True
+        _resume(config, resume)
+    elif config.get('resume') and not isinstance(config.resume, str):
+        _check_resume(config)
     elif config.get('load_from'):
         check_checkpoint(config.load_from)
     _check_data(config, ('train', 'val'))
+    _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
     return config
 
@@ -160,6 +170,7 @@ def prepare_testing(config: Config,
             *evaluators, dict(type='DumpResults', out_file_path=out)
         ]
     _check_data(config, ('test', ))
+    _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
     return config
 
@@ -171,25 +182,51 @@ def build_runner(config: Config) -> Runner:
     return Runner.from_cfg(config)
 
 
+def train(config: Config) -> None:
+    """Train as the config describes.
+
+    Args:
+        config (Config): From :func:`prepare_training`.
+
+    Raises:
+        LaunchError: If the disk is full or has become read-only. The logs go
+            to the same disk as the checkpoints, so a run could not go on
+            without being able to save; and one that seems to train, and saves
+            nothing, would lose more than one that ends.
+    """
+    runner = build_runner(config)
+    try:
+        runner.train()
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        found = find_resumable(config.work_dir)
+        state = (f'{found} is whole: make room, then go on from it with '
+                 '--resume' if found else 'no checkpoint had been saved yet')
+        raise LaunchError(f'cannot write {error.filename or "a file"}: '
+                          f'{error.strerror}. {state}') from error
+
+
 def check_checkpoint(path: str) -> None:
     """Raise LaunchError unless a local checkpoint exists and loads safely."""
     if '://' in path:
         return
-    if not osp.isfile(path):
-        raise LaunchError(f'there is no checkpoint {path}')
     try:
-        torch.load(path, map_location='cpu', mmap=True)
-    except UnpicklingError as error:
+        load_file(path, mmap=True)
+    except (OSError, RuntimeError) as error:
+        raise LaunchError(str(error)) from error
+
+
+def _check_work_dir(path: str) -> None:
+    """Raise unless files can be made there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
         raise LaunchError(
-            f'{path} holds pickled Python objects, which are not loaded '
-            'because loading them can run code. Checkpoints saved with '
-            "default_hooks.checkpoint = dict(type='SafeCheckpointHook') have "
-            'none; for an older one that you trust, '
-            'tools/model_converters/publish_model.py --trust keeps the '
-            f'weights ({error})') from error
-    except Exception as error:
-        raise LaunchError(f'{path} is not a whole checkpoint: '
-                          f'{type(error).__name__}: {error}') from error
+            f'cannot write to the work dir {path}: {error.strerror}; name '
+            'another one with --work-dir') from error
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:
@@ -199,12 +236,70 @@ def _check_data(config: Config, splits: tuple[str, ...]) -> None:
         raise LaunchError(str(error)) from error
 
 
+#: Hooks that need the parameters themselves, not a rank's pieces of them.
+_WHOLE_HOOKS = ('DynamicSparsityHook', 'EMAHook')
+
+
+def _check_strategy(config: Config) -> None:
+    """Raise where a strategy would not do what the config says."""
+    kind = type_name(config.strategy)
+    if config.get('runner_type') != 'FlexibleRunner':
+        raise LaunchError(f'strategy={kind} needs runner_type='
+                          "'FlexibleRunner' in the config")
+    if kind not in SHARDING:
+        return
+    hooks = [type_name(hook) for hook in config.get('custom_hooks') or ()]
+    for name in _WHOLE_HOOKS:
+        if name in hooks:
+            raise LaunchError(
+                f'{name} needs whole parameters, which {kind} does not leave '
+                'on a process; take it out of custom_hooks, or train without '
+                'a strategy')
+    hook = type_name(config.default_hooks.get('checkpoint', {}))
+    if kind == 'DeepSpeedStrategy':
+        _check_deepspeed()
+        if hook == 'SafeCheckpointHook':
+            raise LaunchError(
+                'DeepSpeed saves each checkpoint as a folder, past the hooks; '
+                "use default_hooks.checkpoint.type='CheckpointHook'")
+    elif kind == 'FSDPStrategy' and hook == 'SafeCheckpointHook':
+        raise LaunchError(
+            "use strategy.type='FullStateFSDPStrategy': mmengine 0.10's "
+            'FSDPStrategy cannot be resumed with torch 2.1 or later')
+
+
+def _check_deepspeed() -> None:
+    spec = find_spec('deepspeed')
+    if spec is None:
+        raise LaunchError('DeepSpeedStrategy needs DeepSpeed, which is not '
+                          'installed: pip install deepspeed==0.16.9')
+    if not osp.isdir(osp.join(osp.dirname(spec.origin), 'runtime', 'fp16',
+                              'onebit')):
+        raise LaunchError(
+            'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
+            'the one that is installed is too new: pip install '
+            'deepspeed==0.16.9')
+
+
+def _resume(config: Config, resume: str) -> None:
+    if type_name(config.get('strategy', {})) == 'DeepSpeedStrategy':
+        # It resumes from folders, which are loaded by DeepSpeed itself.
+        if not osp.isdir(resume):
+            raise LaunchError(
+                'a training by DeepSpeed is resumed from a folder that is '
+                f'named, --resume WORK_DIR/iter_N.pth; got {resume}')
+        config.load_from, config.resume = None, resume
+        return
+    config.load_from = _resume_from(resume, config.work_dir)
+    config.resume = True
+
+
 def _resume_from(resume: str, work_dir: str) -> str:
     if resume != 'auto':
         if '://' not in resume:
             try:
                 check_resumable(resume)
-            except (FileNotFoundError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise LaunchError(str(error)) from error
         return resume
     found = find_resumable(work_dir)
@@ -213,6 +308,20 @@ def _resume_from(resume: str, work_dir: str) -> str:
             f'--resume: there is no checkpoint in {work_dir} to resume from; '
             'start without --resume, or name one with --resume PATH')
     return found
+
+
+def _check_resume(config: Config) -> None:
+    """``resume = True`` in a config: with no file named, the newest if any.
+
+    mmengine would take the newest file whether it is whole or not.
+    """
+    path = config.get('load_from') or find_resumable(config.work_dir)
+    if path is None:
+        config.resume = False
+        print_log(f'resume: there is no checkpoint in {config.work_dir}, '
+                  'the training starts anew', logger='current')
+    else:
+        config.load_from = _resume_from(path, config.work_dir)
 
 
 def _use_amp(config: Config) -> None:
@@ -241,6 +350,10 @@ def _use_auto_scale_lr(config: Config) -> None:
 
 def _use_launcher(config: Config, launcher: str) -> None:
     config.launcher = launcher
+    kind = type_name(config.get('strategy') or {})
+    if launcher == 'none' and kind in ('DDPStrategy', *SHARDING):
+        raise LaunchError(f'strategy={kind} is for several processes: start '
+                          'it with tools/dist_train.sh CONFIG GPUS')
     if launcher == 'none' or torch.cuda.is_available():
         return
     # Several processes without a GPU: mmengine would select CUDA devices,
@@ -260,6 +373,9 @@ def _use_launcher(config: Config, launcher: str) -> None:
             device_ids=None,
             broadcast_buffers=False,
             find_unused_parameters=config.get('find_unused_parameters', False))
+    strategy = config.get('strategy')
+    if strategy is not None and type_name(strategy) == 'DDPStrategy':
+        strategy.setdefault('model_wrapper', config.model_wrapper_cfg)
     config.pop('sync_bn', None)
     if _replace(config.model, 'SyncBN', 'BN'):
         print_log(

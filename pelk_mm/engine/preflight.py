@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import os.path as osp
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from inspect import signature
 from itertools import islice
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, OPTIMIZERS, init_default_scope
 from torch import Tensor, nn
 
+from ..datasets.annotations import Findings, check_coco, check_labels
 from ..datasets.images import IMAGE_SUFFIXES, check_image, find_images
 from ..models import PeLK
 from ..models.utils import (
@@ -22,9 +25,12 @@ from ..models.utils import (
     read_checkpoint,
     weights_of,
 )
+from ..ops.checks import did_you_mean
+from .build_errors import LIKELY, explain, registered
 from .channels import check_channels
 from .conversion import build_model
 from .launch import LaunchError
+from .optimizers import LayerDecayOptimWrapperConstructor
 
 #: Images that are decoded per folder.
 _SAMPLES = 8
@@ -36,6 +42,7 @@ _OF_FILES = {'CustomDataset', 'BaseSegDataset', 'BaseDetDataset'}
 #: Heads that tell the data set's classes apart. Others count other things,
 #: such as semantic_head the classes of stuff, or rpn_head a single one.
 _HEADS = ('head', 'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head')
+_LAYER_DECAY = LayerDecayOptimWrapperConstructor.__name__
 _COCO_KEYS = {'images', 'annotations', 'categories'}
 
 
@@ -43,10 +50,12 @@ def preflight(config: Config, training: bool = True) -> None:
     """Raise unless data, model and weights of a config go together.
 
     Looked for are data folders that hold no image, or images that cannot be
-    decoded (the first few are), annotation files that are not COCO's, heads
-    whose number of classes is not the data set's, necks and heads whose
-    channels are not the backbone's, and weights (``load_from`` and the
-    backbone's ``init_cfg``) of another arch or number of classes.
+    decoded (the first few are), annotations that would end the training or
+    teach the wrong thing (those that the libraries leave out are counted in
+    the log), heads whose number of classes is not the data set's, necks and
+    heads whose channels are not the backbone's, weights (``load_from`` and
+    the backbone's ``init_cfg``) of another arch or number of classes, and
+    fields of the model or the layer decay that cannot be.
 
     A checkpoint's head with another number of classes is refused, unless the
     config has ``new_head = True``: then that head starts anew. Files that are
@@ -68,16 +77,19 @@ def preflight(config: Config, training: bool = True) -> None:
     ]
     problems += _class_problems(config, f'{loaders[0]}_dataloader')
     try:
-        model = build_model(config, device='meta')
-    except Exception as error:
-        # It may be fit for real devices only. If not, the runner says so.
-        print_log(f'preflight: the model is not checked: {error}', 'current')
-    else:
-        problems += _channel_problems(model)
-        problems += _pretrained_problems(model)
-        if config.get('load_from'):
-            problems += _load_problems(config, model, config.load_from,
-                                       training)
+        model = _build(config)
+    except LIKELY as error:
+        if problems:
+            _report([*problems, f'the model cannot be built: {explain(error)}'
+                     ])
+        raise LaunchError(
+            f'the model cannot be built: {explain(error)}') from error
+    problems += _channel_problems(model)
+    problems += _pretrained_problems(model)
+    if config.get('load_from'):
+        problems += _load_problems(config, model, config.load_from, training)
+    if training:
+        problems += _optimizer_problems(config, model)
     _report(problems)
 
 
@@ -103,6 +115,15 @@ def _report(problems: Iterable[str]) -> None:
         raise LaunchError(problems[0])
 
 
+def _build(config: Config) -> nn.Module:
+    """The model, without its weights if it can be built so."""
+    try:
+        return build_model(config, device='meta')
+    except Exception:
+        # It may be fit for real devices only.
+        return build_model(config)
+
+
 # Data ------------------------------------------------------------------------
 
 
@@ -117,9 +138,13 @@ def _data_problems(loader: Mapping | None, name: str) -> Iterator[str]:
         ann_file = dataset.get('ann_file')
         if ann_file and '://' not in ann_file:
             path = osp.join(dataset.get('data_root') or '', ann_file)
-            yield from _annotation_problems(path, dataset, name)
+            yield from _annotation_problems(path, dataset, name,
+                                            folders.get('img'))
         elif not ann_file and 'labelled' in folders:
             yield from _subfolder_problems(folders['labelled'], dataset, name)
+        if folders.keys() >= {'img_path', 'seg_map_path'}:
+            yield from _label_problems(folders['img_path'],
+                                       folders['seg_map_path'], dataset, name)
 
 
 def _leaves(dataset: Any) -> Iterator[Mapping]:
@@ -168,15 +193,15 @@ def _folder_problems(folder: str, name: str) -> Iterator[str]:
             yield f'{name}: {error}'
 
 
-def _annotation_problems(path: str, dataset: Mapping,
-                         name: str) -> Iterator[str]:
+def _annotation_problems(path: str, dataset: Mapping, name: str,
+                         folder: str | None) -> Iterator[str]:
     if ('Coco' not in str(dataset.get('type')) or not osp.isfile(path)
             or osp.getsize(path) > _LARGEST_JSON):
         return
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield f'{name}: {path} is no JSON: {error}'
         return
     missing = _COCO_KEYS - (content.keys()
@@ -187,12 +212,79 @@ def _annotation_problems(path: str, dataset: Mapping,
         return
     if not content['images']:
         yield f'{name}: {path} names no image'
-    known = {category.get('name') for category in content['categories']}
     classes = _classes(dataset)
+    found = check_coco(
+        content, classes,
+        folder if folder and osp.isdir(folder) else None,
+        any(step.get('with_mask') for step in dataset.get('pipeline') or ()),
+        _SAMPLES)
+    yield from _tell(found, path, name)
+    if not isinstance(content['categories'], list):
+        return
+    known = {str(category.get('name')) for category in content['categories']
+             if isinstance(category, Mapping)}
     absent = [label for label in classes or () if label not in known]
     if absent:
         yield (f'{name}: {path} has no category {_some(absent)} of the '
                f'classes of the data set; it has {_some(sorted(known))}')
+
+
+def _tell(found: Findings, path: str, name: str) -> Iterator[str]:
+    """Errors are problems, warnings are logged."""
+    for line in Findings.lines(found.warnings):
+        print_log(f'{name}: {path}: {line}', 'current', logging.WARNING)
+    for line in Findings.lines(found.errors):
+        yield f'{name}: {path}: {line}'
+
+
+def _label_problems(images: str, labels: str, dataset: Mapping,
+                    name: str) -> Iterator[str]:
+    """Of mmsegmentation: a label for each image, and what is in the first."""
+    if not (osp.isdir(images) and osp.isdir(labels)) or dataset.get(
+            'ann_file'):
+        return
+    suffix, label_suffix = (_argument(dataset, f'{kind}_suffix')
+                            for kind in ('img', 'seg_map'))
+    if not suffix or not label_suffix:
+        return
+    given, there = (
+        {osp.relpath(osp.join(path, file), folder)
+         for path, _, files in os.walk(folder) for file in files}
+        for folder in (images, labels))
+    stems = sorted(file[:-len(suffix)] for file in given
+                   if file.endswith(suffix))
+    if not stems:
+        yield (f'{name}: no file in {images} ends in {suffix}, the '
+               'img_suffix of the data set')
+        return
+    missing = [stem + label_suffix for stem in stems
+               if stem + label_suffix not in there]
+    if missing:
+        yield (f'{name}: {len(missing)} of the {len(stems)} images have no '
+               f'labels: {labels} lacks {_some(missing)}')
+    classes = _classes(dataset)
+    own = getattr(_dataset_class(dataset), 'METAINFO', {}).get('classes')
+    # With a selection of the classes, labels are numbers in the whole list.
+    classes = own or classes
+    found = check_labels(
+        [(osp.join(images, stem + suffix), osp.join(
+            labels, stem + label_suffix))
+         for stem in stems if stem + label_suffix in there][:_SAMPLES],
+        None if classes is None else len(classes),
+        _argument(dataset, 'ignore_index'),
+        bool(_argument(dataset, 'reduce_zero_label')))
+    yield from _tell(found, labels, name)
+
+
+def _argument(dataset: Mapping, key: str) -> Any:
+    """An argument of a data set, or the default nearest to its class."""
+    if key in dataset:
+        return dataset[key]
+    for kind in getattr(_dataset_class(dataset), '__mro__', ()):
+        parameter = signature(kind.__init__).parameters.get(key)
+        if parameter is not None and parameter.default is not parameter.empty:
+            return parameter.default
+    return None
 
 
 def _subfolder_problems(folder: str, dataset: Mapping,
@@ -288,6 +380,27 @@ def _pretrained_problems(model: nn.Module) -> Iterator[str]:
             check_pretrained(backbone)
         except (OSError, RuntimeError) as error:
             yield f'model.{prefix}init_cfg: {error}'
+
+
+def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
+    """What the runner finds only after reading the data."""
+    wrapper = config.get('optim_wrapper') or {}
+    if not isinstance(wrapper, Mapping) or 'strategy' in config:
+        return
+    optimizer = wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if registry.get(kind) is None:
+                yield (f'optim_wrapper.optimizer: there is no {kind!r}'
+                       f'{did_you_mean(kind, registered(registry))}')
+    if wrapper.get('constructor') != _LAYER_DECAY:
+        return
+    try:
+        LayerDecayOptimWrapperConstructor(
+            wrapper, wrapper.get('paramwise_cfg')).make_groups(model)
+    except (TypeError, ValueError) as error:
+        yield f'optim_wrapper: {error}'
 
 
 def _load_problems(config: Config, model: nn.Module, path: str,

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor, nn
 
+from ..models.utils import is_pretrained, read_checkpoint
 from .sparsity import mask_digest, pack_mask, unpack_mask
 
 STATE_KEY = 'dynamic_sparsity'
@@ -49,16 +49,24 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: If the state is of another version or damaged.
     """
+    if not isinstance(state, Mapping):
+        raise ValueError('the sparsity state of the checkpoint is a '
+                         f'{type(state).__name__}, expected a dict')
     if state.get('version') != _VERSION:
         raise ValueError(
             'the sparsity state of the checkpoint has version '
             f'{state.get("version")!r}, this release reads {_VERSION}; use '
             'the release that wrote it')
-    masks = {
-        name: unpack_mask(packed, state['shapes'][name])
-        for name, packed in state['masks'].items()
-    }
-    if mask_digest(masks) != state['digest']:
+    try:
+        masks = {
+            name: unpack_mask(packed, state['shapes'][name])
+            for name, packed in state['masks'].items()
+        }
+        digest = state['digest']
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError('the sparsity state of the checkpoint is damaged: '
+                         f'{type(error).__name__}: {error}') from error
+    if mask_digest(masks) != digest:
         raise ValueError("the checkpoint's masks do not have the hash that "
                          'was saved with them; the file is damaged')
     return masks
@@ -80,12 +88,9 @@ def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
     for module_name, module in model.named_modules():
         cfgs = getattr(module, 'init_cfg', None) or []
         for cfg in [cfgs] if isinstance(cfgs, Mapping) else cfgs:
-            kind = cfg.get('type')
-            if getattr(kind, '__name__', kind) not in ('Pretrained',
-                                                       'PretrainedInit'):
+            if not is_pretrained(cfg):
                 continue
-            checkpoint = _load_checkpoint(
-                cfg['checkpoint'], map_location='cpu')
+            checkpoint = read_checkpoint(cfg['checkpoint'])
             if STATE_KEY not in checkpoint:
                 continue
             saved = unpack_masks(checkpoint[STATE_KEY])

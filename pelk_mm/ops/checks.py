@@ -1,5 +1,8 @@
 """Checks of plain arguments, shared by the operator and the models."""
 
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral, Real
 
 
@@ -14,8 +17,8 @@ def check_integer(name: str,
         ValueError: If it is not within ``[least, most]``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f'{name} must be an integer, got {value!r} of type '
-                        f'{type(value).__name__}')
+        raise TypeError(f'{name} must be an integer, got {_short(value)} '
+                        f'of type {type(value).__name__}')
     _check_range(name, value, least, most)
     return int(value)
 
@@ -28,24 +31,57 @@ def check_number(name: str,
 
     Raises:
         TypeError: If it is not a real number (a bool is none).
-        ValueError: If it is not within ``[least, most]``, or not a number.
+        ValueError: If it is not within ``[least, most]``, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name} must be a number, got {value!r} of type '
-                        f'{type(value).__name__}')
+        raise TypeError(f'{name} must be a number, got {_short(value)} '
+                        f'of type {type(value).__name__}')
     _check_range(name, value, least, most)
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise ValueError(f'{name} must be finite, got {_short(value)}')
+    return number
 
 
 def check_bool(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool, else raise TypeError."""
     if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got {value!r} of '
-                        f'type {type(value).__name__}')
+        raise TypeError(f'{name} must be True or False, got '
+                        f'{_short(value)} of type {type(value).__name__}')
     return value
 
 
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is among ``choices``, else raise ValueError."""
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got '
+                         f'{_short(value)}{did_you_mean(value, choices)}')
+    return value
+
+
+def did_you_mean(given: object, known: Iterable[str]) -> str:
+    """``' (did you mean …?)'`` if something known is alike, else nothing."""
+    if not isinstance(given, str):
+        return ''
+    found = get_close_matches(given, list(known), 1)
+    return f' (did you mean {found[0]!r}?)' if found else ''
+
+
 def _check_range(name, value, least, most) -> None:
-    if not least <= value <= (float('inf') if most is None else most):
+    if not least <= value <= (math.inf if most is None else most):
         bound = f'at least {least}' if most is None else f'{least} to {most}'
-        raise ValueError(f'{name} must be {bound}, got {value}')
+        got = _short(value) if isinstance(value, int) else value
+        raise ValueError(f'{name} must be {bound}, got {got}')
+
+
+def _short(value: object) -> str:
+    """What was got, on one line of readable length."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        # Python refuses to print the longest of them.
+        return f'an integer of {value.bit_length()} bits'
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 200 else f'{text[:200]}...'

@@ -7,6 +7,7 @@ import logging
 import torch
 
 from .backends import BACKENDS, Backend, BackendError
+from .checks import did_you_mean
 from .cost_model import cheapest_first
 from .sharing_grid import SharingGrid
 
@@ -88,6 +89,8 @@ def select_backend(name: str | None,
 
 def check_name(name: str | None) -> None:
     """Raise ValueError unless ``name`` is None or the name of a backend."""
-    if name is not None and name not in BACKENDS:
+    if name is not None and (not isinstance(name, str)
+                             or name not in BACKENDS):
         raise ValueError(f'unknown backend {name!r}, expected one of '
-                         f'{sorted(BACKENDS)} or None to choose')
+                         f'{sorted(BACKENDS)} or None to choose'
+                         f'{did_you_mean(name, BACKENDS)}')

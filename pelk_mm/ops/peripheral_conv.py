@@ -177,7 +177,9 @@ def _backward(input: Tensor, weight: Tensor, grad_output: Tensor,
               sizes: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid)
-    other = _select(backend, input, grid, weight_grad=True)
+    # A named backend does both.
+    other = chosen if backend else _select(
+        backend, input, grid, weight_grad=True)
     if chosen is other:
         grad_input, grad_weight = chosen.backward(input, weight, grad_output,
                                                   grid)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .checks import check_integer
 
+#: No feature map needs a larger kernel, and a grid of ones has as many cells.
+LARGEST_KERNEL = 2**16 - 1
+
 
 def _exponential_sizes(kernel_size: int, center_radius: int,
                        base: int) -> tuple[int, ...]:
@@ -48,7 +51,8 @@ class SharingGrid:
     A grid is immutable, hashable and compares by its sizes.
 
     Args:
-        kernel_size (int): K, odd, in pixels of the feature map.
+        kernel_size (int): K, odd, in pixels of the feature map; at most
+            65535.
         center_radius (int): r_c, the number of unshared positions on each
             side of the central one. Default: 2.
         base (int): m, the factor by which cells grow; 1 gives a grid of
@@ -70,8 +74,10 @@ class SharingGrid:
                  kernel_size: int,
                  center_radius: int = 2,
                  base: int = 2) -> None:
-        kernel_size = check_integer('kernel_size', kernel_size, 1)
-        center_radius = check_integer('center_radius', center_radius, 0)
+        kernel_size = check_integer('kernel_size', kernel_size, 1,
+                                    LARGEST_KERNEL)
+        center_radius = check_integer('center_radius', center_radius, 0,
+                                      LARGEST_KERNEL // 2)
         base = check_integer('base', base, 1)
         if kernel_size % 2 == 0:
             raise ValueError(
@@ -105,8 +111,11 @@ class SharingGrid:
             raise ValueError('a sharing grid needs at least one cell, got '
                              'an empty sequence')
         whole = tuple(
-            check_integer(f'sizes[{i}]', size, 1)
+            check_integer(f'sizes[{i}]', size, 1, LARGEST_KERNEL)
             for i, size in enumerate(sizes))
+        if sum(whole) > LARGEST_KERNEL:
+            raise ValueError(f'the sizes must add up to {LARGEST_KERNEL} at '
+                             f'most, got {sum(whole)}')
         if whole != whole[::-1]:
             raise ValueError(
                 'a sharing grid must be symmetric (the same sizes from both '

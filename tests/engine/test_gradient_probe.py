@@ -81,3 +81,28 @@ def test_a_model_without_a_loss_is_refused():
 
     with pytest.raises(RuntimeError, match='passed no loss'):
         probe(Silent(), [torch.randn(5, 4)])
+
+
+def test_a_model_may_take_its_steps_itself():
+    """As those with several losses do; here they only go backward."""
+
+    class OwnSteps(Noisy):
+
+        def train_step(self, data, optim_wrapper):
+            with optim_wrapper.optim_context(self):
+                loss = self(*data)['loss']
+            loss = optim_wrapper.scale_loss(loss)
+            optim_wrapper.backward(loss)
+            optim_wrapper.step()
+            optim_wrapper.zero_grad()
+            return dict(loss=loss)
+
+    batch, scores = [torch.randn(5, 4)], []
+    for kind in (Noisy, OwnSteps):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        model = kind()
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        scores.append(probe(model, batch)['a'])
+        assert all(v.equal(state[k]) for k, v in model.state_dict().items())
+    assert scores[0].any()
+    assert torch.equal(*scores)

@@ -1,9 +1,13 @@
 """Command-line wishes become fields of the config, or a clear error."""
 
+import errno
+from importlib.machinery import ModuleSpec
+
 import pytest
 import torch
 from mmengine.config import Config
 
+from pelk_mm.engine import launch
 from pelk_mm.engine.launch import (
     LaunchError,
     check_checkpoint,
@@ -15,9 +19,9 @@ from tests.toy_task import TOY_CONFIG
 
 
 @pytest.fixture
-def config() -> Config:
+def config(tmp_path) -> Config:
     config = Config.fromstring(TOY_CONFIG, '.py')
-    config.work_dir = 'somewhere'
+    config.work_dir = str(tmp_path / 'work')
     return config
 
 
@@ -102,6 +106,40 @@ def test_amp_changes_the_wrapper(config, monkeypatch):
     assert config.optim_wrapper.loss_scale == 'dynamic'
 
 
+def test_amp_knows_what_it_works_on(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    own = dict(type='AmpOptimWrapper', loss_scale=512., dtype='bfloat16')
+    config.optim_wrapper.update(own)
+    prepare_training(config, amp=True)
+    assert {key: config.optim_wrapper[key] for key in own} == own
+    config.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(LaunchError, match='ApexOptimWrapper'):
+        prepare_training(config, amp=True)
+
+
+def test_processes_without_a_gpu(config, monkeypatch):
+    """Only torchrun's; gradients are averaged, and no norm needs a GPU."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(LaunchError, match="'slurm'.*dist_train.sh"):
+        prepare_training(config, launcher='slurm')
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    config.sync_bn = 'torch'
+    config.model.update(norm_cfg=dict(type='SyncBN'), parts=[
+        dict(norm_cfg=dict(type='SyncBN', eps=1e-3)), dict(type='ReLU')])
+    prepare_training(config, launcher='pytorch')
+    assert config.launcher == 'pytorch'
+    assert config.model_wrapper_cfg.type == 'MMDistributedDataParallel'
+    assert config.model_wrapper_cfg.device_ids is None
+    assert 'sync_bn' not in config
+    assert config.model.norm_cfg == dict(type='BN')
+    assert config.model.parts == [
+        dict(norm_cfg=dict(type='BN', eps=1e-3)), dict(type='ReLU')]
+    # One's own wrapper is left alone.
+    config.model_wrapper_cfg = dict(type='Mine')
+    prepare_training(config, launcher='pytorch')
+    assert config.model_wrapper_cfg == dict(type='Mine')
+
+
 def test_auto_scale_lr(config):
     with pytest.raises(LaunchError, match='base_batch_size'):
         prepare_training(config, auto_scale_lr=True)
@@ -142,3 +180,98 @@ def test_out_adds_to_the_metrics(config, tmp_path):
     prepare_testing(config, str(checkpoint), out='results.pkl')
     assert [metric.type for metric in config.test_evaluator
             ] == ['ToyAccuracy', 'DumpResults']
+
+
+SHARDED = dict(
+    runner_type='FlexibleRunner', strategy=dict(type='FullStateFSDPStrategy'))
+
+
+@pytest.mark.parametrize('changes, expected', [
+    (dict(strategy=dict(type='FSDPStrategy')), 'FlexibleRunner'),
+    (dict(SHARDED, strategy=dict(type='FSDPStrategy')),
+     'FullStateFSDPStrategy'),
+    (dict(SHARDED, custom_hooks=[dict(type='EMAHook')]),
+     'EMAHook needs whole parameters'),
+    (dict(SHARDED, custom_hooks=[dict(type='pelk_mm.DynamicSparsityHook')]),
+     'DynamicSparsityHook needs whole parameters'),
+    (dict(SHARDED, strategy=dict(type='DeepSpeedStrategy')),
+     'not installed|past the hooks'),
+])
+def test_strategies_that_would_not_do_what_is_asked(config, changes,
+                                                    expected):
+    config.merge_from_dict(changes)
+    with pytest.raises(LaunchError, match=expected):
+        prepare_training(config)
+
+
+def test_a_strategy_that_fits(config, monkeypatch):
+    config.merge_from_dict(SHARDED)
+    with pytest.raises(LaunchError, match='start it with tools/dist_train.sh'):
+        prepare_training(config)
+    monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
+    prepare_training(config)
+    config.strategy.type = 'DDPStrategy'
+    config.custom_hooks = [dict(type='EMAHook')]
+    prepare_training(config)
+
+
+def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, '_check_deepspeed', lambda: None)
+    monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
+    config.merge_from_dict(SHARDED)
+    config.strategy.type = 'DeepSpeedStrategy'
+    config.default_hooks.checkpoint.type = 'CheckpointHook'
+    with pytest.raises(LaunchError, match='a folder that is named'):
+        prepare_training(config, resume='auto')
+    folder = tmp_path / 'iter_3.pth'
+    folder.mkdir()
+    prepare_training(config, resume=str(folder))
+    assert config.resume == str(folder)
+    assert config.load_from is None
+
+
+@pytest.mark.parametrize('has, expected', [
+    (None, 'not installed'), ('runtime/fp16', 'too new'),
+    ('runtime/fp16/onebit', None)])
+def test_deepspeed_has_to_be_one_that_mmengine_knows(tmp_path, monkeypatch,
+                                                     has, expected):
+    spec = None
+    if has is not None:
+        (tmp_path / has).mkdir(parents=True)
+        spec = ModuleSpec('deepspeed', None, origin=str(tmp_path / 'x.py'))
+    monkeypatch.setattr(launch, 'find_spec', lambda name: spec)
+    if expected is None:
+        launch._check_deepspeed()
+        return
+    with pytest.raises(LaunchError, match=expected):
+        launch._check_deepspeed()
+
+
+def test_a_full_disk_is_one_line(config, monkeypatch):
+    class FullDisk:
+
+        def train(self):
+            raise OSError(errno.ENOSPC, 'No space left on device', 'x.pth')
+
+    monkeypatch.setattr(launch, 'build_runner', lambda config: FullDisk())
+    with pytest.raises(LaunchError, match='cannot write x.pth: No space left '
+                       'on device. no checkpoint had been saved yet'):
+        launch.train(config)
+
+
+def test_other_errors_pass(config, monkeypatch):
+    class Missing:
+
+        def train(self):
+            raise FileNotFoundError(errno.ENOENT, 'No such file', 'x.jpg')
+
+    monkeypatch.setattr(launch, 'build_runner', lambda config: Missing())
+    with pytest.raises(FileNotFoundError):
+        launch.train(config)
+
+
+def test_the_work_dir_is_tried_beforehand(config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(LaunchError, match=r'cannot write to the work dir .*'
+                       'run: Not a directory; name another one'):
+        prepare_training(config, work_dir=str(tmp_path / 'file' / 'run'))

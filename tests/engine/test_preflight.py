@@ -249,3 +249,97 @@ def test_all_problems_are_named_at_once(classification, tmp_path):
     classification.model.head.in_channels = 3
     message = refuses(classification, 'the run would fail')
     assert '4 subfolders' in message and 'in_channels=3' in message
+
+
+@pytest.mark.parametrize('field, value, message', [
+    ('arch', 'tinny', r"PeLK: unknown arch 'tinny' \(did you mean 'tiny'\?\)"),
+    ('drop_path_rate', 'much', "PeLK: drop_path_rate must be a number"),
+    ('small_kernels', 5, r"no argument 'small_kernels' \(did you mean"),
+    ('type', 'PeKL', r"no PeKL in the registry .*did you mean 'PeLK'"),
+])
+def test_models_that_cannot_be_built(field, value, message, classification):
+    classification.model.backbone[field] = value
+    refuses(classification, f'^the model cannot be built: .*{message}')
+
+
+def test_models_for_real_devices_only_are_checked_too(
+        classification, monkeypatch):
+    from pelk_mm.engine import preflight as module
+    build = module.build_model
+
+    def build_on_real_devices(config, device='cpu'):
+        if device == 'meta':
+            raise NotImplementedError('no kernel for meta')
+        return build(config, device)
+
+    monkeypatch.setattr(module, 'build_model', build_on_real_devices)
+    preflight(classification)
+    classification.model.head.in_channels = 3
+    refuses(classification, 'in_channels=3')
+
+
+@pytest.mark.parametrize('paramwise, message', [
+    (dict(decay_rate='x'), 'optim_wrapper: decay_rate must be a number'),
+    (dict(decay_rate=0.7, num_layers=99), 'num_layers=99, but the backbone'),
+])
+def test_layer_decay(paramwise, message, classification):
+    classification.optim_wrapper = dict(
+        optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        constructor='LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=paramwise)
+    refuses(classification, message)
+    classification.optim_wrapper.paramwise_cfg = dict(decay_rate=0.7)
+    preflight(classification)
+
+
+def annotate(tmp_path, **fields) -> None:
+    annotation = dict(id=1, image_id=0, category_id=1, bbox=[1, 1, 9, 9],
+                      area=81)
+    content = json.loads((tmp_path / 'coco.json').read_text())
+    content['annotations'] = [annotation, {**annotation, 'id': 2, **fields}]
+    (tmp_path / 'coco.json').write_text(json.dumps(content))
+
+
+def test_annotations_that_would_end_the_training(detection, tmp_path):
+    annotate(tmp_path, bbox=None)
+    message = refuses(detection, 'coco.json: an annotation has no bbox: once')
+    assert 'annotation 2' in message
+    annotate(tmp_path)
+    preflight(detection)
+    (tmp_path / 'img' / '0.jpg').rename(tmp_path / 'img' / '1.jpg')
+    refuses(detection, 'an image is not in the folder: once, .*0.jpg')
+    draw(tmp_path / 'img' / '0.jpg', size=41)
+    refuses(detection, 'another width and height than its file')
+
+
+def test_annotations_that_are_left_out_are_counted(detection, tmp_path,
+                                                   monkeypatch):
+    from pelk_mm.engine import preflight as module
+    lines = []
+    monkeypatch.setattr(module, 'print_log',
+                        lambda line, *_, **__: lines.append(line))
+    annotate(tmp_path, bbox=[1, 1, 0, 9])
+    preflight(detection)
+    line, = [line for line in lines if 'left out' in line]
+    assert 'coco.json' in line and 'annotation 2' in line
+
+
+def test_labels_of_a_segmentation(segmentation, tmp_path):
+    label = tmp_path / 'img' / '0.png'
+
+    def write(value, size=40):
+        Image.fromarray(np.full((size, size), value, np.uint8)).save(label)
+
+    write(2)
+    preflight(segmentation)
+    write(3)
+    refuses(segmentation, 'expected to be 0 to 2, or 255 .*0.png has 3')
+    segmentation.train_dataloader.dataset.reduce_zero_label = True
+    preflight(segmentation)
+    write(3, size=39)
+    refuses(segmentation, r'0.png has \(39, 39\), .*0.jpg \(40, 40\)')
+    label.unlink()
+    draw(tmp_path / 'img' / 'other.png')
+    refuses(segmentation, '1 of the 1 images have no labels: .*lacks 0.png')
+    segmentation.train_dataloader.dataset.img_suffix = '.bmp'
+    refuses(segmentation, 'no file in .* ends in .bmp, the img_suffix')

@@ -236,8 +236,9 @@ class TestSaving:
 
         def logged_replace(source, target):
             replace(source, target)
-            load(target)
-            events.append(('whole', Path(target).name))
+            if Path(target).suffix == '.pth':
+                load(target)
+                events.append(('whole', Path(target).name))
 
         def logged_remove(self, path):
             events.append(('removed', Path(path).name))
@@ -356,8 +357,36 @@ class TestFinding:
         path.unlink()
         if pointer is not None:
             path.write_text(pointer)
-        os.utime(work_dir / 'iter_5.pth', (1, 1))
+        # The clock went backwards.
+        os.utime(work_dir / 'iter_10.pth', (1, 1))
         assert find_resumable(work_dir) == str(work_dir / 'iter_10.pth')
+
+    def test_a_kill_between_a_checkpoint_and_its_pointer(self, work_dir):
+        (work_dir / 'last_checkpoint').write_text(
+            str(work_dir / 'iter_5.pth'))
+        note = work_dir / '.next_checkpoint'
+        note.write_text(str(work_dir / 'iter_10.pth'))
+        assert find_resumable(work_dir) == str(work_dir / 'iter_10.pth')
+        # A kill before the checkpoint stood.
+        note.write_text(str(work_dir / 'iter_15.pth'))
+        assert find_resumable(work_dir) == str(work_dir / 'iter_5.pth')
+
+    def test_an_earlier_run_in_the_same_folder_stays_out(self, work_dir):
+        """It was longer; the run since has got to 5."""
+        (work_dir / 'last_checkpoint').write_text(
+            str(work_dir / 'iter_5.pth'))
+        assert find_resumable(work_dir) == str(work_dir / 'iter_5.pth')
+
+    def test_going_back_on_purpose_is_remembered(self, work_dir):
+        """iter_10 exists, 5 is named, and the run dies before it saves."""
+        (work_dir / '.iter_15.1234567890.pth').write_bytes(b'torn')
+        (work_dir / '.next_checkpoint').write_text('iter_15.pth')
+        with pytest.raises(KeyboardInterrupt):
+            run(work_dir, 20, resume=work_dir / 'iter_5.pth',
+                custom_hooks=[Kill(7)])
+        assert find_resumable(work_dir) == str(work_dir / 'iter_5.pth')
+        assert files(work_dir) == ['iter_10.pth', 'iter_5.pth',
+                                   'last_checkpoint']
 
     def test_nothing_there(self, tmp_path):
         assert find_resumable(tmp_path) is None

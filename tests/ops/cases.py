@@ -18,6 +18,14 @@ TOLERANCE = {
     torch.float16: (2**-11 * 1.05, 2**-11 * 1.05),
 }
 
+#: The same of a whole block in float32, alone and under autocast: several
+#: layers, each of which rounds what the last one gave it.
+BLOCK_TOLERANCE = {
+    torch.float32: (1e-6, 2e-6),
+    torch.bfloat16: (2**-7, 2**-6),
+    torch.float16: (2**-10, 2**-9),
+}
+
 #: Every grid that the paper prints, by a name that says which.
 PAPER_GRIDS = {
     '5': SharingGrid(5, 0),

@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,6 +14,7 @@ import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
 from pelk_mm.analysis.quiet import quiet
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.fileio import atomic_path
 from pelk_mm.engine.launch import load_config
 
@@ -50,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         help="count every model of the paper's Tables 2 to 4 instead")
     parser.add_argument('--json', metavar='FILE', help='write the counts here')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override fields of the config')
     args = parser.parse_args()
     if args.paper_tables == (args.config is not None):
@@ -153,14 +152,12 @@ def run(args: argparse.Namespace) -> dict | list[dict]:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with command(OSError, RuntimeError, ValueError):
         with quiet():
             result = run(args)
         if args.json:
             with atomic_path(args.json) as path:
                 path.write_text(json.dumps(result, indent=2) + '\n')
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

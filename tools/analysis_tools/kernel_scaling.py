@@ -22,6 +22,7 @@ from pelk_mm.analysis.scaling import (
     count_convnext,
     draw_scaling,
 )
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.fileio import atomic_path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
@@ -85,7 +86,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
     out = Path(args.out)
-    try:
+    with command(OSError, RuntimeError, ValueError):
         with quiet():
             counts = count_convnext(args.kernel_sizes)
         with torch.no_grad():
@@ -100,8 +101,6 @@ def main() -> None:
             counts, times, f'map of {shape}, float32, {args.threads} '
             f'thread{"s" * (args.threads > 1)}')
         print(save_figure(figure, out.with_name(f'{out.name}.png'), dpi=200))
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
     last = counts[-1]
     print('K = {}: {:.1f} M parameters dense, {:.1f} M peripheral'.format(
         last['kernel_size'], last['params']['dense'] / 1e6,

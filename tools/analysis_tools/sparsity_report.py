@@ -2,12 +2,8 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-import torch
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +14,12 @@ from pelk_mm.analysis.density import (
     merged_densities,
     plot_densities,
 )
+from pelk_mm.engine.command_line import command
+from pelk_mm.engine.conversion import build_model
 from pelk_mm.engine.fileio import atomic_path
-from pelk_mm.engine.launch import LaunchError, check_checkpoint, load_config
+from pelk_mm.engine.launch import load_config
 from pelk_mm.engine.sparsity_state import STATE_KEY
+from pelk_mm.models.utils import read_checkpoint, weights_of
 
 # A table that is cut to 80 columns cannot be read.
 CONSOLE = Console(width=max(Console().width, 120))
@@ -44,11 +43,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def merge(config_path: str, checkpoint: str) -> dict[str, LayerDensity]:
-    config = load_config(config_path)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    model = MODELS.build(config.model)
-    load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+def merge(config_path: str, checkpoint: dict) -> dict[str, LayerDensity]:
+    model = build_model(load_config(config_path))
+    model.load_state_dict(weights_of(checkpoint, 'the checkpoint'))
     return merged_densities(model)
 
 
@@ -86,11 +83,10 @@ def print_layers(layers: list[LayerDensity], merged: dict[str, LayerDensity],
 
 def main() -> None:
     args = parse_args()
-    try:
-        check_checkpoint(args.checkpoint)
-        checkpoint = torch.load(args.checkpoint, map_location='cpu')
+    with command(OSError, RuntimeError, ValueError, about=args.checkpoint):
+        checkpoint = read_checkpoint(args.checkpoint)
         layers = checkpoint_densities(checkpoint)
-        merged = merge(args.config, args.checkpoint) if args.config else {}
+        merged = merge(args.config, checkpoint) if args.config else {}
         state = checkpoint.get(STATE_KEY)
         title = Path(args.checkpoint).name
         if state:
@@ -113,8 +109,6 @@ def main() -> None:
                 Path(args.checkpoint).with_suffix('.density.png'))
             plot_densities(layers, plot)
             print(f'plot: {plot}')
-    except (LaunchError, ValueError, OSError, RuntimeError) as error:
-        sys.exit(f'error: {args.checkpoint}: {error}')
 
 
 if __name__ == '__main__':

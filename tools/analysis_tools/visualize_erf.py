@@ -2,7 +2,8 @@
 
 Files of OUT: NAME.npy, the mean gradient of every pixel; NAME.json, the area
 ratios; erf.png, all networks side by side. A run that was interrupted goes on
-where it was; a network that is done is not computed again.
+where it was; a network that is done is not computed again. Images that
+cannot be read are left out; the exit status is then 1.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.progress import Progress
 
 import pelk_mm  # noqa: F401, registers PeLK
@@ -28,7 +29,9 @@ from pelk_mm.analysis.erf import (
 )
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.quiet import quiet
+from pelk_mm.datasets.images import sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
 
 
@@ -61,7 +64,7 @@ def parse_args() -> argparse.Namespace:
         '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
         help='(default: %(default)s)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override fields of every config')
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
@@ -118,8 +121,13 @@ def finished(folder: Path, name: str, key: str) -> Field | None:
         return None
 
 
-def run(args: argparse.Namespace, progress: Progress) -> None:
-    images = find_images(args.images, args.num)
+def run(args: argparse.Namespace, progress: Progress) -> bool:
+    """Whether all of the images could be read."""
+    images, broken = sort_out(find_images(args.images, args.num))
+    for reason in broken:
+        print(f'skipped: {reason}', file=sys.stderr)
+    if not images:
+        raise ValueError(f'no image of {args.images} can be read')
     if len(images) < args.num:
         progress.print(f'only {len(images)} images in {args.images}')
     folder = Path(args.out)
@@ -162,16 +170,15 @@ def run(args: argparse.Namespace, progress: Progress) -> None:
             f'{float(share):.0%} of the mass in {ratio:.1%}'
             for share, ratio in summary['area_ratios'].items()))
     progress.print(path)
+    return not broken
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
-    try:
-        with quiet(), Progress() as progress:
-            run(args, progress)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), \
+            quiet(), Progress() as progress:
+        return 0 if run(args, progress) else 1
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,9 +1,6 @@
 """Draw a sharing grid, or the large kernels that a PeLK learned."""
 
 import argparse
-import sys
-
-from mmengine.config import DictAction
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.backbones import build_backbone
@@ -13,6 +10,7 @@ from pelk_mm.analysis.kernels import (
     draw_grid,
     draw_kernels,
 )
+from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
 from pelk_mm.ops import SharingGrid
 
@@ -44,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         '--channels', type=int, default=6, metavar='N',
         help='kernels of each block, evenly spaced (default: %(default)s)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override fields of the config; for merged weights '
         'model.backbone.deploy=True')
     args = parser.parse_args()
@@ -61,7 +59,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with command(OSError, RuntimeError, TypeError, ValueError):
         if args.sizes is not None:
             figure = draw_grid(SharingGrid.from_sizes(args.sizes))
         elif args.grid is not None:
@@ -73,8 +71,6 @@ def main() -> None:
             figure = draw_kernels(
                 collect_kernels(backbone, args.per_stage), args.channels)
         print(save_figure(figure, args.out, dpi=200))
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ written into the file. The file is run in onnxruntime before it gets its name.
 """
 
 import argparse
-import sys
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from pelk_mm.deployment.networks import describe, load_network
 from pelk_mm.deployment.onnx_export import OPSET, export_onnx
 from pelk_mm.deployment.packages import need
 from pelk_mm.deployment.progress import Steps
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.launch import load_config
 
 
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with command(OSError, RuntimeError, ValueError):
         # Before the long part.
         need('onnx', 'onnxscript', 'onnxruntime')
         with quiet(), Steps() as steps:
@@ -70,8 +70,6 @@ def main() -> None:
                 half=args.fp16,
                 metadata=describe(config),
                 each=steps.next)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
     operators = ', '.join(f'{count} {name}'
                           for name, count in exported.operators.items())
     print(f'opset {OPSET}: {operators}')

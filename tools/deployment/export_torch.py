@@ -6,12 +6,12 @@ loaded and run before it gets its name.
 """
 
 import argparse
-import sys
 
 from pelk_mm.analysis.quiet import quiet
 from pelk_mm.deployment.networks import describe, load_network
 from pelk_mm.deployment.progress import Steps
 from pelk_mm.deployment.torch_export import export_torch
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.launch import load_config
 
 
@@ -43,20 +43,18 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        with quiet(), Steps() as steps:
-            steps.next(f'loading {args.checkpoint}')
-            config = load_config(args.config)
-            exported = export_torch(
-                load_network(config, args.checkpoint),
-                args.out,
-                args.shape,
-                kind='compiled' if args.compile else 'exported',
-                dynamic=args.dynamic,
-                metadata=describe(config),
-                each=steps.next)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), \
+            quiet(), Steps() as steps:
+        steps.next(f'loading {args.checkpoint}')
+        config = load_config(args.config)
+        exported = export_torch(
+            load_network(config, args.checkpoint),
+            args.out,
+            args.shape,
+            kind='compiled' if args.compile else 'exported',
+            dynamic=args.dynamic,
+            metadata=describe(config),
+            each=steps.next)
     worst = max(exported.differences, key=lambda found: found.relative)
     print(f'largest difference: {worst.relative:.1e} of the largest value '
           f'({worst.name})')

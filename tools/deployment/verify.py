@@ -2,7 +2,8 @@
 
 A form is CONFIG CHECKPOINT (in training form or merged), FILE.onnx or
 FILE.pt2. Exit status: 0 if no output is further from the reference than the
-tolerance, 1 if one is, or if something cannot be compared.
+tolerance, 1 if one is, or if something cannot be compared, as an image that
+cannot be read.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pelk_mm.analysis.quiet import quiet
 from pelk_mm.deployment.compare import compare, largest
 from pelk_mm.deployment.forms import Form, load_form, load_images
 from pelk_mm.deployment.progress import Steps
+from pelk_mm.engine.command_line import command
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace) -> bool:
             steps.next(f'loading {" ".join(given)}')
             forms.append(load_form(*given))
     images = load_images(forms, args.images, args.num, args.shape)
+    for reason in images.skipped:
+        print(f'skipped: {reason}', file=sys.stderr)
     reference, *candidates = forms
     found = {candidate: [] for candidate in candidates}
     for image in track(images, 'comparing', console=Console(stderr=True)):
@@ -88,17 +92,15 @@ def run(args: argparse.Namespace) -> bool:
     print(f'{len(images)} images of {" x ".join(map(str, images.shape))} '
           f'pixels, reference: {reference.name}')
     print_table(rows, args.tolerance)
-    return all(output.relative <= args.tolerance
-               for _, each in rows for output in each)
+    return not images.skipped and all(
+        output.relative <= args.tolerance for _, each in rows
+        for output in each)
 
 
 def main() -> int:
     args = parse_args()
-    try:
-        with quiet():
-            return 0 if run(args) else 1
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), quiet():
+        return 0 if run(args) else 1
 
 
 if __name__ == '__main__':

@@ -6,9 +6,9 @@ stays. The result starts a training (load_from, or init_cfg of a backbone).
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.conversion import grow_checkpoint, save_checkpoint
 from pelk_mm.models import PeLK
 from pelk_mm.models.utils import read_checkpoint
@@ -65,13 +65,11 @@ def _arch(args: argparse.Namespace, prefix: str) -> str | dict | None:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with command(OSError, RuntimeError, ValueError, about=args.checkpoint):
         grown, stages = grow_checkpoint(
             read_checkpoint(args.checkpoint), _arch(args, ''),
             _arch(args, 'from_'))
         save_checkpoint(grown, args.out)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {args.checkpoint}: {error}')
     print('stage  kernel               relative error')
     for i, stage in enumerate(stages):
         old, new = stage.old, stage.new

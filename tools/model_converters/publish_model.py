@@ -4,10 +4,10 @@ Writes OUT_DIR/CONFIG-HASH.pth without optimizer state, log and local paths.
 """
 
 import argparse
-import sys
 
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.conversion import publish_checkpoint
-from pelk_mm.engine.launch import LaunchError, load_config
+from pelk_mm.engine.launch import load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,18 +34,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    # LaunchErrors are about the config.
+    with command(OSError, RuntimeError, about=args.checkpoint):
         path = publish_checkpoint(
             load_config(args.config),
             args.checkpoint,
             args.out_dir,
             weights=args.weights,
             trust=args.trust)
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
-    except (OSError, RuntimeError) as error:
-        sys.exit(f'error: {args.checkpoint}: {error}')
-    print(path)
+        print(path)
 
 
 if __name__ == '__main__':

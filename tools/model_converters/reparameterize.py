@@ -7,11 +7,11 @@ take any other. They cannot be trained further.
 """
 
 import argparse
-import sys
 
 from pelk_mm.analysis.quiet import quiet
 from pelk_mm.deployment.merging import reparameterize
 from pelk_mm.deployment.progress import Steps
+from pelk_mm.engine.command_line import command
 from pelk_mm.engine.launch import load_config
 
 
@@ -35,14 +35,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
-        with quiet(), Steps() as steps:
-            steps.next(f'merging {args.checkpoint}')
-            merged = reparameterize(
-                load_config(args.config), args.checkpoint, args.out_dir,
-                args.shape)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
+    with command(OSError, RuntimeError, ValueError), \
+            quiet(), Steps() as steps:
+        steps.next(f'merging {args.checkpoint}')
+        merged = reparameterize(
+            load_config(args.config), args.checkpoint, args.out_dir,
+            args.shape)
     worst = max(merged.differences, key=lambda found: found.relative)
     before, after = merged.parameters
     print(f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M '

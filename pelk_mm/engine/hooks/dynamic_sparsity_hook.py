@@ -16,7 +16,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...ops.checks import check_bool, check_integer, check_number
+from ...ops.checks import (
+    check_bool,
+    check_choice,
+    check_integer,
+    check_number,
+)
 from .. import sparsity as policy
 from ..gradient_probe import probe_snip_scores
 from ..mask_keeper import MaskKeeper
@@ -32,6 +37,8 @@ _GROWTHS = ('random', 'momentum')
 # growth='momentum' averages the dense gradient over this many steps before
 # the masks move.
 _GATHER_STEPS = 10
+# torch's generators take no larger one.
+_LARGEST_SEED = 2**63 - 1
 # Zeros below this share are chance (underflow, a zero-initialised layer).
 _SPARSE_SHARE = 1e-3
 
@@ -136,7 +143,7 @@ class DynamicSparsityHook(Hook):
         if self.sparsity == 1:
             raise ValueError('sparsity must be below 1, got 1: no weight '
                              'would be left')
-        self.init = _choice('init', init, _INITS)
+        self.init = check_choice('init', init, _INITS)
         self.prune_rate = check_number('prune_rate', prune_rate, 0, 1)
         self.min_prune_rate = check_number('min_prune_rate', min_prune_rate, 0,
                                            1)
@@ -145,14 +152,14 @@ class DynamicSparsityHook(Hook):
                 f'min_prune_rate={min_prune_rate} exceeds prune_rate='
                 f'{prune_rate}, from which the cosine comes down to it')
         self.update_interval = _count('update_interval', update_interval)
-        self.growth = _choice('growth', growth, _GROWTHS)
+        self.growth = check_choice('growth', growth, _GROWTHS)
         self.end = _count('end', end)
         self.include = _patterns('include', include)
         if not self.include:
             raise ValueError('include names no pattern, so that nothing '
                              "would be masked; use ['.'] for every weight")
         self.exclude = _patterns('exclude', exclude)
-        self.seed = check_integer('seed', seed, 0)
+        self.seed = check_integer('seed', seed, 0, _LARGEST_SEED)
         self.redraw = check_bool('redraw', redraw)
 
         self.step = 0
@@ -548,16 +555,15 @@ def _count(name: str, value: object) -> int | None:
     return None if value is None else check_integer(name, value, 1)
 
 
-def _choice(name: str, value: object, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {list(choices)}, got '
-                         f'{value!r}')
-    return value
-
-
 def _patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError(f'{name} must be a regular expression or a list of '
+                        f'them, got {value!r} of type {type(value).__name__}')
     patterns = (value, ) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f'{name} must hold regular expressions, got '
+                            f'{pattern!r} of type {type(pattern).__name__}')
         try:
             re.compile(pattern)
         except re.error as error:

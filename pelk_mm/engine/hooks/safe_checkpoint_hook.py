@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.registry import HOOKS
 
-from ..fileio import ATOMIC_BACKEND
+from ...models.utils import UnsafeCheckpointError, load_file
+from ..fileio import ATOMIC_BACKEND, atomic_path, remove_leftovers
 from .dynamic_sparsity_hook import warn_about_unused_masks
 
+#: Where mmengine notes the newest checkpoint of a work dir, and where the name
+#: of the one to come stands while it is saved.
+_POINTER, _COMING = 'last_checkpoint', '.next_checkpoint'
 _HISTORY = 'history_buffer'
 #: Modules' own dictionaries of tensors, with torch's notes about versions.
 _ALREADY_PLAIN = ('state_dict', 'ema_state_dict')
@@ -52,11 +55,14 @@ class _RemoveLater:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` with three differences.
+    """mmengine's ``CheckpointHook`` with these differences.
 
     - A checkpoint is written under a temporary name and renamed once it is on
       disk; the ones that it replaces are removed only then. A full disk, a
       Ctrl-C or a kill in the middle leaves the last good one.
+    - :func:`find_resumable` finds the newest one after a kill at any moment,
+      whatever the clock says. What a kill has left half-written is removed
+      when the training goes on.
     - What mmengine pickles as Python objects (the log histories) is stored as
       tensors. Since torch 2.6 ``torch.load`` refuses such objects, because
       loading them can run code, and mmengine 0.10 can then not resume. These
@@ -69,16 +75,64 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if isinstance(self.file_backend, LocalBackend):
-            self.backend_args = dict(backend=ATOMIC_BACKEND)
+        self._is_local = isinstance(self.file_backend, LocalBackend)
+        if not self._is_local:
+            return
+        self.backend_args = dict(backend=ATOMIC_BACKEND)
+        if hasattr(runner, 'strategy'):
+            _make_atomic(runner.strategy)
+        if is_main_process():
+            for folder in {self.out_dir, runner.work_dir}:
+                for path in remove_leftovers(folder, '.pth'):
+                    runner.logger.info(f'removed {path}, which a killed '
+                                       'process has left half-written')
+            for note in (_POINTER, _COMING):
+                remove_leftovers(runner.work_dir, '', stem=note)
+            self._start_pointer(runner)
+
+    def _start_pointer(self, runner) -> None:
+        """Point to the checkpoint that is gone on from, if it is one of ours.
+
+        Otherwise a kill before the first new one would bring back the newest,
+        where an older one was resumed on purpose.
+        """
+        work_dir = Path(runner.work_dir)
+        resumed = runner._load_from if runner._resume else None
+        if resumed and Path(resumed).absolute().parent in (
+                work_dir, Path(self.out_dir)):
+            _write(work_dir / _POINTER, str(Path(resumed).absolute()))
+        (work_dir / _COMING).unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        with self._removing_last():
+        with self._removing_last(), self._announced(runner, step):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _announced(self, runner, step: int) -> Iterator[None]:
+        """Keep a note of the checkpoint to come until it is pointed to.
+
+        mmengine writes its pointer behind the checkpoint, and in place. The
+        note bridges a kill in between.
+        """
+        path = Path(self.out_dir, self.filename_tmpl.format(step))
+        # A file of that name from an earlier run would be taken for it.
+        foreign = str(path) != self.last_ckpt and path.exists()
+        if foreign or not (self._is_local and is_main_process()):
+            yield
+            return
+        note = Path(runner.work_dir, _COMING)
+        _write(note, str(path))
+        try:
+            yield
+        finally:
+            # An interruption may have come between checkpoint and pointer.
+            pointed = _read(note.with_name(_POINTER)) == str(path)
+            if pointed or not path.exists():
+                note.unlink(missing_ok=True)
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
@@ -186,6 +240,40 @@ def _to_history(value: Any) -> Any:
     return value
 
 
+def _make_atomic(strategy: Any) -> None:
+    """Have a strategy of mmengine's FlexibleRunner write like the Runner.
+
+    Strategies choose how to write by themselves, whatever the hook asks for.
+
+    Raises:
+        RuntimeError: If the strategy saves folders, past all hooks.
+    """
+    if type(strategy).__name__ == 'DeepSpeedStrategy' or (
+            hasattr(strategy, 'state_dict_type')
+            and strategy.state_dict_type.name != 'FULL_STATE_DICT'):
+        raise RuntimeError(
+            f'{type(strategy).__name__} saves each checkpoint as a folder, '
+            'past the hooks, which SafeCheckpointHook cannot make safe; use '
+            "type='CheckpointHook' (after a crash its newest checkpoint may "
+            'be torn)')
+    save = strategy.save_checkpoint
+
+    def save_atomically(filename: str, **kwargs) -> None:
+        if not is_main_process():
+            # Takes part in gathering the state, and writes nothing.
+            save(filename, **kwargs)
+            return
+        with atomic_path(filename) as path:
+            save(str(path), **kwargs)
+
+    strategy.save_checkpoint = save_atomically
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
 def check_resumable(path: str | Path) -> None:
     """Raise unless a run can go on from a checkpoint.
 
@@ -193,26 +281,25 @@ def check_resumable(path: str | Path) -> None:
         path (str | Path): A local file.
 
     Raises:
-        FileNotFoundError: If there is none.
+        OSError: If there is none, or it cannot be opened.
         ValueError: If it is not whole, does not load safely, or holds weights
             without the state of a run; the message says what to do.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no checkpoint {path}')
+    _iteration_of(path)
+
+
+def _iteration_of(path: str | Path) -> int:
+    """How far a checkpoint is; raises as :func:`check_resumable`."""
     try:
-        checkpoint = torch.load(path, map_location='cpu', mmap=True)
-    except UnpicklingError as error:
+        checkpoint = load_file(path, mmap=True)
+    except UnsafeCheckpointError as error:
         raise ValueError(
-            f'{path} holds pickled Python objects, which are not loaded '
-            "because loading them can run code. mmengine's CheckpointHook "
-            "writes such files, dict(type='SafeCheckpointHook') does not. To "
-            'resume from this one, if you trust who made it, set '
+            f"{error}. mmengine's CheckpointHook writes such files. To resume "
+            'from this one, if you trust who made it, set '
             'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
             'will need no such thing') from error
-    except Exception as error:
-        reason = str(error).partition('\n')[0]
-        raise ValueError(f'{path} is not a whole checkpoint: '
-                         f'{type(error).__name__}: {reason}') from error
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
     parts = ('meta', 'message_hub', 'state_dict')
     if not isinstance(checkpoint, Mapping) or any(part not in checkpoint
                                                   for part in parts):
@@ -220,6 +307,7 @@ def check_resumable(path: str | Path) -> None:
             f'{path} cannot be resumed from: it does not hold the state of a '
             f'run ({", ".join(parts)}); to start from its weights name it in '
             'load_from')
+    return int(checkpoint['meta'].get('iter', 0))
 
 
 def find_resumable(work_dir: str | Path) -> str | None:
@@ -229,26 +317,38 @@ def find_resumable(work_dir: str | Path) -> str | None:
         work_dir (str | Path): Where the run saved.
 
     Returns:
-        str | None: The one that ``last_checkpoint`` names, if that can be
-        resumed from; otherwise the newest ``iter_*.pth`` or ``epoch_*.pth``
-        that can. None if there is none.
+        str | None: The one that was being saved when the run was killed, if
+        that can be resumed from; otherwise the one that ``last_checkpoint``
+        names; otherwise, of all ``iter_*.pth`` and ``epoch_*.pth``, the one
+        with the most iterations. None if there is none.
     """
     work_dir = Path(work_dir)
-    candidates = sorted((path for pattern in ('iter_*.pth', 'epoch_*.pth')
-                         for path in work_dir.glob(pattern)),
-                        key=os.path.getmtime,
-                        reverse=True)
-    pointer = work_dir / 'last_checkpoint'
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if named:
+    tried = set()
+    for note in (_COMING, _POINTER):
+        named = _read(work_dir / note)
         # The file of that name here comes first: a work dir that was copied
         # still points to where it came from.
-        candidates[:0] = [work_dir / Path(named).name, Path(named)]
-    for path in dict.fromkeys(filter(Path.is_file, candidates)):
-        try:
-            check_resumable(path)
-        except ValueError as error:
-            print_log(str(error), logger='current', level=logging.WARNING)
-        else:
-            return str(path)
-    return None
+        for path in (work_dir / Path(named).name, Path(named)):
+            if named and path not in tried and _try(path) is not None:
+                return str(path)
+            tried.add(path)
+    # By what is in them: clocks can be wrong, and copying changes dates.
+    found = [(iteration, path) for pattern in ('iter_*.pth', 'epoch_*.pth')
+             for path in work_dir.glob(pattern) if path not in tried
+             and (iteration := _try(path)) is not None]
+    return str(max(found)[1]) if found else None
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.is_file() else ''
+
+
+def _try(path: Path) -> int | None:
+    """Iterations of a checkpoint; None, with a warning, if it is no use."""
+    if not path.is_file():
+        return None
+    try:
+        return _iteration_of(path)
+    except (OSError, ValueError) as error:
+        print_log(str(error), logger='current', level=logging.WARNING)
+        return None

@@ -7,17 +7,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 
 from mmengine.logging import print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from ...ops.checks import check_integer, check_number
+from ...ops.checks import (
+    check_choice,
+    check_integer,
+    check_number,
+    did_you_mean,
+)
+from ..strategies import plain_name, whole_parameters
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 #: Not 1-D, yet no weights that decay should draw to zero.
 _EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
 _DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
+#: Deeper than any backbone.
+_MOST_LAYERS = 10_000
 _KNOWN = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys',
           *_DECAY_MULTS)
 
@@ -65,6 +73,32 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...         decay_rate=0.9, decay_type='stage_wise', num_layers=6))
     """
 
+    #: Of the parameters of the model that is called with.
+    _kinds: dict[str, str] | None = None
+
+    def __init__(self,
+                 optim_wrapper_cfg: dict,
+                 paramwise_cfg: dict | None = None) -> None:
+        wrapper = optim_wrapper_cfg
+        optimizer = wrapper.get('optimizer') if isinstance(
+            wrapper, Mapping) else None
+        if not isinstance(optimizer, Mapping):
+            raise TypeError(
+                'optim_wrapper must be a dict with a dict optimizer, such as '
+                "dict(optimizer=dict(type='AdamW', lr=1e-4)), got "
+                f'{optim_wrapper_cfg!r}')
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer of a model, wrapped or not."""
+        # Pieces of FSDP are flat: without their shapes none would decay.
+        with whole_parameters(model):
+            self._kinds = _parameter_kinds(getattr(model, 'module', model))
+        try:
+            return super().__call__(model)
+        finally:
+            self._kinds = None
+
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         if not isinstance(cfg, Mapping):
@@ -75,12 +109,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
         if check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
             raise ValueError('decay_rate must be above 0, got 0')
-        kind = cfg.get('decay_type', 'layer_wise')
-        if kind not in ('layer_wise', 'stage_wise'):
-            raise ValueError("decay_type must be 'layer_wise' or "
-                             f"'stage_wise', got {kind!r}")
+        check_choice('decay_type', cfg.get('decay_type', 'layer_wise'),
+                     ('layer_wise', 'stage_wise'))
         if cfg.get('num_layers') is not None:
-            check_integer('num_layers', cfg['num_layers'], 1)
+            check_integer('num_layers', cfg['num_layers'], 1, _MOST_LAYERS)
         custom = cfg.get('custom_keys', {})
         if not isinstance(custom, Mapping):
             raise TypeError('custom_keys must be a dict, got '
@@ -88,6 +120,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
         for key, value in custom.items():
             name = f'custom_keys[{key!r}]'
+            if not isinstance(key, str):
+                raise TypeError(f'{name} must be part of a parameter\'s name, '
+                                f'got a key of type {type(key).__name__}')
             if not isinstance(value, Mapping):
                 raise TypeError(f'{name} must be a dict, got '
                                 f'{type(value).__name__}')
@@ -96,6 +131,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 {f'{name}.{part}': mult for part, mult in value.items()})
         for name, mult in multipliers.items():
             check_number(name, mult, 0)
+        for name, value in (('lr', self.base_lr),
+                            ('weight_decay', self.base_wd)):
+            if value is not None:
+                check_number(f'optimizer.{name}', value, 0)
         if self.base_lr is None:
             raise ValueError('the optimizer needs an lr, which decays with '
                              f'depth; got {self.optimizer_cfg}')
@@ -118,12 +157,33 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             module (nn.Module): The model, or a backbone alone.
             **kwargs: Not used; mmengine's recursion passes them.
         """
+        groups = self.make_groups(module)
+        print_log(
+            'learning-rate decay by depth:\n' + '\n'.join(
+                f"  {group['group_name']}: {len(group['params'])} tensors, "
+                f"lr x {group['lr_scale']:.4g}" for group in groups),
+            logger='current')
+        params.extend(groups)
+
+    def make_groups(self, module: nn.Module) -> list[dict]:
+        """The groups that :meth:`add_params` adds.
+
+        Args:
+            module (nn.Module): The model, or a backbone alone.
+
+        Returns:
+            list[dict]: Sorted by depth.
+
+        Raises:
+            ValueError: If there are no depths, or a parameter has none.
+        """
         backbones = _find_backbones(module)
-        kinds = _parameter_kinds(module)
+        kinds = self._kinds or _parameter_kinds(module)
         groups: dict[tuple, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
+            name = plain_name(name)
             owner = _owner(name, backbones)
             depth, scale = self._depth(name, owner, backbones)
             lr_mult, decay_mult = self._multipliers(name, kinds[name])
@@ -138,13 +198,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                                               lr_mult)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
-        ordered = [groups[key] for key in sorted(groups)]
-        print_log(
-            'learning-rate decay by depth:\n' + '\n'.join(
-                f"  {group['group_name']}: {len(group['params'])} tensors, "
-                f"lr x {group['lr_scale']:.4g}" for group in ordered),
-            logger='current')
-        params.extend(ordered)
+        return [groups[key] for key in sorted(groups)]
 
     def _new_group(self, layer: str, scale: float, decay_mult: float,
                    lr_mult: float) -> dict:
@@ -205,7 +259,8 @@ def _check_keys(name: str, given: Mapping, known: Sequence[str]) -> None:
     unknown = sorted(set(given) - set(known), key=str)
     if unknown:
         raise ValueError(f'{name} may have {", ".join(known)}, got unknown '
-                         f'{", ".join(map(str, unknown))}')
+                         f'{", ".join(map(str, unknown))}'
+                         f'{did_you_mean(unknown[0], known)}')
 
 
 def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
@@ -225,7 +280,10 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
             'LayerDecayOptimWrapperConstructor takes the depths; use a '
             'backbone that has one, such as PeLK, or another constructor')
     modules = dict(model.named_modules())
-    return {f'{name}.' if name else '': modules[name] for name in inner}
+    return {
+        plain_name(f'{name}.') if name else '': modules[name]
+        for name in inner
+    }
 
 
 def _owner(name: str, backbones: Iterable[str]) -> str | None:
@@ -254,7 +312,7 @@ def _parameter_kinds(model: nn.Module) -> dict[str, str]:
                 kind = 'flat'
             else:
                 kind = 'weight'
-            kinds[f'{prefix}.{name}' if prefix else name] = kind
+            kinds[plain_name(f'{prefix}.{name}' if prefix else name)] = kind
     return kinds
 
 

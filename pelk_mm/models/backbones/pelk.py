@@ -14,19 +14,29 @@ from numbers import Integral
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, initialize
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
-from ...ops.checks import check_bool, check_integer, check_number
+from ...ops.checks import (
+    check_bool,
+    check_integer,
+    check_number,
+    did_you_mean,
+)
+from ...ops.sharing_grid import LARGEST_KERNEL
 from ..layers import LayerNorm2d, PartialPeripheralConv2d
 from ..utils import (
     check_state_dict,
     checkpoint_keeping_stats,
     is_pretrained,
     load_pretrained,
+    pretrained_of,
 )
+
+#: Beyond what any machine holds: what is larger is a slip of the keyboard.
+_MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_SCALE = 10_000, 1_000_000, 1e6
 
 
 class PeLKBlock(nn.Module):
@@ -243,7 +253,7 @@ class PeLK(BaseModule):
                  deploy: bool = False,
                  backend: str | None = None,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(init_cfg or dict(
+        super().__init__(_check_init_cfg(init_cfg) or dict(
             type='TruncNormal',
             layer=['Conv2d', 'Linear', 'PeripheralConv2d'],
             std=.02,
@@ -254,7 +264,8 @@ class PeLK(BaseModule):
         self.channels = settings['channels']
         self.kernel_sizes = settings['kernel_sizes']
         self.center_radius = settings['center_radius']
-        self.in_channels = check_integer('in_channels', in_channels, 1)
+        self.in_channels = check_integer('in_channels', in_channels, 1,
+                                         _MOST_CHANNELS)
         self.out_indices = self._indices(out_indices)
         built = max(self.out_indices) + 1
         self.frozen_stages = check_integer('frozen_stages', frozen_stages, 0,
@@ -262,7 +273,8 @@ class PeLK(BaseModule):
         if check_number('drop_path_rate', drop_path_rate, 0, 1) == 1:
             raise ValueError('drop_path_rate must be below 1, which would '
                              'never run the last block, got 1')
-        check_number('layer_scale_init_value', layer_scale_init_value, 0)
+        check_number('layer_scale_init_value', layer_scale_init_value, 0,
+                     _LARGEST_SCALE)
         for name, value in (('pos_embed', pos_embed), ('with_cp', with_cp),
                             ('gap_before_final_norm', gap_before_final_norm),
                             ('deploy', deploy)):
@@ -314,22 +326,29 @@ class PeLK(BaseModule):
         if isinstance(arch, str):
             if arch not in cls.arch_settings:
                 raise ValueError(
-                    f'unknown arch {arch!r}, expected one of '
-                    f'{list(cls.arch_settings)} or a dict with depths, '
+                    f'unknown arch {arch!r}'
+                    f'{did_you_mean(arch, cls.arch_settings)}, expected one '
+                    f'of {list(cls.arch_settings)} or a dict with depths, '
                     'channels, kernel_sizes and center_radius')
             return cls.arch_settings[arch]
         if not isinstance(arch, Mapping):
             raise TypeError('arch must be a name or a dict, got '
                             f'{type(arch).__name__}')
-        lists = ('depths', 'channels', 'kernel_sizes')
+        lists = dict(
+            depths=_MOST_BLOCKS,
+            channels=_MOST_CHANNELS,
+            kernel_sizes=LARGEST_KERNEL)
         missing = [key for key in lists if key not in arch]
         unknown = sorted(set(arch) - {*lists, 'center_radius'}, key=str)
         if missing or unknown:
+            hint = did_you_mean(unknown[0], [*lists, 'center_radius']
+                                ) if unknown else ''
             raise ValueError(
                 'an arch dict needs depths, channels and kernel_sizes and may '
-                f'have center_radius; missing {missing}, unknown {unknown}')
+                f'have center_radius; missing {missing}, unknown '
+                f'{unknown}{hint}')
         settings = {}
-        for key in lists:
+        for key, most in lists.items():
             values = arch[key]
             if isinstance(values, (str, bytes)) or not isinstance(
                     values, Sequence):
@@ -341,10 +360,11 @@ class PeLK(BaseModule):
                     f'{cls.num_stages} stages, got {len(values)}: '
                     f'{list(values)}')
             settings[key] = tuple(
-                check_integer(f'arch[{key!r}][{i}]', value, 1)
+                check_integer(f'arch[{key!r}][{i}]', value, 1, most)
                 for i, value in enumerate(values))
         settings['center_radius'] = check_integer(
-            "arch['center_radius']", arch.get('center_radius', 2), 0)
+            "arch['center_radius']", arch.get('center_radius', 2), 0,
+            LARGEST_KERNEL // 2)
         for size in settings['kernel_sizes']:
             try:
                 SharingGrid(size, settings['center_radius'])
@@ -356,7 +376,8 @@ class PeLK(BaseModule):
     def _indices(cls, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         if isinstance(out_indices, Integral):
             out_indices = (out_indices, )
-        if not isinstance(out_indices, Sequence) or not out_indices:
+        if (not isinstance(out_indices, Sequence) or not out_indices
+                or isinstance(out_indices, (str, bytes))):
             raise TypeError('out_indices must be an integer or a non-empty '
                             f'sequence of integers, got {out_indices!r}')
         indices = []
@@ -503,13 +524,40 @@ class PeLK(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise; pretrained weights are checked and reported."""
-        cfg = self.init_cfg
-        if is_pretrained(cfg):
-            load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
-            self._is_init = True
-        else:
+        cfg = pretrained_of(self.init_cfg)
+        if cfg is None:
             super().init_weights()
+            return
+        if cfg is not self.init_cfg:
+            # As mmengine does it: what else is in a list comes first.
+            initialize(self, [other for other in self.init_cfg
+                              if other is not cfg])
+        load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
+        self._is_init = True
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         check_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_init_cfg(init_cfg: object) -> dict | list[dict] | None:
+    """Raise unless mmengine can read it, which it does long afterwards."""
+    if init_cfg is None:
+        return None
+    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        if not isinstance(cfg, Mapping):
+            raise TypeError(
+                'init_cfg must be None, a dict or a list of dicts, got '
+                f'{cfg!r} of type {type(cfg).__name__}')
+        if not isinstance(cfg.get('type'), (str, type)):
+            raise ValueError("init_cfg needs a type, such as 'Pretrained' or "
+                             f"'TruncNormal', got {dict(cfg)}")
+        if not is_pretrained(cfg):
+            continue
+        for key, need in (('checkpoint', (str, )), ('prefix',
+                                                    (str, type(None)))):
+            if not isinstance(cfg.get(key), need):
+                raise TypeError(f'init_cfg.{key} must be a string, got '
+                                f'{cfg.get(key)!r}')
+    pretrained_of(init_cfg)
+    return init_cfg

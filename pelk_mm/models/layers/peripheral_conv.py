@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...ops import SharingGrid, peripheral_conv2d
-from ...ops.checks import check_integer, check_number
+from ...ops.checks import check_bool, check_integer, check_number
 from ...ops.choice import check_name
 
 
@@ -178,6 +178,10 @@ class PartialPeripheralConv2d(nn.Module):
             Tensor: ``(N, C, H, W)``.
         """
         head, tail = x.split(self.split, 1)
+        # Once for both branches, which each would keep a copy otherwise.
+        if (torch.is_autocast_enabled(x.device.type)
+                and x.dtype != torch.float64):
+            head = head.to(torch.get_autocast_dtype(x.device.type))
         y = self.large(head)
         if not self.merged:
             y = self.large_norm(y) + self.small_norm(self.small(head))
@@ -240,12 +244,25 @@ def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
     if not isinstance(cfg, Mapping):
         raise TypeError('norm_cfg must be None or a dict, got '
                         f'{cfg!r} of type {type(cfg).__name__}')
-    norm = build_norm_layer(cfg, channels)[1]
+    try:
+        norm = build_norm_layer(dict(cfg), channels)[1]
+    except Exception as error:
+        # Of mmcv's registry or of the norm itself; neither names the field.
+        reason = error.args[0] if error.args else type(error).__name__
+        raise ValueError(
+            f'norm_cfg={dict(cfg)} builds no norm: {reason}') from error
     if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
         raise ValueError(
             'norm_cfg must be a BatchNorm with running statistics, such as '
             f"dict(type='BN') or dict(type='SyncBN'), got {dict(cfg)}: no "
             'other norm can be merged into a convolution')
+    # torch takes anything for these and fails at the first batch.
+    if check_number('norm_cfg.eps', norm.eps, 0) == 0:
+        raise ValueError('norm_cfg.eps must be above 0, got 0: a channel '
+                         'without variance would be divided by it')
+    if norm.momentum is not None:
+        check_number('norm_cfg.momentum', norm.momentum, 0, 1)
+    check_bool('norm_cfg.affine', norm.affine)
     return norm
 
 

@@ -5,14 +5,22 @@ from .checkpoint import (
     check_state_dict,
     is_pretrained,
     load_pretrained,
+    pretrained_of,
     read_checkpoint,
     weights_of,
 )
 from .kernel_growth import move_kernels, move_masks, read_grids, regrid
+from .safe_loading import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    load_file,
+    weights_only,
+)
 
 __all__ = [
-    'backbone_prefixes', 'check_pretrained', 'check_state_dict',
-    'checkpoint_keeping_stats', 'is_pretrained', 'load_pretrained',
-    'move_kernels', 'move_masks', 'read_checkpoint', 'read_grids', 'regrid',
-    'weights_of'
+    'CheckpointError', 'UnsafeCheckpointError', 'backbone_prefixes',
+    'check_pretrained', 'check_state_dict', 'checkpoint_keeping_stats',
+    'is_pretrained', 'load_file', 'load_pretrained', 'move_kernels',
+    'move_masks', 'pretrained_of', 'read_checkpoint', 'read_grids', 'regrid',
+    'weights_of', 'weights_only'
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from pickle import UnpicklingError
 
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
+
+from .safe_loading import CheckpointError, load_file
 
 #: Every PeLK has it, in either form; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
@@ -177,15 +177,27 @@ def check_pretrained(model: nn.Module) -> None:
         FileNotFoundError: If there is no such file.
         RuntimeError: If it holds no weights for this backbone.
     """
-    if not is_pretrained(model.init_cfg):
-        return
-    checkpoint = model.init_cfg['checkpoint']
-    if '://' not in checkpoint:
-        _select(model, checkpoint, model.init_cfg.get('prefix') or '')
+    cfg = pretrained_of(model.init_cfg)
+    if cfg is not None and '://' not in cfg['checkpoint']:
+        _select(model, cfg['checkpoint'], cfg.get('prefix') or '')
 
 
-def is_pretrained(cfg: dict | list[dict] | None) -> bool:
-    """Whether an ``init_cfg`` loads a checkpoint, in any spelling."""
+def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
+    """The part of an ``init_cfg`` that loads a checkpoint, None if none.
+
+    Raises:
+        ValueError: If there are several.
+    """
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    found = [cfg for cfg in cfgs if is_pretrained(cfg)]
+    if len(found) > 1:
+        raise ValueError('init_cfg may load one checkpoint, got several of '
+                         f"type 'Pretrained': {found}")
+    return found[0] if found else None
+
+
+def is_pretrained(cfg: object) -> bool:
+    """Whether a single ``init_cfg`` loads a checkpoint, in any spelling."""
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     name = getattr(kind, '__name__', kind)
     return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
@@ -224,37 +236,25 @@ def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
     return weights_of(read_checkpoint(checkpoint), checkpoint)
 
 
-def read_checkpoint(checkpoint: str) -> dict:
+def read_checkpoint(checkpoint: str, trust: bool = False) -> dict:
     """Read a checkpoint without running code that may be in it.
 
     Args:
         checkpoint (str): Path or URL.
+        trust (bool): Run that code after all. Default: False.
 
     Returns:
         dict: All of its contents, on the CPU.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        RuntimeError: If it is damaged, or does not load safely.
+        CheckpointError: If it is damaged, or does not load safely.
     """
-    try:
-        loaded = CheckpointLoader.load_checkpoint(
-            checkpoint, map_location='cpu')
-    except FileNotFoundError:
-        raise
-    except UnpicklingError as error:
-        raise RuntimeError(
-            f'{checkpoint} cannot be read as plain weights: it is damaged, '
-            'or holds pickled Python objects, which are refused because '
-            'loading them can run code. If you trust where it comes from, '
-            'tools/model_converters/publish_model.py --trust makes plain '
-            'weights of it') from error
-    except Exception as error:
-        raise RuntimeError(f'{checkpoint} is not a whole checkpoint: '
-                           f'{type(error).__name__}: {error}') from error
+    loaded = load_file(checkpoint, trust=trust)
     if not isinstance(loaded, Mapping):
-        raise RuntimeError(f'{checkpoint} holds a {type(loaded).__name__}, '
-                           'expected a checkpoint or a state dict')
+        raise CheckpointError(
+            f'{checkpoint} holds a {type(loaded).__name__}, expected a '
+            'checkpoint or a state dict')
     return dict(loaded)
 
 

@@ -257,6 +257,27 @@ class TestTraining:
 
         assert kept(small(with_cp=True)) < 0.5 * kept(small())
 
+    def test_checkpointing_in_a_distributed_run(self, tmp_path):
+        """Its hooks see every gradient once, and the norms' own buffers."""
+        plain = small(norm_cfg=dict(type='BN'))
+        saving = small(norm_cfg=dict(type='BN'), with_cp=True)
+        saving.load_state_dict(plain.state_dict())
+        torch.distributed.init_process_group(
+            'gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0,
+            world_size=1)
+        try:
+            models = plain, nn.parallel.DistributedDataParallel(saving)
+            for seed in range(2):
+                for model in models:
+                    torch.manual_seed(seed)
+                    some_loss(model(images())).backward()
+        finally:
+            torch.distributed.destroy_process_group()
+        assert same([p.grad for p in plain.parameters()],
+                    [p.grad for p in saving.parameters()],
+                    rtol=1e-4, atol=1e-5)
+        assert same(list(plain.buffers()), list(saving.buffers()))
+
     def test_an_interrupted_recomputation_leaves_the_norms_alone(self):
         model = small(with_cp=True)
         buffers = dict(model.named_buffers())

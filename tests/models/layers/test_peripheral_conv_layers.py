@@ -163,6 +163,20 @@ class TestPartial:
         other[:, 3:] = 7.
         assert torch.equal(layer.eval()(x)[:, :3], layer(other)[:, :3])
 
+    @pytest.mark.parametrize(('given', 'used'), [
+        (torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+    def test_autocast_casts_once_for_both_branches(self, given, used):
+        """Each keeps its input for the gradient: two copies would be two."""
+        layer = PartialPeripheralConv2d(8, GRID).to(given)
+        seen = []
+        for branch in (layer.large, layer.small):
+            branch.register_forward_pre_hook(
+                lambda module, inputs: seen.append(inputs[0]))
+        with torch.autocast('cpu', torch.bfloat16):
+            layer(torch.randn(2, 8, 7, 7, dtype=given))
+        assert seen[0] is seen[1]
+        assert seen[0].dtype == used
+
     def test_branches_are_normalised_and_summed(self):
         layer = PartialPeripheralConv2d(8, GRID)
         x = torch.randn(2, 8, 7, 7)

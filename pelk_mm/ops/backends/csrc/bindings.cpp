@@ -80,24 +80,38 @@ Map map_of(const at::Tensor& tensor, int64_t image, int64_t channel) {
   int64_t channel_stride = tensor.size(1) == 1 ? 1 : tensor.stride(1);
   return {offset(data, image * tensor.stride(0) + channel * tensor.stride(1),
                  tensor),
-          channel_stride, tensor.stride(2), tensor.stride(3)};
+          channel_stride, tensor.stride(2), tensor.stride(3), channel};
 }
 
-// Runs work(a thread's scratch, task) for every task, whichever thread is free.
+// Runs work(a thread's scratch, task) for all tasks; worker i begins with those
+// from first[i] to first[i + 1], since neighbours may write to the same cache
+// lines, and then helps workers that are behind.
 template <class Work>
-void run_tasks(int64_t tasks, int64_t scratch_elements, at::ScalarType type,
-               const Work& work) {
-  int64_t workers = std::min<int64_t>(at::get_num_threads(), tasks);
+void run_tasks(const std::vector<int64_t>& first, int64_t scratch_elements,
+               at::ScalarType type, const Work& work) {
+  struct alignas(64) Stretch {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int64_t workers = static_cast<int64_t>(first.size()) - 1;
+  std::vector<Stretch> stretches(workers);
+  for (int64_t worker = 0; worker < workers; ++worker) {
+    stretches[worker].next = first[worker];
+    stretches[worker].end = first[worker + 1];
+  }
   // Whole cache lines, so that threads share none and vectors are aligned.
   scratch_elements = (scratch_elements + 15) / 16 * 16;
   at::Tensor scratch = make_scratch(workers * scratch_elements, type);
   char* data = static_cast<char*>(scratch.data_ptr());
-  std::atomic<int64_t> next{0};
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
       Scratch mine{offset(data, worker * scratch_elements, scratch), false};
-      for (int64_t task; (task = next++) < tasks; mine.used = true)
-        work(mine, task);
+      for (int64_t i = 0; i < workers; ++i) {
+        Stretch& stretch = stretches[(worker + i) % workers];
+        for (int64_t task; (task = stretch.next++) < stretch.end;
+             mine.used = true)
+          work(mine, task);
+      }
     }
   });
 }
@@ -124,7 +138,7 @@ struct Lanes {
     WeightTask task{};
     task.weight = {offset(static_cast<char*>(data), group * count * taps,
                           weight),
-                   taps, 0, 1};
+                   taps, 0, 1, 0};
     task.packed = packed;
     task.taps = static_cast<int>(taps);
     task.lanes = of(group);
@@ -150,13 +164,17 @@ struct Lanes {
     });
   }
 
-  // The other way, the last cell first, summing partial results.
-  void unpack(char* packed, int64_t partials, const at::Tensor& weight) const {
+  // The other way, the last cell first. `packed[group]` are as many packed
+  // weights to sum up, of which the first is written to.
+  void unpack(const std::vector<std::vector<const void*>>& packed,
+              const at::Tensor& weight) const {
     for_all([&](int64_t group) {
-      WeightTask work = task(weight, group, packed + group * group_bytes);
+      const std::vector<const void*>& parts = packed[group];
+      WeightTask work =
+          task(weight, group, const_cast<void*>(parts.front()));
       work.reverse = true;
-      work.partials = static_cast<int>(partials);
-      work.stride = groups * taps;
+      work.others = parts.data() + 1;
+      work.num_others = static_cast<int>(parts.size()) - 1;
       kernels.unpack(storage, work);
     });
   }
@@ -184,9 +202,9 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
       input.sizes(), input.options().memory_format(format_of(channels_last)));
   if (output.numel() == 0) return output;
   const int64_t images = input.size(0), channels = input.size(1);
-  Plan plan(sizes.vec(), input.size(2), input.size(3));
-  const Geometry& g = plan.geometry;
   const Kernels& kernels = *current_kernels();
+  Plan plan(sizes.vec(), input.size(2), input.size(3), kernels.vector_bytes);
+  const Geometry& g = plan.geometry;
   const at::ScalarType type = value_type(input);
   const Lanes lanes(kernels, type, channels, g.num_cells);
 
@@ -204,12 +222,12 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
   }
 
   const int64_t groups = lanes.groups;
-  const int64_t bands = plan.bands(images * groups, at::get_num_threads());
+  const Share share = plan.share(images * groups, at::get_num_threads());
   const Storage storage = storage_of(input);
-  run_tasks(images * groups * bands, plan.scratch(lanes.count, false), type,
-            [&](const Scratch& scratch, int64_t task) {
-              int64_t band = task % bands, map = task / bands;
-              int64_t group = map % groups, image = map / groups;
+  run_tasks(share.first, plan.scratch(lanes.count, false), type,
+            [&](const Scratch& scratch, int64_t index) {
+              const Piece& piece = share.pieces[index];
+              int64_t group = piece.map % groups, image = piece.map / groups;
               int64_t channel = group * lanes.count;
               ForwardTask work;
               work.geometry = &g;
@@ -220,8 +238,8 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
                               ? packed_bias + group * kernels.vector_bytes
                               : nullptr;
               work.lanes = lanes.of(group);
-              work.begin = g.height * band / bands;
-              work.end = g.height * (band + 1) / bands;
+              work.begin = piece.begin;
+              work.end = piece.end;
               work.scratch = scratch;
               kernels.forward(storage, work);
             });
@@ -241,9 +259,9 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
   at::Tensor grad = at::empty({channels, 1, cells, cells},
                               input.options().dtype(type));
   if (input.numel() == 0) return grad.zero_().to(input.scalar_type());
-  Plan plan(sizes.vec(), input.size(2), input.size(3));
-  const Geometry& g = plan.geometry;
   const Kernels& kernels = *current_kernels();
+  Plan plan(sizes.vec(), input.size(2), input.size(3), kernels.vector_bytes);
+  const Geometry& g = plan.geometry;
   const Lanes lanes(kernels, type, channels, cells);
   const int64_t groups = lanes.groups;
 
@@ -255,44 +273,61 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
     lanes.pack(weight->to(type).contiguous(), true, packed_weight);
   }
 
-  // Every task sums into a place of its own: results do not depend on which
-  // thread is the faster. Images share one while there is work for all.
-  const int64_t threads = at::get_num_threads();
-  const int64_t per_task =
-      std::max<int64_t>(1, images * groups / (4 * threads));
-  const int64_t batches = (images + per_task - 1) / per_task;
-  const int64_t bands = plan.bands(batches * groups, threads);
-  const int64_t tasks = batches * bands * groups;
-  at::Tensor partials = at::zeros({tasks * lanes.taps * lanes.count},
+  // A stretch of pieces is one task. It sums the gradients of a group into a
+  // place of its own, so results do not depend on which worker is faster. Two
+  // tasks a worker balance better, if neither more cuts nor more places matter.
+  const int64_t workers = at::get_num_threads();
+  const bool large = images * groups >= 4 * workers &&
+                     images * g.height * g.width >= 1024 * workers;
+  const int64_t each = large ? 2 : 1;
+  const int64_t tasks = each * workers;
+  const Share share = plan.share(images * groups, tasks);
+  std::vector<int64_t> first, places(tasks * groups, -1);
+  for (int64_t task = 0; task <= tasks; task += each) first.push_back(task);
+  int64_t num_places = 0;
+  for (int64_t task = 0; task < tasks; ++task)
+    for (int64_t i = share.first[task]; i < share.first[task + 1]; ++i) {
+      int64_t& place = places[task * groups + share.pieces[i].map % groups];
+      if (place < 0) place = num_places++;
+    }
+  at::Tensor partials = at::zeros({num_places * lanes.taps * lanes.count},
                                   at::TensorOptions().dtype(type));
   char* partial_data = static_cast<char*>(partials.data_ptr());
+  auto place_of = [&](int64_t task, int64_t group) {
+    return partial_data + places[task * groups + group] * lanes.group_bytes;
+  };
   const Storage storage = storage_of(input);
-  run_tasks(tasks, plan.scratch(lanes.count, true), type,
-            [&](const Scratch& scratch, int64_t task) {
-              int64_t group = task % groups;
-              int64_t band = task / groups % bands;
-              int64_t batch = task / groups / bands;
-              int64_t channel = group * lanes.count;
-              BackwardTask work{};
-              work.geometry = &g;
-              if (packed_weight != nullptr)
-                work.weight = packed_weight + group * lanes.group_bytes;
-              work.grad_weight = partial_data + task * lanes.group_bytes;
-              work.lanes = lanes.of(group);
-              work.begin = g.height * band / bands;
-              work.end = g.height * (band + 1) / bands;
-              work.scratch = scratch;
-              int64_t end = std::min(images, (batch + 1) * per_task);
-              for (int64_t image = batch * per_task; image < end; ++image) {
-                work.input = map_of(input, image, channel);
+  run_tasks(first, plan.scratch(lanes.count, true), type,
+            [&](Scratch scratch, int64_t task) {
+              for (int64_t i = share.first[task]; i < share.first[task + 1];
+                   ++i) {
+                const Piece& piece = share.pieces[i];
+                int64_t group = piece.map % groups;
+                int64_t image = piece.map / groups;
+                int64_t channel = group * lanes.count;
+                BackwardTask work{};
+                work.geometry = &g;
                 work.grad_output = map_of(grad_output, image, channel);
-                if (packed_weight != nullptr)
+                work.input = map_of(input, image, channel);
+                if (packed_weight != nullptr) {
                   work.grad_input = map_of(grad_input, image, channel);
+                  work.weight = packed_weight + group * lanes.group_bytes;
+                }
+                work.grad_weight = place_of(task, group);
+                work.lanes = lanes.of(group);
+                work.begin = piece.begin;
+                work.end = piece.end;
+                work.scratch = scratch;
                 kernels.backward(storage, work);
-                work.scratch.used = true;
+                scratch.used = true;
               }
             });
-  lanes.unpack(partial_data, batches * bands, grad);
+  std::vector<std::vector<const void*>> of_group(groups);
+  for (int64_t task = 0; task < tasks; ++task)
+    for (int64_t group = 0; group < groups; ++group)
+      if (places[task * groups + group] >= 0)
+        of_group[group].push_back(place_of(task, group));
+  lanes.unpack(of_group, grad);
   return grad.to(input.scalar_type());
 }
 

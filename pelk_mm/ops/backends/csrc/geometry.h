@@ -66,6 +66,7 @@ struct Geometry {
 struct Map {
   void* data;
   std::ptrdiff_t channel, row, column;
+  std::ptrdiff_t before;  // channels of the tensor that precede the group
 };
 
 enum class Storage { float32, float64, bfloat16 };
@@ -106,9 +107,9 @@ struct WeightTask {
   void* packed;  // [tap][lane]
   int taps, lanes;
   bool reverse;  // whether to put the last cell first
-  // Unpacking, as many packed weights are summed up, in the first one's place.
-  int partials;
-  std::ptrdiff_t stride;  // taps from one of them to the next
+  // Unpacking: other packed weights, to be added to the one above.
+  const void* const* others;
+  int num_others;
 };
 
 // The kernels of one instruction set. float64 storage computes in float64,

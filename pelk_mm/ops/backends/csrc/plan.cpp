@@ -1,7 +1,10 @@
 #include "plan.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <map>
+#include <utility>
 
 namespace pelk {
 namespace {
@@ -31,21 +34,23 @@ std::vector<Cell> crop(const std::vector<int64_t>& sizes, int64_t extent,
   return cells;
 }
 
-// Binary digits of `size`, the largest first, as boxes side by side.
-void split(int size, std::vector<Part>* parts) {
+// Binary digits of `size`, the largest first, as boxes side by side; `base` is
+// the level of a single position.
+void split(int size, int base, std::vector<Part>* parts) {
   int offset = 0;
   for (int power = 30; power >= 0; --power)
     if (size >> power & 1) {
-      parts->push_back({power, offset});
+      parts->push_back({base + power, offset});
       offset += 1 << power;
     }
 }
 
-// Every power of two up to the largest one needed, then the other sizes.
-// Doubling, not running sums: those would carry rounding across the map.
+// Appends every power of two up to the largest one needed, then the other
+// sizes. Doubling, not running sums: those would carry rounding across the map.
 std::map<int, int> make_levels(const std::vector<Cell>& cells,
                                std::vector<Level>* levels,
                                std::vector<Part>* parts, int* num_powers) {
+  const int base = static_cast<int>(levels->size());
   int largest = 1;
   for (const Cell& cell : cells) largest = std::max(largest, cell.size);
   std::map<int, int> level_of;
@@ -58,77 +63,100 @@ std::map<int, int> make_levels(const std::vector<Cell>& cells,
     size_t level = add(1 << power);
     (*levels)[level].parts_begin = static_cast<int>(parts->size());
     if (power > 0) {
-      parts->push_back({power - 1, 0});
-      parts->push_back({power - 1, 1 << (power - 1)});
+      parts->push_back({base + power - 1, 0});
+      parts->push_back({base + power - 1, 1 << (power - 1)});
     }
     (*levels)[level].parts_end = static_cast<int>(parts->size());
   }
-  *num_powers = static_cast<int>(levels->size());
+  *num_powers = static_cast<int>(levels->size()) - base;
   for (const Cell& cell : cells) {
     if (level_of.count(cell.size)) continue;
     size_t level = add(cell.size);
     (*levels)[level].parts_begin = static_cast<int>(parts->size());
-    split(cell.size, parts);
+    split(cell.size, base, parts);
     (*levels)[level].parts_end = static_cast<int>(parts->size());
   }
   return level_of;
 }
 
-}  // namespace
-
-Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
-  Geometry& g = geometry;
-  g.height = static_cast<int>(height);
-  g.width = static_cast<int>(width);
-
-  int powers, first_row, first_column;
-  std::vector<Cell> cells = crop(sizes, height, &first_row);
-  auto level_of = make_levels(cells, &row_levels_, &row_parts_, &powers);
+// The boxes of the rows of cells, and the windows that hold them. The boxes of
+// the first `apart` cells and of the others are built independently.
+RowBoxes make_row_boxes(const std::vector<Cell>& cells, size_t apart) {
+  RowBoxes boxes;
   constexpr int kUnused = 1 << 30;
-  for (Level& level : row_levels_) {
-    level.lead = -kUnused;
-    level.trail = kUnused;
-  }
   auto read = [&](int level, int offset) {
-    row_levels_[level].lead = std::max(row_levels_[level].lead, offset);
-    row_levels_[level].trail = std::min(row_levels_[level].trail, offset);
+    Level& read = boxes.levels[level];
+    read.lead = std::max(read.lead, offset);
+    read.trail = std::min(read.trail, offset);
   };
-  for (const Cell& cell : cells) {
-    rows_.push_back({level_of[cell.size], cell.offset});
-    read(level_of[cell.size], cell.offset);
-  }
+  auto append = [&](const std::vector<Cell>& cells) {
+    const size_t base = boxes.levels.size();
+    int powers;
+    auto level_of = make_levels(cells, &boxes.levels, &boxes.parts, &powers);
+    for (size_t i = base; i < boxes.levels.size(); ++i) {
+      boxes.levels[i].lead = -kUnused;
+      boxes.levels[i].trail = kUnused;
+    }
+    for (const Cell& cell : cells) {
+      boxes.rows.push_back({level_of[cell.size], cell.offset});
+      read(level_of[cell.size], cell.offset);
+    }
+  };
+  const auto middle = cells.begin() + static_cast<std::ptrdiff_t>(apart);
+  if (apart > 0) append({cells.begin(), middle});
+  append({middle, cells.end()});
   // A box is built once, when its newest row is first read, out of boxes
   // that come before it in the list.
-  for (Level& level : row_levels_) level.first = level.trail;
-  for (size_t i = row_levels_.size(); i-- > 0;) {
-    Level& whole = row_levels_[i];
+  for (Level& level : boxes.levels) level.first = level.trail;
+  for (size_t i = boxes.levels.size(); i-- > 0;) {
+    Level& whole = boxes.levels[i];
     whole.first = std::min(whole.first, whole.trail);
     for (int p = whole.parts_begin; p < whole.parts_end; ++p) {
-      const Part& part = row_parts_[p];
+      const Part& part = boxes.parts[p];
       read(part.level, whole.lead + part.offset);
-      Level& level = row_levels_[part.level];
+      Level& level = boxes.levels[part.level];
       level.first = std::min(level.first, whole.first + part.offset);
     }
   }
-  g.window_rows = 0;
-  for (Level& level : row_levels_) {
-    level.slot = g.window_rows;
+  boxes.window_rows = 0;
+  for (Level& level : boxes.levels) {
+    level.slot = boxes.window_rows;
     level.capacity = level.lead - level.trail + 1;
-    g.window_rows += level.capacity;
+    boxes.window_rows += level.capacity;
   }
+  return boxes;
+}
 
-  cells = crop(sizes, width, &first_column);
-  g.num_cells = static_cast<int>(sizes.size());
-  g.first_tap = first_row * g.num_cells + first_column;
-  level_of =
-      make_levels(cells, &column_levels_, &column_parts_, &g.num_powers);
-  int largest = 1, reach = 0;
-  for (const Cell& cell : cells) {
-    columns_.push_back({level_of[cell.size], cell.offset, cell.size});
-    largest = std::max(largest, cell.size);
-    reach = std::max({reach, -cell.offset, cell.offset + cell.size});
+// Boxes that wait long from their first use to their last need long windows.
+// Where those exceed a core's cache, and with some of the boxes built twice
+// they do not, building twice is the faster. Sums are the same either way.
+RowBoxes choose_row_boxes(const std::vector<Cell>& cells,
+                          std::ptrdiff_t rows_in_cache) {
+  RowBoxes once = make_row_boxes(cells, 0);
+  if (once.window_rows <= rows_in_cache) return once;
+  RowBoxes best = once;
+  for (size_t apart = 1; apart < cells.size(); ++apart) {
+    RowBoxes twice = make_row_boxes(cells, apart);
+    if (twice.window_rows < best.window_rows) best = std::move(twice);
   }
-  g.margin = reach + largest + kRowMargin;
+  return best.window_rows <= rows_in_cache ? best : once;
+}
+
+std::ptrdiff_t core_cache_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 1 << 20;
+}
+
+}  // namespace
+
+Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
+           int64_t vector_bytes) {
+  Geometry& g = geometry;
+  g.height = static_cast<int>(height);
+  g.width = static_cast<int>(width);
   // Rows a multiple of 4 KiB apart would share a few sets of the caches.
   auto spread = [](int64_t pixels) {
     pixels |= 1;
@@ -137,16 +165,36 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width) {
                        : rest > 55 ? pixels + 73 - rest : pixels;
   };
   g.row_stride = spread(width + 2 * kRowMargin);
+
+  int first_row, first_column;
+  std::vector<Cell> cells = crop(sizes, height, &first_row);
+  static const std::ptrdiff_t cache_bytes = core_cache_bytes();
+  row_boxes_ =
+      choose_row_boxes(cells, cache_bytes / (g.row_stride * vector_bytes));
+  g.window_rows = row_boxes_.window_rows;
+
+  cells = crop(sizes, width, &first_column);
+  g.num_cells = static_cast<int>(sizes.size());
+  g.first_tap = first_row * g.num_cells + first_column;
+  auto level_of =
+      make_levels(cells, &column_levels_, &column_parts_, &g.num_powers);
+  int largest = 1, reach = 0;
+  for (const Cell& cell : cells) {
+    columns_.push_back({level_of[cell.size], cell.offset, cell.size});
+    largest = std::max(largest, cell.size);
+    reach = std::max({reach, -cell.offset, cell.offset + cell.size});
+  }
+  g.margin = reach + largest + kRowMargin;
   g.margin_stride = spread(width + 2 * g.margin);
 
-  g.num_row_levels = static_cast<int>(row_levels_.size());
-  g.num_row_parts = static_cast<int>(row_parts_.size());
-  g.num_rows = static_cast<int>(rows_.size());
+  g.num_row_levels = static_cast<int>(row_boxes_.levels.size());
+  g.num_row_parts = static_cast<int>(row_boxes_.parts.size());
+  g.num_rows = static_cast<int>(row_boxes_.rows.size());
   g.num_column_levels = static_cast<int>(column_levels_.size());
   g.num_columns = static_cast<int>(columns_.size());
-  g.row_levels = row_levels_.data();
-  g.row_parts = row_parts_.data();
-  g.rows = rows_.data();
+  g.row_levels = row_boxes_.levels.data();
+  g.row_parts = row_boxes_.parts.data();
+  g.rows = row_boxes_.rows.data();
   g.column_levels = column_levels_.data();
   g.column_parts = column_parts_.data();
   g.columns = columns_.data();
@@ -158,24 +206,31 @@ int64_t Plan::scratch(int64_t lanes, bool backward) const {
                   (backward ? 2 : 1) * g.num_column_levels * g.margin_stride);
 }
 
-int64_t Plan::bands(int64_t maps, int64_t threads) const {
-  // Rows that a band builds before its first output, as output rows: a box
-  // row costs about a twentieth of an output row per level.
-  double warm_up = 0.05 * static_cast<double>(geometry.window_rows);
-  int64_t best = 1;
-  double least = 0;
-  for (int64_t bands = 1; bands <= std::min<int64_t>(geometry.height, 64);
-       ++bands) {
-    int64_t rounds = (maps * bands + threads - 1) / threads;
-    int64_t rows = (geometry.height + bands - 1) / bands;
-    double cost = static_cast<double>(rounds) *
-                  (static_cast<double>(rows) + (bands > 1 ? warm_up : 0));
-    if (bands == 1 || cost < 0.97 * least) {
-      best = bands;
-      least = cost;
+Share Plan::share(int64_t maps, int64_t threads) const {
+  const int64_t height = geometry.height;
+  // Where a map is cut, box rows are built twice: each costs about a
+  // twentieth of an output row. Rather than that, one thread gets a few more.
+  const int64_t cut = geometry.window_rows / 20;
+  auto boundary = [&](int64_t thread) {
+    int64_t row = maps * height * thread / threads;
+    int64_t rest = row % height;
+    if (rest <= cut) return row - rest;
+    return height - rest <= cut ? row + height - rest : row;
+  };
+  Share share;
+  share.first.push_back(0);
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    const int64_t end = boundary(thread + 1);
+    for (int64_t row = boundary(thread); row < end;) {
+      const int64_t map = row / height;
+      const int64_t next = std::min(end, (map + 1) * height);
+      share.pieces.push_back({map, static_cast<int>(row - map * height),
+                              static_cast<int>(next - map * height)});
+      row = next;
     }
+    share.first.push_back(static_cast<int64_t>(share.pieces.size()));
   }
-  return best;
+  return share;
 }
 
 }  // namespace pelk

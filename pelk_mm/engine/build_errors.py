@@ -1,0 +1,86 @@
+"""What went wrong while something was built from a config, in words."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+
+from mmengine.registry import Registry, build_functions
+
+from ..ops.checks import did_you_mean
+
+#: Errors that a wrong config is the likely reason for. Others, such as an
+#: AttributeError, are more likely a defect.
+LIKELY = (TypeError, ValueError, LookupError, AssertionError, ImportError,
+          NotImplementedError, OSError, RuntimeError)
+#: How mmengine's registry and Python's calls say what is not there.
+_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+?) registry')
+_UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def from_config(error: BaseException) -> bool:
+    """Whether an error was raised while something was built from a config.
+
+    Args:
+        error (BaseException): As it was caught, with its traceback.
+
+    Returns:
+        bool: False also for errors that no config explains.
+    """
+    return isinstance(error, LIKELY) and bool(_builds(error))
+
+
+def explain(error: BaseException) -> str:
+    """An error in words, with what is being built from a config if anything.
+
+    Args:
+        error (BaseException): As it was caught, with its traceback.
+
+    Returns:
+        str: Such as ``"PeLK: unknown arch 'tinny', expected …"``.
+    """
+    # A KeyError's text is the repr of its key.
+    text = (str(error.args[0])
+            if isinstance(error, KeyError) and error.args else str(error))
+    builds = _builds(error)
+    if not builds:
+        return text or type(error).__name__
+    scope = builds[-1]
+    unknown = _UNKNOWN_TYPE.search(text)
+    if unknown and isinstance(error, KeyError):
+        return (f'there is no {unknown[1]} in the registry {unknown[2]}' +
+                did_you_mean(unknown[1], registered(scope['registry'])) +
+                '; what is not of the library has to be named in '
+                'custom_imports')
+    kind = scope.get('obj_cls')
+    name = getattr(kind, '__name__', None)
+    argument = _UNKNOWN_ARGUMENT.search(text)
+    if argument and name and text.startswith(f'{name}.__init__()'):
+        known = [key for key in inspect.signature(kind).parameters
+                 if key not in ('args', 'kwargs')]
+        hint = did_you_mean(argument[1], known)
+        return (f'{name} has no argument {argument[1]!r}{hint}; it has '
+                f'{", ".join(known)}')
+    if not isinstance(error, (TypeError, ValueError)) or not text:
+        text = f'{type(error).__name__}: {text}'
+    return f'{name}: {text}' if name else text
+
+
+def _builds(error: BaseException) -> list[dict]:
+    """Variables of mmengine's calls that build what failed, outermost first.
+    """
+    return [
+        frame.f_locals
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code is build_functions.build_from_cfg.__code__
+    ]
+
+
+def registered(registry: Registry | None) -> list[str]:
+    """Names in a registry and in those that it falls back to."""
+    names: list[str] = []
+    while registry is not None:
+        names += registry.module_dict
+        registry = registry.parent
+    return names

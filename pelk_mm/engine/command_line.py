@@ -1,0 +1,69 @@
+"""What the tools have in common: safe loading, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmengine.config import DictAction
+
+from ..models.utils import weights_only
+from .build_errors import explain, from_config
+from .launch import LaunchError
+
+#: Set to 1, it shows where the error of a tool was raised.
+TRACEBACK = 'PELK_MM_TRACEBACK'
+
+
+class ConfigOptions(DictAction):
+    """``--cfg-options KEY=VALUE ...``; anything else is a usage error."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        wrong = [value for value in values if '=' not in value.lstrip('=')]
+        if wrong:
+            raise argparse.ArgumentError(
+                self, f'expected KEY=VALUE, got {wrong[0]!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+@contextmanager
+def command(*expected: type[Exception],
+            about: str | None = None) -> Iterator[None]:
+    """Run a tool: no checkpoint runs code, wrong input ends in one line.
+
+    That line is for a :class:`LaunchError`, for the errors that a tool
+    expects, and for whatever goes wrong while something is built from a
+    config. Everything else is a defect, and keeps its traceback.
+
+    Args:
+        *expected (type[Exception]): Errors that the input of this tool is
+            the reason for.
+        about (str, optional): A file that a message is about where it does
+            not say so. Default: None.
+
+    Raises:
+        SystemExit: Instead of such an error.
+    """
+    with weights_only():
+        try:
+            yield
+        except (LaunchError, *expected) as error:
+            _end(error, explain(error), about)
+        except Exception as error:
+            if not from_config(error):
+                raise
+            _end(error, f'the config cannot be built: {explain(error)}')
+
+
+def _end(error: BaseException, text: str, about: str | None = None) -> None:
+    if os.environ.get(TRACEBACK) == '1':
+        traceback.print_exception(error)
+    elif not isinstance(error, LaunchError) or error.__cause__ is not None:
+        text += f' ({TRACEBACK}=1 shows where)'
+    if about is not None and not isinstance(
+            error, LaunchError) and about not in text:
+        text = f'{about}: {text}'
+    raise SystemExit(f'error: {text}') from None

@@ -1,0 +1,82 @@
+"""What configs of the distributed tests name: a hook and a sampler."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+
+
+@HOOKS.register_module()
+class RankRecorder(Hook):
+    """Each rank's process id, losses and, at the end, digests of its model.
+
+    mmengine logs the loss of rank 0 alone; the loss of a step is the mean.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        self.path = os.path.join(runner.work_dir, f'rank{runner.rank}')
+        self.losses = []
+        with open(f'{self.path}.pid', 'w') as file:
+            file.write(str(os.getpid()))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None) -> None:
+        self.losses.append(float(outputs['loss']))
+
+    def after_train(self, runner) -> None:
+        model = runner.model
+        if is_model_wrapper(model):
+            model = model.module
+        masks = {}
+        for hook in runner.hooks:
+            keeper = getattr(hook, 'keeper', None)
+            if keeper is not None:
+                masks = keeper.masks
+        torch.save(
+            dict(
+                world_size=runner.world_size,
+                losses=torch.tensor(self.losses, dtype=torch.float64),
+                parameters=digests(dict(model.named_parameters())),
+                buffers=digests(dict(model.named_buffers())),
+                masks=digests(masks)), f'{self.path}.pt')
+
+
+def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(
+            tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
+
+
+@DATA_SAMPLERS.register_module()
+class RankOrderSampler(InfiniteSampler):
+    """One process sees the batches of several ranks, one after the other.
+
+    mmengine's samplers deal indices out like cards: of every ``batch``, rank
+    r gets number r, r + ranks, and so on. Together the ranks see what one
+    process sees that has the whole batch.
+
+    Args:
+        ranks (int): How many to play.
+        batch (int): Samples of a step of all of them.
+    """
+
+    def __init__(self, *args, ranks: int, batch: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.ranks, self.batch = ranks, batch
+
+    def __iter__(self) -> Iterator[int]:
+        indices = super().__iter__()
+        while True:
+            step = list(islice(indices, self.batch))
+            for rank in range(self.ranks):
+                yield from step[rank::self.ranks]

@@ -1,0 +1,385 @@
+"""Several gloo processes through tools/dist_train.sh, against one.
+
+Two comparisons, each exact but for the order in which floats are summed:
+
+- *Whole*: one process that has the batch of all. It equals the ranks where
+  samples do not know of each other (LayerNorm, GroupNorm) and losses are means
+  over as many things on each rank.
+- *In turns*: one process that takes the ranks' batches one after the other and
+  accumulates their gradients. It equals the ranks always: BatchNorm, which
+  without a GPU is each rank's own, sees the same samples, and so do losses
+  that are divided by what a rank has found, as in detection.
+
+The samplers deal indices out to the ranks like cards (see RankOrderSampler),
+so the ranks' batches together are that of one process.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
+from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
+from tests.conftest import ROOT
+from tests.engine.hooks.sparse_task import differences
+
+from . import lives, tasks
+
+#: Losses agree so closely. Ranks and one process sum the same numbers in
+#: another order, 6e-8 relative a sum, and AdamW turns differences of gradients
+#: near zero into differences of steps.
+EXACT = 1e-4
+
+#: Behind a config.
+FSDP = '''
+runner_type = 'FlexibleRunner'
+strategy = dict(
+    type='FullStateFSDPStrategy',
+    model_wrapper=dict(
+        type='MMFullyShardedDataParallel',
+        auto_wrap_policy='wrap_pelk_blocks'))
+'''
+
+# Seconds that a run of several processes may take on a busy machine.
+PATIENCE = 240
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    return make_digit_scenes(
+        tmp_path_factory.mktemp('data') / 'digits',
+        Recipe(train_scenes=32, val_scenes=2, train_digits=64, val_digits=10),
+        progress=False)
+
+
+class Launched(subprocess.Popen):
+    """A launcher, and the file that has what it says on stderr."""
+
+    errors: Path
+
+
+@contextmanager
+def dist_train(config: Path, gpus: int, work_dir: Path, *options: str,
+               **environment: str) -> Iterator[Launched]:
+    """tools/dist_train.sh, ended for certain with all that it started."""
+    errors = work_dir.with_name(
+        f'{work_dir.name}{environment.get("NODE_RANK", "")}.err')
+    with open(errors, 'w') as file:
+        process = Launched(
+            ['tools/dist_train.sh', str(config), str(gpus), '--work-dir',
+             str(work_dir), *options],
+            cwd=ROOT,
+            # Not pipes, which would fill up.
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+            env={
+                **os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
+                'PYTHON': sys.executable, **environment
+            })
+    process.errors = errors
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            # torchrun passes it on to the workers, and waits for them.
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                for pid in [*ranks_of(work_dir).values(), process.pid]:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
+
+
+def ranks_of(work_dir: Path) -> dict[int, int]:
+    """Process ids by rank, of those that have begun to train."""
+    return {
+        int(path.stem.removeprefix('rank')): int(path.read_text() or 0)
+        for path in work_dir.glob('rank*.pid') if path.read_text()
+    }
+
+
+def several(config: Path, ranks: int, work_dir: Path, *options: str,
+            batch: int = tasks.BATCH) -> list[dict]:
+    """Train on several processes; what each has recorded."""
+    with dist_train(config, ranks, work_dir, '--cfg-options',
+                    f'train_dataloader.batch_size={batch // ranks}',
+                    *options) as process:
+        status = process.wait(PATIENCE)
+    assert status == 0, process.errors.read_text()[-3000:]
+    return recorded(work_dir, ranks)
+
+
+def single(config: Path, work_dir: Path, *options: str) -> dict:
+    """Train on one process; what it has recorded."""
+    code = lives.finish(
+        lives.start(config, work_dir, *options), seconds=PATIENCE)
+    assert code == 0, lives.log_of(work_dir).read_text()[-3000:]
+    return recorded(work_dir, 1)[0]
+
+
+def in_turns(config: Path, ranks: int, work_dir: Path) -> torch.Tensor:
+    """Losses of one process that plays the ranks."""
+    return single(
+        config, work_dir, '--cfg-options',
+        f'train_dataloader.batch_size={tasks.BATCH // ranks}',
+        'train_dataloader.sampler.type=RankOrderSampler',
+        f'train_dataloader.sampler.ranks={ranks}',
+        f'train_dataloader.sampler.batch={tasks.BATCH}',
+        f'optim_wrapper.accumulative_counts={ranks}',
+        f'train_cfg.max_iters={tasks.ITERS * ranks}')['losses'].view(
+            -1, ranks).mean(1)
+
+
+def recorded(work_dir: Path, ranks: int) -> list[dict]:
+    records = [torch.load(work_dir / f'rank{rank}.pt')
+               for rank in range(ranks)]
+    assert all(record['world_size'] == ranks for record in records)
+    return records
+
+
+def losses(records: list[dict]) -> torch.Tensor:
+    return torch.stack([record['losses'] for record in records]).mean(0)
+
+
+def check_equal_ranks(records: list[dict]) -> None:
+    """Bit for bit; statistics of BatchNorm are each rank's own."""
+    first, *others = records
+    assert len(first['parameters']) > 20
+    for record in others:
+        assert record['parameters'] == first['parameters']
+        assert record['masks'] == first['masks']
+
+
+def deviation(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest relative difference of two loss curves."""
+    assert one.shape == other.shape == (tasks.ITERS, )
+    # Something was learned: a loss that stays would agree with itself.
+    assert other[-1] != other[0]
+    return float(((one - other) / other).abs().max())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('task, ranks', [
+    ('classification', 2),
+    pytest.param('classification', 4, marks=pytest.mark.slow),
+    pytest.param('segmentation', 2, marks=pytest.mark.slow),
+    pytest.param('segmentation', 4, marks=pytest.mark.slow),
+])
+def test_layer_norm_only_equals_the_whole_batch(tmp_path, data, task, ranks):
+    config = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    records = several(config, ranks, tmp_path / 'several')
+    check_equal_ranks(records)
+    one = single(config, tmp_path / 'one')
+    found = deviation(losses(records), one['losses'])
+    print(f'{task}, {ranks} processes, whole batch: {found:.2g}')
+    assert found < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize('ranks', [2, 4])
+@pytest.mark.parametrize('task', ['classification', 'segmentation',
+                                  'detection'])
+def test_with_batch_norm_equals_the_ranks_in_turns(tmp_path, data, task,
+                                                   ranks):
+    config = tasks.write_config(tmp_path, data, task, batch_norm=True)
+    records = several(config, ranks, tmp_path / 'several')
+    check_equal_ranks(records)
+    found = deviation(losses(records),
+                      in_turns(config, ranks, tmp_path / 'turns'))
+    whole = deviation(losses(records), single(config,
+                                              tmp_path / 'one')['losses'])
+    print(f'{task}, {ranks} processes: {found:.2g} in turns, '
+          f'{whole:.2g} whole batch')
+    assert found < EXACT
+    # Statistics of fewer samples: another curve, but not a strange one.
+    assert EXACT < whole < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_nodes_equal_one(tmp_path, data):
+    config = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    batch = ('--cfg-options', f'train_dataloader.batch_size={tasks.BATCH // 2}'
+             )
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    nodes = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    work_dir = tmp_path / 'nodes'
+    with (dist_train(config, 1, work_dir, *batch, NODE_RANK='0', **nodes) as a,
+          dist_train(config, 1, work_dir, *batch, NODE_RANK='1', **nodes) as b
+          ):
+        for node in (a, b):
+            status = node.wait(PATIENCE)
+            assert status == 0, node.errors.read_text()[-3000:]
+    records = recorded(work_dir, 2)
+    check_equal_ranks(records)
+    machine = several(config, 2, tmp_path / 'machine')
+    assert records[0]['parameters'] == machine[0]['parameters']
+    for one, other in zip(records, machine, strict=True):
+        assert torch.equal(one['losses'], other['losses'])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_number_of_processes_goes_on(tmp_path, data):
+    """4, then 2, then 1, with masks that move on the way."""
+    config = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    # Its hook comes first: the recorder reads the masks at the end.
+    text = config.read_text().replace('custom_hooks = [', '''custom_hooks = [
+    dict(type='DynamicSparsityHook', init='erk', include='.',
+         update_interval=2, end=6),''')
+    config.write_text(text)
+    work_dir = tmp_path / 'run'
+    curve = []
+    for ranks, until in ((4, 2), (2, 4)):
+        records = several(
+            config, ranks, work_dir, f'train_cfg.max_iters={until}',
+            *(['--resume'] if curve else []))
+        check_equal_ranks(records)
+        assert len(records[0]['masks']) > 10
+        curve.append(losses(records))
+        assert Path(find_resumable(work_dir)).name == f'iter_{until}.pth'
+    end = single(config, work_dir, '--resume')
+    curve.append(end['losses'])
+    straight = single(config, tmp_path / 'straight')
+    found = deviation(torch.cat(curve), straight['losses'])
+    print(f'4, 2, 1 processes against 1 throughout: {found:.2g}')
+    assert found < EXACT
+
+
+@contextmanager
+def endless(config: Path, work_dir: Path,
+            *options: str) -> Iterator[Launched]:
+    """A run of two processes that has saved a few times."""
+    with dist_train(
+            config, 2, work_dir, '--cfg-options',
+            f'train_dataloader.batch_size={tasks.BATCH // 2}',
+            'train_cfg.max_iters=100000',
+            'default_hooks.checkpoint.max_keep_ckpts=2', *options) as process:
+        deadline = time.monotonic() + PATIENCE
+        while not (work_dir / 'iter_4.pth').exists():
+            assert process.poll() is None, process.errors.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+
+
+def check_it_goes_on(config: Path, work_dir: Path) -> None:
+    """From the newest checkpoint, on another number of processes."""
+    numbers = [int(re.search(r'iter_(\d+)', path.name)[1])
+               for path in work_dir.glob('iter_*.pth')]
+    assert find_resumable(work_dir) == str(
+        work_dir / f'iter_{max(numbers)}.pth')
+    end = max(numbers) + 2
+    single(config, work_dir, '--resume', '--cfg-options',
+           f'train_cfg.max_iters={end}')
+    assert (work_dir / f'iter_{end}.pth').is_file()
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_run(tmp_path, data, victim):
+    config = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    work_dir = tmp_path / 'run'
+    with endless(config, work_dir) as process:
+        pids = ranks_of(work_dir)
+        os.kill(pids[victim], signal.SIGKILL)
+        killed = time.monotonic()
+        assert process.wait(60) == 1
+        print(f'ended {time.monotonic() - killed:.1f} s after the kill')
+    assert all(map(has_ended, pids.values()))
+    assert process.errors.read_text().splitlines()[-1] == (
+        f'error: process {victim} (pid {pids[victim]}) was ended by SIGKILL, '
+        'as when memory runs out. Every checkpoint that was saved is whole: '
+        'the same command with --resume goes on from the newest')
+    check_it_goes_on(config, work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_process_that_hangs_ends_the_run(tmp_path, data):
+    config = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    work_dir = tmp_path / 'run'
+    with endless(config, work_dir,
+                 'env_cfg.dist_cfg.timeout=20') as process:
+        pids = ranks_of(work_dir)
+        os.kill(pids[1], signal.SIGSTOP)
+        stopped = time.monotonic()
+        # torchrun gives the stopped one 30 s to end.
+        assert process.wait(120) == 1
+        print(f'ended {time.monotonic() - stopped:.1f} s after the stop')
+    assert all(map(has_ended, pids.values()))
+    last = process.errors.read_text().splitlines()[-1]
+    assert last.startswith(f'error: process 0 (pid {pids[0]}) failed with ')
+    assert 'imed out' in last
+    assert last.endswith('--resume goes on from the newest')
+    check_it_goes_on(config, work_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fsdp_equals_one_process_and_goes_on(tmp_path, data):
+    plain = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    config = tmp_path / 'sharded.py'
+    config.write_text(plain.read_text() + FSDP)
+    records = several(config, 2, tmp_path / 'sharded')
+    # The same runner, which draws the first weights at another moment than
+    # the usual one.
+    flexible = tmp_path / 'flexible.py'
+    flexible.write_text(f"{plain.read_text()}runner_type = 'FlexibleRunner'")
+    one = single(flexible, tmp_path / 'one')
+    found = deviation(losses(records), one['losses'])
+    print(f'FSDP on 2 processes, whole batch: {found:.2g}')
+    assert found < EXACT
+    # The ranks hold pieces, the checkpoint whole weights, by the same names.
+    assert records[0]['parameters'] != records[1]['parameters']
+    ends = [torch.load(tmp_path / folder / 'iter_6.pth')
+            for folder in ('sharded', 'one')]
+    weights = [end['state_dict'] for end in ends]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-3,
+                                   atol=1e-4)
+    # Layer-wise decay sees parameters, not pieces.
+    groups = [[(group['lr'], group['weight_decay'], len(group['params']))
+               for group in end['optimizer']['param_groups']] for end in ends]
+    assert groups[0] == groups[1]
+    assert {decay for _, decay, _ in groups[0]} == {0., 0.05}
+
+    again = tmp_path / 'again'
+    again.mkdir()
+    shutil.copy(tmp_path / 'sharded' / 'iter_4.pth', again)
+    several(config, 2, again, '--resume')
+    resumed = torch.load(again / 'iter_6.pth')
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert differences(resumed[part], ends[0][part]) == []

@@ -1,0 +1,83 @@
+"""torchrun, with a last line that says what went wrong.
+
+``dist_run.sh`` starts it with torchrun's arguments.
+"""
+
+import signal
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+)
+
+RESUME = ('. Every checkpoint that was saved is whole: the same command with '
+          '--resume goes on from the newest')
+
+
+def main() -> None:
+    args = run.parse_args(sys.argv[1:])
+    try:
+        run.run(args)
+    except ChildFailedError as error:
+        training = args.training_script.endswith('train.py')
+        sys.exit(f'error: {explain(error.failures, training)}')
+    except SignalException as stop:
+        print(f'stopped by {stop.sigval.name}', file=sys.stderr)
+        sys.exit(128 + stop.sigval)
+
+
+def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
+    """What ended the run, without what only followed from it.
+
+    Args:
+        failures (dict[int, ProcessFailure]): By rank; of this machine.
+        training (bool): Whether there are checkpoints to go on from.
+
+    Returns:
+        str: One line.
+    """
+    rank, first = min(failures.items(), key=_order)
+    where = f'process {rank} (pid {first.pid})'
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        why = ', as when memory runs out' if name == 'SIGKILL' else ''
+        return f'{where} was ended by {name}{why}{RESUME * training}'
+    text = _recorded(first)
+    kind, _, message = text.partition(': ')
+    if kind == 'LaunchError':
+        return message
+    if not text:
+        return (f'{where} ended with exit status {first.exitcode}; what it '
+                'said is above')
+    reason = text.strip().partition('\n')[0]
+    return (f'{where} failed with {reason}; its traceback is above'
+            f'{RESUME * training}')
+
+
+def _recorded(failure: ProcessFailure) -> str:
+    """What a script has recorded that it ended with, '' if nothing."""
+    message = failure.error_file_data.get('message')
+    return message['message'] if isinstance(message, dict) else ''
+
+
+def _order(item: tuple[int, ProcessFailure]) -> tuple:
+    """Causes before consequences.
+
+    A process that is killed takes its peers with it: their connections break,
+    or torchrun ends them by SIGTERM, and by SIGKILL where that does not help.
+    That is how one ends that hangs, of which its peers say that they have
+    waited too long.
+    """
+    failure = item[1]
+    text = _recorded(failure)
+    return (failure.exitcode == -signal.SIGTERM,
+            'timed out' not in text.lower(),
+            failure.exitcode > 0 and not text.startswith('LaunchError'),
+            failure.exitcode == -signal.SIGKILL, failure.timestamp)
+
+
+if __name__ == '__main__':
+    main()
