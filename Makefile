@@ -1,11 +1,14 @@
-# The commands of the README. Everything runs in .venv, which they make.
+# The commands of the README. Everything runs in .venv, which they make;
+# test-onedl in .venv-onedl. NUMPY=1.26.4 installs that numpy instead.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+ONEDL ?= .venv-onedl
+WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu coverage lint clean
+        test-gpu test-onedl coverage doctor lint clean
 
 help:
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
@@ -14,13 +17,19 @@ help:
 	@echo 'make demo-detection       the same for Cascade Mask R-CNN'
 	@echo 'make test                 the test suite (make test-slow: the long ones,'
 	@echo '                          make test-gpu: those that need a GPU)'
+	@echo 'make test-onedl           the test suite with the maintained fork of the'
+	@echo '                          OpenMMLab packages, in .venv-onedl'
+	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 ruff'
 
 install: $(INSTALLED)
 
-$(INSTALLED): $(wildcard requirements/*.txt) setup.cfg tools/install.sh
-	PYTHON=$(PYTHON) bash tools/install.sh $(VENV)
+$(INSTALLED): $(WHAT_IT_NEEDS)
+	PYTHON=$(PYTHON) NUMPY=$(NUMPY) bash tools/install.sh $(VENV)
+
+$(ONEDL)/.installed: $(WHAT_IT_NEEDS)
+	PYTHON=$(PYTHON) bash tools/install.sh $(ONEDL) onedl
 
 demo: $(INSTALLED)
 	$(RUN) tools/demo.py segmentation
@@ -39,6 +48,12 @@ test-slow: $(INSTALLED)
 
 test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(ARGS)
+
+test-onedl: $(ONEDL)/.installed
+	$(ONEDL)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+doctor: $(INSTALLED)
+	$(RUN) -m pelk_mm.doctor
 
 # Processes that tests start, wherever they run, write files of their own next
 # to this one; the numbers are those of all of them.

@@ -1,0 +1,45 @@
+"""What the two tested rows of packages do differently, made the same here.
+
+Nothing else in this project asks which row it runs on. :mod:`pelk_mm.rows`
+says what the rows are, ``docs/versions.md`` which were tested.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.runner import checkpoint
+
+from .rows import ROWS
+
+
+def apply() -> None:
+    """Make mmengine behave alike in both rows; done on importing pelk_mm."""
+    # The fork's mmengine loads a checkpoint that torch refuses once more,
+    # without torch's safeguard, and only logs that. Running the code that
+    # such a file may hold is not for a library to decide.
+    if hasattr(checkpoint, '_safe_torch_load'):
+        checkpoint._safe_torch_load = _load
+    # The fork kept the names of the packages that it replaces, so that
+    # `_base_ = 'mmseg::...'` asks for mmsegmentation to be installed.
+    for module, package in ROWS['onedl'].items():
+        if module in MODULE2PACKAGE and _is_installed(package):
+            MODULE2PACKAGE[module] = package
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _load(file: Any, map_location: Any = None,
+          weights_only: bool | None = None) -> Any:
+    """With the fork's own signature; None leaves it to torch."""
+    return torch.load(
+        file, map_location=map_location, weights_only=weights_only)

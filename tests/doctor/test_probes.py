@@ -1,0 +1,53 @@
+"""Each probe here, where all of them have to succeed."""
+
+import json
+
+import pytest
+import torch
+
+from pelk_mm.doctor import probes
+
+
+@pytest.mark.parametrize('name', probes.PROBES)
+def test_probe(name):
+    facts = probes.PROBES[name]()
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_facts():
+    assert probes.torch()['version'] == torch.__version__
+    assert probes.torch()['cuda'] == torch.version.cuda
+    assert len(probes.torch()['gpus']) == torch.cuda.device_count()
+
+
+def test_a_wrong_result_is_found(monkeypatch):
+    import pelk_mm.ops as ops
+    right = ops.peripheral_conv2d
+
+    def wrong(input, weight, grid, backend):
+        if backend == 'fft':
+            raise RuntimeError('no plan')
+        output = right(input, weight, grid, backend=backend)
+        nan = backend == 'cpp'
+        return output * torch.nan if nan else output
+
+    monkeypatch.setattr(ops, 'peripheral_conv2d', wrong)
+    found = probes.operator()['backends']['cpu']
+    assert found['dense'] is None
+    assert 'its result is off by nan' in found['cpp']
+    assert found['fft'] == 'RuntimeError: no plan'
+
+
+def test_results_file(tmp_path, monkeypatch):
+    def leaves():
+        raise SystemExit(3)
+
+    monkeypatch.setattr(probes, 'PROBES', dict(
+        one=lambda: {'a': 1}, two=leaves, three=lambda: {}))
+    probes._try_all(tmp_path / 'results', ['one', 'two', 'three'])
+    entries = [json.loads(line) for line in
+               (tmp_path / 'results').read_text().splitlines()]
+    assert [(entry['probe'], entry['event']) for entry in entries] == [
+        ('one', 'start'), ('one', 'end'), ('two', 'start'), ('two', 'error')]
+    assert entries[1]['facts'] == {'a': 1}
+    assert (entries[3]['kind'], entries[3]['message']) == ('SystemExit', '3')
