@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from ..engine.quiet import errors_only
+
 
 class Steps:
     """Steps of unknown length on stderr, each with the time that it takes.
@@ -63,14 +65,7 @@ def silent(*loggers: str) -> Iterator[None]:
     Args:
         *loggers (str): Names of Python's loggers.
     """
-    found = [logging.getLogger(name) for name in loggers]
-    levels = [logger.level for logger in found]
-    for logger in found:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(found, levels, strict=True):
-            logger.setLevel(level)
+    with errors_only(*map(logging.getLogger, loggers)), \
+            warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield

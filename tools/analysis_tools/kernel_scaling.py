@@ -15,7 +15,6 @@ from rich.progress import track
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.figures import save_figure
-from pelk_mm.analysis.quiet import quiet
 from pelk_mm.analysis.scaling import (
     KERNEL_SIZES,
     candidates,
@@ -24,6 +23,7 @@ from pelk_mm.analysis.scaling import (
 )
 from pelk_mm.engine.command_line import command
 from pelk_mm.engine.fileio import atomic_path
+from pelk_mm.engine.quiet import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
 from measure import CLOCKS, environment, interleave

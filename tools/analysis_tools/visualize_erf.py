@@ -28,11 +28,11 @@ from pelk_mm.analysis.erf import (
     save_field,
 )
 from pelk_mm.analysis.figures import save_figure
-from pelk_mm.analysis.quiet import quiet
 from pelk_mm.datasets.images import sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
 from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.quiet import quiet
 
 
 def parse_args() -> argparse.Namespace:

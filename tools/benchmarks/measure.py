@@ -47,7 +47,6 @@ def set_device(parser: argparse.ArgumentParser,
         torch.set_num_threads(args.threads)
 
 
-
 def interleave(candidates: Mapping[str, Callable[[], object]],
                rounds: int = 15,
                clock: str = 'wall',

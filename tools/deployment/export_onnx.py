@@ -10,30 +10,18 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from pelk_mm.analysis.quiet import quiet
+from pelk_mm.deployment.arguments import ExportParser
 from pelk_mm.deployment.networks import describe, load_network
 from pelk_mm.deployment.onnx_export import OPSET, export_onnx
 from pelk_mm.deployment.packages import need
 from pelk_mm.deployment.progress import Steps
 from pelk_mm.engine.command_line import command
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.quiet import quiet
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'config', help='config of the training, or of the merged model')
-    parser.add_argument(
-        'checkpoint', help='its weights; those of a training are merged')
-    parser.add_argument(
-        '--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
-        help='image size in pixels, multiples of 32')
-    parser.add_argument(
-        '--dynamic', action='store_true',
-        help='take any number of images of any such size (default: one image '
-        'of --shape)')
+    parser = ExportParser(__doc__, '.onnx', 'any such size')
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         '--dense', dest='form', action='store_const', const='dense',
@@ -45,11 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--fp16', action='store_true',
         help='half precision inside; input and outputs stay float32')
-    parser.add_argument('--out', required=True, metavar='FILE')
-    args = parser.parse_args()
-    if not args.out.endswith('.onnx'):
-        parser.error(f'--out must end in .onnx, got {args.out}')
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:

@@ -7,38 +7,22 @@ loaded and run before it gets its name.
 
 import argparse
 
-from pelk_mm.analysis.quiet import quiet
+from pelk_mm.deployment.arguments import ExportParser
 from pelk_mm.deployment.networks import describe, load_network
 from pelk_mm.deployment.progress import Steps
 from pelk_mm.deployment.torch_export import export_torch
 from pelk_mm.engine.command_line import command
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.quiet import quiet
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        'config', help='config of the training, or of the merged model')
-    parser.add_argument(
-        'checkpoint', help='its weights; those of a training are merged')
-    parser.add_argument(
-        '--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
-        help='image size in pixels, multiples of 32')
-    parser.add_argument(
-        '--dynamic', action='store_true',
-        help='take any number of images of any such size from 64 on (default: '
-        'one image of --shape)')
+    parser = ExportParser(__doc__, '.pt2', 'any such size from 64 on')
     parser.add_argument(
         '--compile', action='store_true',
         help='compile with AOTInductor, for CPUs like this one (default: the '
         'graph alone, for torch.export.load)')
-    parser.add_argument('--out', required=True, metavar='FILE')
-    args = parser.parse_args()
-    if not args.out.endswith('.pt2'):
-        parser.error(f'--out must end in .pt2, got {args.out}')
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
