@@ -5,6 +5,9 @@ PYTHON ?= python3
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 ONEDL ?= .venv-onedl
+# The suite runs in JOBS processes of one thread each: what it computes is small.
+JOBS ?= 2
+SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
@@ -40,8 +43,9 @@ demo-classification: $(INSTALLED)
 demo-detection: $(INSTALLED)
 	$(RUN) tools/demo.py detection
 
+test test-onedl: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
-	$(RUN) -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(RUN) $(SUITE) $(ARGS)
 
 test-slow: $(INSTALLED)
 	$(RUN) -m pytest -m 'slow and not gpu' $(ARGS)
@@ -50,7 +54,7 @@ test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(ARGS)
 
 test-onedl: $(ONEDL)/.installed
-	$(ONEDL)/bin/python -m pytest -m 'not slow and not gpu' $(ARGS)
+	$(ONEDL)/bin/python $(SUITE) $(ARGS)
 
 doctor: $(INSTALLED)
 	$(RUN) -m pelk_mm.doctor

@@ -26,13 +26,14 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..datasets.images import IMAGE_SUFFIXES
+from ..datasets.images import find_images as find_all_images
 from ..engine.fileio import atomic_path
 from .backbones import build_backbone
 from .figures import INK
 
 #: Shares of the mass that area ratios are given for, as the paper does.
 SHARES = (0.2, 0.3, 0.5, 0.99)
-_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 #: What makes a backbone return maps, and have its blocks take part untrained.
 _MAPS = dict(gap_before_final_norm=False, out_type='featmap')
 _UNTRAINED = dict(layer_scale_init_value=1.)
@@ -45,11 +46,11 @@ def find_images(folder: str | Path, num: int) -> list[Path]:
 
     Args:
         folder (str | Path): Where to look.
-        num (int): How many; evenly spaced in the order of their names, all
-            where there are no more.
+        num (int): How many; evenly spaced in the order of their folders and
+            names, all where there are no more.
 
     Returns:
-        list[Path]: At least one, sorted.
+        list[Path]: At least one, in that order.
 
     Raises:
         FileNotFoundError: If there is no image.
@@ -57,13 +58,11 @@ def find_images(folder: str | Path, num: int) -> list[Path]:
     """
     if num < 1:
         raise ValueError(f'the number of images must be at least 1, got {num}')
-    found = sorted(
-        path for path in Path(folder).rglob('*')
-        if path.suffix.lower() in _SUFFIXES and path.is_file())
+    found = list(find_all_images(folder))
     if not found:
         raise FileNotFoundError(
             f'no images found in {folder} (looked for names ending in '
-            f'{", ".join(_SUFFIXES)}, in folders of it too)')
+            f'{", ".join(IMAGE_SUFFIXES)}, in folders of it too)')
     places = np.linspace(0, len(found) - 1, min(num, len(found)))
     return [found[place] for place in places.round().astype(int)]
 

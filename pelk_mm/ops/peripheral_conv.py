@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .autocast import autocast_dtype
+from . import autocast
 from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, select_backend, why_not
 from .sharing_grid import SharingGrid
@@ -127,7 +127,8 @@ def _check(input: Tensor, weight: Tensor, grid: SharingGrid,
 
 def _casts(*tensors: Tensor) -> bool:
     """Whether autocast will give all of these tensors one dtype."""
-    return all(autocast_dtype(tensor) is not None for tensor in tensors)
+    return all(
+        autocast.autocast_dtype(tensor) is not None for tensor in tensors)
 
 
 @lru_cache(maxsize=256)
@@ -310,5 +311,5 @@ def _register_autocast(device_type: str) -> None:
     _library.impl('peripheral_conv2d', forward, key)
 
 
-for _device_type in ('cpu', 'cuda'):
+for _device_type in autocast.DEVICES:
     _register_autocast(_device_type)

@@ -137,7 +137,7 @@ def test_normalisation_is_the_config_s(images):
         assert image.dtype == torch.float32
         assert image.mean((0, 2, 3)).tolist() == pytest.approx(
             ((rgb - 10) / 2)[order].tolist(), abs=1)
-    with pytest.raises(OSError, match='cannot be read'):
+    with pytest.raises(ValueError, match='notes.txt is not an image'):
         Preprocessor(64)(images / 'notes.txt')
 
 

@@ -80,25 +80,35 @@ def test_large_map_in_bands_of_rows(kernels):
     check('cpp', (1, 2, 70, 41), SharingGrid(31))
 
 
-@pytest.mark.parametrize('threads', [1, 2, 3])
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('size', [(1, 7), (2, 3), (5, 9)])
+def test_threads_without_work(poisoned, threads, size):
+    """Those that have no row of their own still help with clean scratch."""
+    for _ in range(20):
+        check('cpp', (1, 2, *size), SharingGrid(31))
+
+
 def test_threads_do_not_change_the_result(kernels, threads):
     x, g = make_map((3, 20, 19, 21)), make_map((3, 20, 19, 21))
     w, sizes = torch.randn(20, 1, 9, 9), SharingGrid(13).sizes
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        expected = kernels.forward(x, w, None, sizes, True)
-        torch.set_num_threads(threads)
-        first = kernels.weight_grad(x, g, sizes)
-        both = kernels.backward(x, w, g, sizes, True)
-        assert torch.equal(both[1], first)
-        assert torch.equal(kernels.forward(x, w, None, sizes, True), expected)
-        assert torch.equal(kernels.weight_grad(x, g, sizes), first)
-        for again, once in zip(kernels.backward(x, w, g, sizes, True), both,
-                               strict=True):
-            assert torch.equal(again, once)
-    finally:
-        torch.set_num_threads(before)
+    expected = kernels.forward(x, w, None, sizes, True)
+    torch.set_num_threads(threads)
+    first = kernels.weight_grad(x, g, sizes)
+    both = kernels.backward(x, w, g, sizes, True)
+    assert torch.equal(both[1], first)
+    assert torch.equal(kernels.forward(x, w, None, sizes, True), expected)
+    assert torch.equal(kernels.weight_grad(x, g, sizes), first)
+    for again, once in zip(kernels.backward(x, w, g, sizes, True), both,
+                           strict=True):
+        assert torch.equal(again, once)
 
 
 def test_bfloat16_rounds_to_nearest_even_and_keeps_nan(kernels):

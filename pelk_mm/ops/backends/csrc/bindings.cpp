@@ -85,7 +85,8 @@ Map map_of(const at::Tensor& tensor, int64_t image, int64_t channel) {
 
 // Runs work(a thread's scratch, task) for all tasks; worker i begins with those
 // from first[i] to first[i + 1], since neighbours may write to the same cache
-// lines, and then helps workers that are behind.
+// lines, and then helps workers that are behind. A task that uses the scratch
+// says so in it.
 template <class Work>
 void run_tasks(const std::vector<int64_t>& first, int64_t scratch_elements,
                at::ScalarType type, const Work& work) {
@@ -108,8 +109,7 @@ void run_tasks(const std::vector<int64_t>& first, int64_t scratch_elements,
       Scratch mine{offset(data, worker * scratch_elements, scratch), false};
       for (int64_t i = 0; i < workers; ++i) {
         Stretch& stretch = stretches[(worker + i) % workers];
-        for (int64_t task; (task = stretch.next++) < stretch.end;
-             mine.used = true)
+        for (int64_t task; (task = stretch.next++) < stretch.end;)
           work(mine, task);
       }
     }
@@ -225,7 +225,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
   const Share share = plan.share(images * groups, at::get_num_threads());
   const Storage storage = storage_of(input);
   run_tasks(share.first, plan.scratch(lanes.count, false), type,
-            [&](const Scratch& scratch, int64_t index) {
+            [&](Scratch& scratch, int64_t index) {
               const Piece& piece = share.pieces[index];
               int64_t group = piece.map % groups, image = piece.map / groups;
               int64_t channel = group * lanes.count;
@@ -242,6 +242,7 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
               work.end = piece.end;
               work.scratch = scratch;
               kernels.forward(storage, work);
+              scratch.used = true;
             });
   return output;
 }
@@ -298,7 +299,7 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
   };
   const Storage storage = storage_of(input);
   run_tasks(first, plan.scratch(lanes.count, true), type,
-            [&](Scratch scratch, int64_t task) {
+            [&](Scratch& scratch, int64_t task) {
               for (int64_t i = share.first[task]; i < share.first[task + 1];
                    ++i) {
                 const Piece& piece = share.pieces[i];
