@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,10 +40,14 @@ def sample_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    """Same random numbers for every test, and no scope of an earlier one."""
+    """Same random numbers for every test, no scope or logger of another.
+
+    A logger would go on writing to what pytest captured then.
+    """
     torch.manual_seed(0)
     yield
     DefaultScope._instance_dict.clear()
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture
