@@ -6,6 +6,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from pelk_mm.engine import launch
 from pelk_mm.engine.launch import (
@@ -122,6 +123,7 @@ def test_processes_without_a_gpu(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(LaunchError, match="'slurm'.*dist_train.sh"):
         prepare_training(config, launcher='slurm')
+    MMLogger.get_current_instance()  # asks for its rank when it is made
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     config.sync_bn = 'torch'
     config.model.update(norm_cfg=dict(type='SyncBN'), parts=[
