@@ -267,6 +267,8 @@ def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
 
 
 # Not with torch.library.custom_op: on small maps its wrappers would be felt.
+# So is Python in a backward pass: the library of the cpp backend, once loaded,
+# brings the formulas above for CPUs (backends/csrc/autograd.cpp).
 _library = torch.library.Library('pelk_mm', 'FRAGMENT')
 
 

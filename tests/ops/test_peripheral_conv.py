@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops import backends as backends_module
+from tests.conftest import ROOT
 
 from .cases import (
     BACKENDS,
@@ -155,6 +160,19 @@ def test_gradcheck_and_gradgradcheck(backend):
 
     assert torch.autograd.gradcheck(convolve, (x, w, b))
     assert torch.autograd.gradgradcheck(convolve, (x, w, b))
+
+
+def test_autograd_without_the_library(tmp_path):
+    """Where it is loaded, its formulas take the place of Python's on CPUs."""
+    result = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
+         __file__, '-k', 'fft and (gradients or gradcheck or opcheck or '
+         'one_graph or checkpointing)'],
+        env={**os.environ, 'CXX': '/nowhere/c++',
+             'TORCH_EXTENSIONS_DIR': str(tmp_path)},
+        cwd=ROOT, text=True, capture_output=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert re.search(r'\b6 passed, \d+ deselected in', result.stdout)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'slice'])
