@@ -39,7 +39,7 @@ def test_work_counts_what_meets_the_map(grid, extent):
 
 
 def test_choice_is_within_10_percent_of_the_best_measured():
-    """On nearly every measured shape, and nowhere far from it."""
+    """On every measured shape."""
     ratios = []
     for row in json.loads(RESULTS.read_text())['rows']:
         times = row['best_ms']
@@ -49,8 +49,7 @@ def test_choice_is_within_10_percent_of_the_best_measured():
         chosen = next(name for name in order if name in times)
         ratios.append(times[chosen] / min(times.values()))
     assert len(ratios) > 100
-    assert sum(ratio <= 1.1 for ratio in ratios) >= 0.95 * len(ratios)
-    assert max(ratios) < 2
+    assert max(ratios) <= 1.1
 
 
 def test_large_kernels_are_box_sums():
