@@ -36,10 +36,21 @@ def available_backends(
     """
     device = torch.get_default_device() if device is None else device
     dtype = torch.get_default_dtype() if dtype is None else dtype
+    device = torch.device(device)
+    absent = _why_no_tensor(device)
     return {
-        name: why_not(backend, torch.device(device), dtype)
+        name: why_not(backend, device, dtype) or absent
         for name, backend in BACKENDS.items()
     }
+
+
+def _why_no_tensor(device: torch.device) -> str | None:
+    """None if tensors can be on a device, otherwise torch's reason."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        return f'torch cannot use {device}: {str(error).splitlines()[0]}'
+    return None
 
 
 def peripheral_conv2d(input: Tensor,

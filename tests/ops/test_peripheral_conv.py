@@ -303,7 +303,9 @@ def test_unknown_backend():
 
 def test_available_backends():
     assert available_backends()['dense'] is None
-    on_cuda = available_backends('cuda')
-    assert 'CPU only' in on_cuda['cpp']
+    assert 'CPU only' in available_backends('cuda')['cpp']
+    absent = available_backends('cuda:99')
+    assert all(absent.values())
+    assert 'cuda:99' in absent['dense']
     assert 'float32' not in str(available_backends(dtype=torch.int8)['fft'])
     assert 'torch.int8' in available_backends(dtype=torch.int8)['cpp']
