@@ -288,7 +288,15 @@ def _resume(config: Config, resume: str) -> None:
             raise LaunchError(
                 'a training by DeepSpeed is resumed from a folder that is '
                 f'named, --resume WORK_DIR/iter_N.pth; got {resume}')
-        config.load_from, config.resume = None, resume
+        # As the tools set it, for all that is read; DeepSpeed then fails.
+        if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '1':
+            raise LaunchError(
+                f'DeepSpeed reads {resume} with pickle, which can run code; '
+                'if you trust who made it, set '
+                'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run')
+        # Behind a slash, as shells complete folders, mmengine would look for
+        # a name that is empty.
+        config.load_from, config.resume = None, osp.abspath(resume)
         return
     config.load_from = _resume_from(resume, config.work_dir)
     config.resume = True

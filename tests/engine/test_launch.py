@@ -16,6 +16,7 @@ from pelk_mm.engine.launch import (
     prepare_testing,
     prepare_training,
 )
+from pelk_mm.models.utils import weights_only
 from tests.toy_task import TOY_CONFIG
 
 
@@ -227,9 +228,16 @@ def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
         prepare_training(config, resume='auto')
     folder = tmp_path / 'iter_3.pth'
     folder.mkdir()
-    prepare_training(config, resume=str(folder))
+    # As shells complete the name of a folder.
+    prepare_training(config, resume=f'{folder}/')
     assert config.resume == str(folder)
     assert config.load_from is None
+    with weights_only(), pytest.raises(
+            LaunchError, match='with pickle.*set TORCH_FORCE_NO_WEIGHTS_ONLY'):
+        prepare_training(config, resume=str(folder))
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    with weights_only():
+        prepare_training(config, resume=str(folder))
 
 
 @pytest.mark.parametrize('has, expected', [

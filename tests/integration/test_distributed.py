@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ from . import lives, tasks
 #: near zero into differences of steps.
 EXACT = 1e-4
 
+#: And so closely before that has grown, in the first two steps. The second
+#: follows the first update: a gradient that is wrong would show there.
+AT_FIRST = 1e-6
+
 #: Behind a config.
 FSDP = '''
 runner_type = 'FlexibleRunner'
@@ -50,6 +55,8 @@ strategy = dict(
         type='MMFullyShardedDataParallel',
         auto_wrap_policy='wrap_pelk_blocks'))
 '''
+
+DEEPSPEED = 'configs/distributed/upernet_pelk_b_101_ade20k_deepspeed.py'
 
 # Seconds that a run of several processes may take on a busy machine.
 PATIENCE = 240
@@ -85,8 +92,10 @@ def dist_train(config: Path, gpus: int, work_dir: Path, *options: str,
             stderr=file,
             start_new_session=True,
             env={
-                **os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1',
-                'PYTHON': sys.executable, **environment
+                **os.environ, 'PYTHONPATH': os.pathsep.join(
+                    filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
+                'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable,
+                **environment
             })
     process.errors = errors
     try:
@@ -164,12 +173,21 @@ def check_equal_ranks(records: list[dict]) -> None:
         assert record['masks'] == first['masks']
 
 
-def deviation(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Largest relative difference of two loss curves."""
+def deviations(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Relative differences of two loss curves, step by step."""
     assert one.shape == other.shape == (tasks.ITERS, )
-    # Something was learned: a loss that stays would agree with itself.
-    assert other[-1] != other[0]
-    return float(((one - other) / other).abs().max())
+    return ((one - other) / other).abs()
+
+
+def deviation(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest relative difference of two loss curves that should agree."""
+    found = deviations(one, other)
+    assert found[:2].max() < AT_FIRST
+    return float(found.max())
+
+
+def show(values: torch.Tensor) -> str:
+    return ' '.join(f'{value:.1e}' for value in values)
 
 
 @pytest.mark.timeout(600)
@@ -201,13 +219,38 @@ def test_with_batch_norm_equals_the_ranks_in_turns(tmp_path, data, task,
     check_equal_ranks(records)
     found = deviation(losses(records),
                       in_turns(config, ranks, tmp_path / 'turns'))
-    whole = deviation(losses(records), single(config,
-                                              tmp_path / 'one')['losses'])
+    whole = float(deviations(
+        losses(records), single(config, tmp_path / 'one')['losses']).max())
     print(f'{task}, {ranks} processes: {found:.2g} in turns, '
           f'{whole:.2g} whole batch')
     assert found < EXACT
     # Statistics of fewer samples: another curve, but not a strange one.
     assert EXACT < whole < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('task', ['classification', 'segmentation',
+                                  'detection'])
+def test_what_the_tolerances_tell(tmp_path, data, task):
+    """One process against itself, with other last bits and without learning.
+    """
+    config = tasks.write_config(tmp_path, data, task, batch_norm=True)
+    rounded = tmp_path / 'rounded.py'
+    rounded.write_text(config.read_text().replace(
+        'custom_hooks = [', "custom_hooks = [dict(type='LastBits'), "))
+    one = single(config, tmp_path / 'one')['losses']
+    bits = deviations(single(rounded, tmp_path / 'rounded')['losses'], one)
+    still = deviations(
+        single(config, tmp_path / 'still', '--cfg-options',
+               'optim_wrapper.optimizer.lr=0.')['losses'], one)
+    print(f'{task}: last bits of the weights {show(bits)}; '
+          f'without learning {show(still)}')
+    assert bits[0] < AT_FIRST
+    assert still[1] > 1000 * AT_FIRST
+    assert still.max() > 100 * EXACT
+    # Otherwise EXACT could be as small as AT_FIRST.
+    assert task == 'classification' or bits.max() > AT_FIRST
 
 
 @pytest.mark.slow
@@ -383,3 +426,60 @@ def test_fsdp_equals_one_process_and_goes_on(tmp_path, data):
     resumed = torch.load(again / 'iter_6.pth')
     for part in ('state_dict', 'optimizer', 'param_schedulers'):
         assert differences(resumed[part], ends[0][part]) == []
+
+
+def check_it_is_refused(config: Path, ranks: int, work_dir: Path,
+                        *options: str, reason: str) -> None:
+    with dist_train(config, ranks, work_dir, *options) as process:
+        assert process.wait(PATIENCE) == 1
+    assert reason in process.errors.read_text().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    find_spec('deepspeed') is None,
+    reason='DeepSpeed is not installed: pip install deepspeed==0.16.9')
+def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data,
+                                                  monkeypatch):
+    """On CPUs its first run compiles its communication, with g++."""
+    monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
+    plain = tasks.write_config(
+        tmp_path, data, 'classification', batch_norm=False)
+    config = tmp_path / 'sharded.py'
+    text = (ROOT / DEEPSPEED).read_text()
+    base = '../upernet_pelk_b_101_ade20k.py'
+    assert base in text
+    config.write_text(text.replace(base, str(plain)))
+    records = several(config, 2, tmp_path / 'sharded')
+    check_equal_ranks(records)
+    flexible = tmp_path / 'flexible.py'
+    flexible.write_text(f"{plain.read_text()}runner_type = 'FlexibleRunner'")
+    one = single(flexible, tmp_path / 'one')
+    found = deviation(losses(records), one['losses'])
+    print(f'DeepSpeed on 2 processes, whole batch: {found:.2g}')
+    assert found < EXACT
+
+    # Its folders are pickles, which nothing reads unasked.
+    folder = tmp_path / 'sharded' / 'iter_4.pth'
+    resume = ('--resume', f'{folder}/')
+    check_it_is_refused(config, 2, tmp_path / 'untrusted', *resume,
+                        reason='with pickle, which can run code')
+
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    check_it_is_refused(config, 1, tmp_path / 'alone', *resume,
+                        reason='used a DP world size of 2 but the current')
+    resumed = several(config, 2, tmp_path / 'again', *resume)
+    for record, whole in zip(resumed, records, strict=True):
+        assert record['parameters'] == whole['parameters']
+        assert torch.equal(record['losses'], whole['losses'][4:])
+
+    # With ZeRO 1 each process has whole weights, and this file as well.
+    weights = torch.load(
+        tmp_path / 'again' / 'iter_6.pth' / 'mp_rank_00_model_states.pt',
+        weights_only=False)['module']
+    plain_weights = torch.load(tmp_path / 'one' / 'iter_6.pth')['state_dict']
+    assert weights.keys() == plain_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, plain_weights[name], rtol=1e-3,
+                                   atol=1e-4)
