@@ -46,17 +46,8 @@ EXACT = 1e-4
 #: follows the first update: a gradient that is wrong would show there.
 AT_FIRST = 1e-6
 
-#: Behind a config.
-FSDP = '''
-runner_type = 'FlexibleRunner'
-strategy = dict(
-    type='FullStateFSDPStrategy',
-    model_wrapper=dict(
-        type='MMFullyShardedDataParallel',
-        auto_wrap_policy='wrap_pelk_blocks'))
-'''
-
-DEEPSPEED = 'configs/distributed/upernet_pelk_b_101_ade20k_deepspeed.py'
+#: What they add to their base is added to the tasks.
+STRATEGIES = 'configs/distributed/upernet_pelk_b_101_ade20k_{}.py'
 
 # Seconds that a run of several processes may take on a busy machine.
 PATIENCE = 240
@@ -388,13 +379,22 @@ def test_a_process_that_hangs_ends_the_run(tmp_path, data):
     check_it_goes_on(config, work_dir)
 
 
+def sharded(plain: Path, strategy: str) -> Path:
+    """A config with what the one for ADE20K adds to its base."""
+    text = (ROOT / STRATEGIES.format(strategy)).read_text()
+    base = "_base_ = '../upernet_pelk_b_101_ade20k.py'"
+    assert base in text
+    path = plain.with_name('sharded.py')
+    path.write_text(text.replace(base, f"_base_ = '{plain}'"))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fsdp_equals_one_process_and_goes_on(tmp_path, data):
-    plain = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
-    config = tmp_path / 'sharded.py'
-    config.write_text(plain.read_text() + FSDP)
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_fsdp_equals_one_process_and_goes_on(tmp_path, data, task):
+    plain = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    config = sharded(plain, 'fsdp')
     records = several(config, 2, tmp_path / 'sharded')
     # The same runner, which draws the first weights at another moment than
     # the usual one.
@@ -402,7 +402,7 @@ def test_fsdp_equals_one_process_and_goes_on(tmp_path, data):
     flexible.write_text(f"{plain.read_text()}runner_type = 'FlexibleRunner'")
     one = single(flexible, tmp_path / 'one')
     found = deviation(losses(records), one['losses'])
-    print(f'FSDP on 2 processes, whole batch: {found:.2g}')
+    print(f'{task}, FSDP on 2 processes, whole batch: {found:.2g}')
     assert found < EXACT
     # The ranks hold pieces, the checkpoint whole weights, by the same names.
     assert records[0]['parameters'] != records[1]['parameters']
@@ -440,24 +440,20 @@ def check_it_is_refused(config: Path, ranks: int, work_dir: Path,
 @pytest.mark.skipif(
     find_spec('deepspeed') is None,
     reason='DeepSpeed is not installed: pip install deepspeed==0.16.9')
-def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data,
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data, task,
                                                   monkeypatch):
     """On CPUs its first run compiles its communication, with g++."""
     monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
-    plain = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
-    config = tmp_path / 'sharded.py'
-    text = (ROOT / DEEPSPEED).read_text()
-    base = '../upernet_pelk_b_101_ade20k.py'
-    assert base in text
-    config.write_text(text.replace(base, str(plain)))
+    plain = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    config = sharded(plain, 'deepspeed')
     records = several(config, 2, tmp_path / 'sharded')
     check_equal_ranks(records)
     flexible = tmp_path / 'flexible.py'
     flexible.write_text(f"{plain.read_text()}runner_type = 'FlexibleRunner'")
     one = single(flexible, tmp_path / 'one')
     found = deviation(losses(records), one['losses'])
-    print(f'DeepSpeed on 2 processes, whole batch: {found:.2g}')
+    print(f'{task}, DeepSpeed on 2 processes, whole batch: {found:.2g}')
     assert found < EXACT
 
     # Its folders are pickles, which nothing reads unasked.
