@@ -3,12 +3,12 @@
 // backward pass, which on a map of 7 x 7 was a third of it.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/string_view.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
 #include <string>
-#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -33,7 +33,7 @@ struct Options {
   std::vector<c10::SymInt> sizes;
   std::string backend;
 
-  Options(SymIntArrayRef sizes, std::string_view backend)
+  Options(SymIntArrayRef sizes, c10::string_view backend)
       : sizes(sizes.vec()), backend(backend) {}
   explicit Options(AutogradContext* context)
       : sizes(context->saved_data["sizes"].toSymIntVector()),
@@ -49,7 +49,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight,
                 const std::optional<Tensor>& bias, const Options& options) {
   static const auto op =
       find<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                  SymIntArrayRef, std::string_view)>(
+                  SymIntArrayRef, c10::string_view)>(
           "pelk_mm::peripheral_conv2d");
   return op.call(input, weight, bias, options.sizes, options.backend);
 }
@@ -63,7 +63,7 @@ Tensor convolve_back(const Tensor& grad_output, const Tensor& weight,
 Tensor weight_grad(const Tensor& input, const Tensor& grad_output,
                    const Options& options) {
   static const auto op = find<Tensor(const Tensor&, const Tensor&,
-                                     SymIntArrayRef, std::string_view)>(
+                                     SymIntArrayRef, c10::string_view)>(
       "pelk_mm::peripheral_conv2d_weight_grad");
   return op.call(input, grad_output, options.sizes, options.backend);
 }
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& input, const Tensor& weight,
   static const auto op =
       find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
                                       const Tensor&, SymIntArrayRef,
-                                      std::string_view)>(
+                                      c10::string_view)>(
           "pelk_mm::peripheral_conv2d_backward");
   return op.call(input, weight, grad_output, options.sizes, options.backend);
 }
@@ -174,12 +174,12 @@ struct Backward : Function<Backward> {
 
 Tensor autograd_convolve(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias,
-                         SymIntArrayRef sizes, std::string_view backend) {
+                         SymIntArrayRef sizes, c10::string_view backend) {
   return Convolution::apply(input, weight, bias, Options(sizes, backend));
 }
 
 Tensor autograd_weight_grad(const Tensor& input, const Tensor& grad_output,
-                            SymIntArrayRef sizes, std::string_view backend) {
+                            SymIntArrayRef sizes, c10::string_view backend) {
   return WeightGrad::apply(input, grad_output, Options(sizes, backend));
 }
 
@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor> autograd_backward(const Tensor& input,
                                              const Tensor& weight,
                                              const Tensor& grad_output,
                                              SymIntArrayRef sizes,
-                                             std::string_view backend) {
+                                             c10::string_view backend) {
   const variable_list grads =
       Backward::apply(input, weight, grad_output, Options(sizes, backend));
   return {grads[0], grads[1]};
