@@ -28,6 +28,9 @@ step() { printf '\n== %s\n' "$1"; }
 command -v "$python" >/dev/null ||
     fail "there is no $python; install Python 3.10 to 3.12 (on Debian:" \
         "apt-get install python3 python3-venv python3-dev), or name one with PYTHON=…"
+# A name that is found need not run, as those of pyenv may not.
+"$python" -c '' ||
+    fail "$python does not run, see above; name another one with PYTHON=…"
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
     fail "$python is $("$python" --version 2>&1), Python 3.10 to 3.12 is needed;" \
         "name another one with PYTHON=…"

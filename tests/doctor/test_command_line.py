@@ -179,3 +179,7 @@ class TestInstaller:
     def test_numpy_is_a_version(self, made_up):
         done = self.install(made_up, str(made_up.folder), NUMPY='1.26/p')
         assert 'NUMPY must be a version' in done.stderr
+
+    def test_python_that_does_not_run(self, made_up):
+        done = self.install(made_up, str(made_up.folder), PYTHON='false')
+        assert done.stderr.startswith('error: false does not run')

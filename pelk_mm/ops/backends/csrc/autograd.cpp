@@ -7,6 +7,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -77,6 +79,16 @@ std::tuple<Tensor, Tensor> backward(const Tensor& input, const Tensor& weight,
                                       c10::string_view)>(
           "pelk_mm::peripheral_conv2d_backward");
   return op.call(input, weight, grad_output, options.sizes, options.backend);
+}
+
+// Whether any of the tensors is differentiated. In a plain backward pass none
+// is, and recording would cost more than the dispatch.
+bool recorded(std::initializer_list<Tensor> tensors) {
+  const bool backward = at::GradMode::is_enabled();
+  return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
+    return (backward && tensor.requires_grad()) ||
+           tensor._fw_grad(/*level=*/0).defined();
+  });
 }
 
 // Each `apply` runs the operator below autograd, and keeps its tensors.
@@ -175,12 +187,20 @@ struct Backward : Function<Backward> {
 Tensor autograd_convolve(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias,
                          SymIntArrayRef sizes, c10::string_view backend) {
-  return Convolution::apply(input, weight, bias, Options(sizes, backend));
+  const Options options(sizes, backend);
+  if (recorded({input, weight, bias.value_or(input)}))
+    return Convolution::apply(input, weight, bias, options);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return convolve(input, weight, bias, options);
 }
 
 Tensor autograd_weight_grad(const Tensor& input, const Tensor& grad_output,
                             SymIntArrayRef sizes, c10::string_view backend) {
-  return WeightGrad::apply(input, grad_output, Options(sizes, backend));
+  const Options options(sizes, backend);
+  if (recorded({input, grad_output}))
+    return WeightGrad::apply(input, grad_output, options);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return weight_grad(input, grad_output, options);
 }
 
 std::tuple<Tensor, Tensor> autograd_backward(const Tensor& input,
@@ -188,9 +208,14 @@ std::tuple<Tensor, Tensor> autograd_backward(const Tensor& input,
                                              const Tensor& grad_output,
                                              SymIntArrayRef sizes,
                                              c10::string_view backend) {
-  const variable_list grads =
-      Backward::apply(input, weight, grad_output, Options(sizes, backend));
-  return {grads[0], grads[1]};
+  const Options options(sizes, backend);
+  if (recorded({input, weight, grad_output})) {
+    const variable_list grads =
+        Backward::apply(input, weight, grad_output, options);
+    return {grads[0], grads[1]};
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return backward(input, weight, grad_output, options);
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -291,8 +290,8 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
       int64_t& place = places[task * groups + share.pieces[i].map % groups];
       if (place < 0) place = num_places++;
     }
-  at::Tensor partials = at::zeros({num_places * lanes.taps * lanes.count},
-                                  at::TensorOptions().dtype(type));
+  at::Tensor partials =
+      make_scratch(num_places * lanes.taps * lanes.count, type);
   char* partial_data = static_cast<char*>(partials.data_ptr());
   auto place_of = [&](int64_t task, int64_t group) {
     return partial_data + places[task * groups + group] * lanes.group_bytes;
@@ -300,6 +299,7 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
   const Storage storage = storage_of(input);
   run_tasks(first, plan.scratch(lanes.count, true), type,
             [&](Scratch& scratch, int64_t task) {
+              const void* cleared = nullptr;  // the last place that was
               for (int64_t i = share.first[task]; i < share.first[task + 1];
                    ++i) {
                 const Piece& piece = share.pieces[i];
@@ -315,6 +315,11 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
                   work.weight = packed_weight + group * lanes.group_bytes;
                 }
                 work.grad_weight = place_of(task, group);
+                // A task meets its places in their order.
+                if (work.grad_weight > cleared) {
+                  std::memset(work.grad_weight, 0, lanes.group_bytes);
+                  cleared = work.grad_weight;
+                }
                 work.lanes = lanes.of(group);
                 work.begin = piece.begin;
                 work.end = piece.end;
