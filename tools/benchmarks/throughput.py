@@ -8,7 +8,8 @@ inference, as RepLKNet is. The last lines hold the results against targets.
     python tools/benchmarks/throughput.py --networks pelk_t same_width_t \\
         --sizes 224 --training --batch 4
 
-The networks of one size are measured in turns, so compare within one run.
+The networks of one size are measured in turns, each behind a call that is not
+timed, so compare within one run.
 Runs may be collected in one file, which keeps those that it has.
 """
 
@@ -171,7 +172,7 @@ def main() -> None:
         steps = {name: step(model, images, args.training, args.amp)
                  for name, model in models.items()}
         times = interleave(steps, args.rounds, args.clock, slice_s=0.,
-                           budget_s=args.budget)
+                           budget_s=args.budget, settle=True)
         key = setting(size, args.batch, args.training)
         print(f'\n{key}')
         for name, entry in times.items():
