@@ -95,10 +95,15 @@ def _live(arguments: list[str], log: Path, trouble: Callable | None,
     if trouble is not None:
         trouble(*trouble_arguments)
     # Asking the compiler for its version and the like takes a second a run,
-    # and so does the layout of the config, which is in every checkpoint.
+    # and so does the layout of the config, which is in every checkpoint. The
+    # fork of mmengine imports what does that at each use.
+    def as_it_is(text: str, **_) -> tuple[str, bool]:
+        return text, True
+
     with (mock.patch('mmengine.runner.runner.collect_env', dict),
-          mock.patch('mmengine.config.config.FormatCode',
-                     lambda text, **_: (text, True))):
+          mock.patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
+          mock.patch('mmengine.config.config.FormatCode', as_it_is,
+                     create=True)):
         runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
 
 
