@@ -6,6 +6,7 @@ They are forked from a server that has imported everything once.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -13,7 +14,8 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -86,25 +88,56 @@ def finish(process: BaseProcess, seconds: float = 120) -> int:
 
 def _live(arguments: list[str], log: Path, trouble: Callable | None,
           trouble_arguments: tuple) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
     torch.set_num_threads(1)
     os.chdir(ROOT)
     sys.argv = ['tools/train.py', *arguments]
-    if trouble is not None:
-        trouble(*trouble_arguments)
     # Asking the compiler for its version and the like takes a second a run,
     # and so does the layout of the config, which is in every checkpoint. The
     # fork of mmengine imports what does that at each use.
     def as_it_is(text: str, **_) -> tuple[str, bool]:
         return text, True
 
-    with (mock.patch('mmengine.runner.runner.collect_env', dict),
+    with (_all_printed_to(log),
+          mock.patch('mmengine.runner.runner.collect_env', dict),
           mock.patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
           mock.patch('mmengine.config.config.FormatCode', as_it_is,
                      create=True)):
+        if trouble is not None:
+            trouble(*trouble_arguments)
         runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+
+
+@contextlib.contextmanager
+def _all_printed_to(log: Path) -> Iterator[None]:
+    """Up to how it ends. What follows, as coverage's own files, has no part in
+    a run and is not bound by a limit that was its trouble."""
+    streams = {number: os.dup(number) for number in (1, 2)}
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in streams:
+        os.dup2(handle, number)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        _say(end.code)
+        raise SystemExit(1) from None
+    except BaseException:
+        _say(traceback.format_exc())
+        raise SystemExit(1) from None
+    finally:
+        _say('')
+        for number, stream in streams.items():
+            os.dup2(stream, number)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the log's disk may be full
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(text, end='\n' * bool(text), file=sys.stderr, flush=True)
 
 
 # Troubles ------------------------------------------------------------------
@@ -126,7 +159,8 @@ def slow_disk(seconds: float) -> None:
 
 def small_files(size: int) -> None:
     """No file may grow beyond so many bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (
+        size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def die_at(step: str, name: str) -> None:
