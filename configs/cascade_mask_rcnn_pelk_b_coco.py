@@ -1,10 +1,11 @@
 _base_ = [
     '_base_/models/cascade_mask_rcnn_pelk.py',
     '_base_/datasets/coco_instance_mstrain_crop.py',
-    '_base_/schedules/coco_3x.py'
+    '_base_/schedules/coco_3x.py',
 ]
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.7),
-    neck=dict(in_channels=[166, 332, 665, 1331]))
+    neck=dict(in_channels=[166, 332, 665, 1331]),
+)
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8, num_layers=12))

@@ -15,13 +15,15 @@ model = dict(
     # it is given and drops the length: only with unequal means is a flat light
     # patch another direction than a flat dark one.
     data_preprocessor=dict(
-        mean=[0., 127.5, 255.], std=[127.5] * 3, size=scene_size),
+        mean=[0.0, 127.5, 255.0], std=[127.5] * 3, size=scene_size
+    ),
     backbone=dict(
         arch=dict(
             _delete_=True,
             depths=(2, 2, 4, 2),
             channels=channels,
-            kernel_sizes=(31, 15, 9, 5)),
+            kernel_sizes=(31, 15, 9, 5),
+        ),
         drop_path_rate=0.0,
         # So few channels need larger weights than PeLK's default, a normal
         # of std 0.02: here the std is 1 / sqrt(fan in).
@@ -31,31 +33,55 @@ model = dict(
             a=1,
             mode='fan_in',
             nonlinearity='leaky_relu',
-            distribution='normal')),
+            distribution='normal',
+        ),
+    ),
     decode_head=dict(
         in_channels=channels,
         channels=64,
-        dropout_ratio=0.,
+        dropout_ratio=0.0,
         num_classes=11,
-        init_cfg=seg_init),
+        init_cfg=seg_init,
+    ),
     auxiliary_head=dict(
-        in_channels=channels[2],
-        channels=32,
-        num_classes=11,
-        init_cfg=seg_init),
-    test_cfg=dict(_delete_=True, mode='whole'))
+        in_channels=channels[2], channels=32, num_classes=11, init_cfg=seg_init
+    ),
+    test_cfg=dict(_delete_=True, mode='whole'),
+)
 
 dataset = dict(
     type='BaseSegDataset',
     data_root='data/digit_scenes/ade/ADEChallengeData2016',
     metainfo=dict(
-        classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8',
-                 '9'),
-        palette=[(64, 64, 64), (230, 25, 75), (60, 180, 75), (255, 225, 25),
-                 (0, 130, 200), (245, 130, 48), (145, 30, 180),
-                 (70, 240, 240), (240, 50, 230), (210, 245, 60),
-                 (250, 190, 212)]),
-    reduce_zero_label=True)
+        classes=(
+            'background',
+            '0',
+            '1',
+            '2',
+            '3',
+            '4',
+            '5',
+            '6',
+            '7',
+            '8',
+            '9',
+        ),
+        palette=[
+            (64, 64, 64),
+            (230, 25, 75),
+            (60, 180, 75),
+            (255, 225, 25),
+            (0, 130, 200),
+            (245, 130, 48),
+            (145, 30, 180),
+            (70, 240, 240),
+            (240, 50, 230),
+            (210, 245, 60),
+            (250, 190, 212),
+        ],
+    ),
+    reduce_zero_label=True,
+)
 # Colours say nothing about digits, and a mirrored 2 is not a 2: no colours and
 # no flips.
 train_pipeline = [
@@ -66,15 +92,16 @@ train_pipeline = [
         type='RandomResize',
         scale=scene_size,
         ratio_range=(0.8, 1.25),
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomCrop', crop_size=scene_size),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='StretchedGrey'),
     dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -84,8 +111,11 @@ train_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(
-            img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline))
+            img_path='images/training', seg_map_path='annotations/training'
+        ),
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -94,32 +124,32 @@ val_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(
-            img_path='images/validation',
-            seg_map_path='annotations/validation'),
-        pipeline=test_pipeline))
+            img_path='images/validation', seg_map_path='annotations/validation'
+        ),
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 # From scratch every layer learns at the full rate.
 optim_wrapper = dict(
-    optimizer=dict(lr=2e-3),
-    paramwise_cfg=dict(_delete_=True, decay_rate=1.0))
+    optimizer=dict(lr=2e-3), paramwise_cfg=dict(_delete_=True, decay_rate=1.0)
+)
 max_iters = 1000
 param_scheduler = [
-    dict(
-        type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=50),
     dict(
         type='PolyLR',
         power=1.0,
         eta_min=0.0,
         by_epoch=False,
         begin=50,
-        end=max_iters)
+        end=max_iters,
+    ),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=500)
-default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(interval=500))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))
 randomness = dict(seed=0)
 auto_scale_lr = dict(base_batch_size=8)

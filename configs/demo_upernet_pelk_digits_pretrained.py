@@ -8,7 +8,10 @@ model = dict(
             _delete_=True,
             type='Pretrained',
             checkpoint='work_dirs/demo_pelk_digits/epoch_8.pth',
-            prefix='backbone.')))
+            prefix='backbone.',
+        )
+    )
+)
 optim_wrapper = dict(
-    paramwise_cfg=dict(
-        decay_rate=0.9, decay_type='stage_wise', num_layers=6))
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6)
+)

@@ -12,7 +12,8 @@ def _examined() -> bool:
     """
     # While Python looks for the module, '-m' stands for it in sys.argv.
     return sys.argv[:1] == ['-m'] and (
-        sys.orig_argv[-len(sys.argv)].endswith('pelk_mm.doctor'))
+        sys.orig_argv[-len(sys.argv)].endswith('pelk_mm.doctor')
+    )
 
 
 if not _examined():
@@ -25,7 +26,8 @@ if not _examined():
         raise RuntimeError(
             'pelk_mm cannot be imported, so nothing of it is registered: '
             f'{type(error).__name__}: {error}. It needs torch, mmengine and '
-            'mmcv; "python -m pelk_mm.doctor" says what to do') from error
+            'mmcv; "python -m pelk_mm.doctor" says what to do'
+        ) from error
     compat.apply()
 
 __all__ = ['__version__', 'datasets', 'engine', 'models']

@@ -38,8 +38,10 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _load(file: Any, map_location: Any = None,
-          weights_only: bool | None = None) -> Any:
+def _load(
+    file: Any, map_location: Any = None, weights_only: bool | None = None
+) -> Any:
     """With the fork's own signature; None leaves it to torch."""
     return torch.load(
-        file, map_location=map_location, weights_only=weights_only)
+        file, map_location=map_location, weights_only=weights_only
+    )

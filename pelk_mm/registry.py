@@ -22,19 +22,23 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='pelk_mm',
-    locations=['pelk_mm.models'])
+    locations=['pelk_mm.models'],
+)
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='pelk_mm',
-    locations=['pelk_mm.engine'])
+    locations=['pelk_mm.engine'],
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='pelk_mm',
-    locations=['pelk_mm.engine'])
+    locations=['pelk_mm.engine'],
+)
 STRATEGIES = Registry(
     'strategy',
     parent=MMENGINE_STRATEGIES,
     scope='pelk_mm',
-    locations=['pelk_mm.engine'])
+    locations=['pelk_mm.engine'],
+)

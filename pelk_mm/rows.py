@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, str]] = {
 }
 #: Distributions of the first row that are published in more than one form.
 _OTHER_FORMS = {
-    'mmengine': ('mmengine-lite', ),
+    'mmengine': ('mmengine-lite',),
     'mmcv': ('mmcv-full', 'mmcv-lite'),
 }
 
@@ -77,9 +77,13 @@ def providers(packages: dict[str, str]) -> dict[str, dict[str, list[str]]]:
         module: {
             row: names
             for row in ROWS
-            if (names := [name for name in _names(row, module)
-                          if name in packages])
-        } for module in ROWS['openmmlab']
+            if (
+                names := [
+                    name for name in _names(row, module) if name in packages
+                ]
+            )
+        }
+        for module in ROWS['openmmlab']
     }
 
 

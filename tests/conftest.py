@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The same examples in every run, on fast and on slow machines; others, and
 # shrunken ones, by `--hypothesis-profile=explore`.
 settings.register_profile(
-    'same', derandomize=True, deadline=None, database=None)
+    'same', derandomize=True, deadline=None, database=None
+)
 settings.register_profile('explore', deadline=None, print_blob=True)
 settings.load_profile('same')
 
@@ -32,7 +33,8 @@ def root() -> Path:
 def sample_data() -> Path:
     """Small real data in the layout of ``data/``; absent in most clones."""
     folder = Path(
-        os.environ.get('PELK_MM_DATA', ROOT.parent / 'shared' / 'data'))
+        os.environ.get('PELK_MM_DATA', ROOT.parent / 'shared' / 'data')
+    )
     if not folder.is_dir():
         pytest.skip(f'no sample data at {folder}; set PELK_MM_DATA')
     return folder

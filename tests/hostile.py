@@ -14,7 +14,7 @@ class Payload:
         self.marker = marker
 
     def __reduce__(self):
-        return os.mkdir, (str(self.marker), )
+        return os.mkdir, (str(self.marker),)
 
 
 def poison(path: Path, marker: Path, contents: dict | None = None) -> Path:

@@ -19,13 +19,16 @@ class Payload:
         self.path = path
 
     def __reduce__(self):
-        return Path.touch, (self.path, )
+        return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize('load', [
-    CheckpointLoader.load_checkpoint,
-    lambda path: load_checkpoint(nn.Linear(1, 1), path),
-])
+@pytest.mark.parametrize(
+    'load',
+    [
+        CheckpointLoader.load_checkpoint,
+        lambda path: load_checkpoint(nn.Linear(1, 1), path),
+    ],
+)
 def test_mmengine_runs_no_code_of_a_checkpoint(tmp_path, load):
     path, mark = str(tmp_path / 'hostile.pth'), tmp_path / 'mark'
     weights = nn.Linear(1, 1).state_dict()
@@ -43,11 +46,14 @@ def test_plain_weights_are_loaded(tmp_path):
     assert torch.equal(model.weight, other.weight)
 
 
-@pytest.mark.parametrize('base', [
-    'mmpretrain::resnet/resnet50_8xb32_in1k.py',
-    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-    'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
-])
+@pytest.mark.parametrize(
+    'base',
+    [
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+        'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+    ],
+)
 def test_a_config_on_top_of_a_librarys(tmp_path, base):
     file = tmp_path / 'config.py'
     file.write_text(f'_base_ = {base!r}\nwork_dir = "here"\n')

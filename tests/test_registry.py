@@ -65,15 +65,25 @@ def processes(tmp_path_factory):
     scripts = {'broken': BROKEN}
     for name, (library, default_scope, imports, scope) in CASES.items():
         config = folder / f'{name.replace(" ", "_")}.py'
-        config.write_text(textwrap.dedent(CONFIG.format(
-            head=f'{imports}; default_scope = {default_scope!r}'.lstrip('; '),
-            scope=scope)))
+        config.write_text(
+            textwrap.dedent(
+                CONFIG.format(
+                    head=f'{imports}; default_scope = {default_scope!r}'.lstrip(
+                        '; '
+                    ),
+                    scope=scope,
+                )
+            )
+        )
         scripts[name] = BUILD.format(config=str(config), library=library)
     running = {
         name: subprocess.Popen(
             [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(script)],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE)
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for name, script in scripts.items()
     }
     yield running
@@ -89,7 +99,8 @@ def test_names_are_found(processes, case):
     assert output.splitlines()[-1] == (
         'built pelk_mm.models.backbones.pelk.PeLK '
         'mmengine.optim.optimizer.optimizer_wrapper.OptimWrapper '
-        'pelk_mm.engine.hooks.safe_checkpoint_hook.SafeCheckpointHook')
+        'pelk_mm.engine.hooks.safe_checkpoint_hook.SafeCheckpointHook'
+    )
 
 
 def test_a_broken_installation_says_so(processes):
@@ -107,11 +118,16 @@ def test_own_registries_stay_empty():
     from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
     from pelk_mm import registry
+
     for own, root, name in (
         (registry.MODELS, MODELS, 'PeLK'),
         (registry.HOOKS, HOOKS, 'SafeCheckpointHook'),
-        (registry.OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPER_CONSTRUCTORS,
-         'LayerDecayOptimWrapperConstructor')):
+        (
+            registry.OPTIM_WRAPPER_CONSTRUCTORS,
+            OPTIM_WRAPPER_CONSTRUCTORS,
+            'LayerDecayOptimWrapperConstructor',
+        ),
+    ):
         assert own.scope == 'pelk_mm'
         assert not own.module_dict
         assert root.module_dict[name].__module__.startswith('pelk_mm.')

@@ -24,12 +24,16 @@ def test_installed(tmp_path):
 
 
 def test_providers():
-    packages = {'mmcv': '2.1.0', 'mmcv-full': '1.7.2', 'onedl-mmcv': '2.3.6',
-                'mmdet': '3.3.0', 'torch': '2.10.0'}
+    packages = {
+        'mmcv': '2.1.0',
+        'mmcv-full': '1.7.2',
+        'onedl-mmcv': '2.3.6',
+        'mmdet': '3.3.0',
+        'torch': '2.10.0',
+    }
     assert providers(packages) == {
         'mmengine': {},
-        'mmcv': {'openmmlab': ['mmcv', 'mmcv-full'],
-                 'onedl': ['onedl-mmcv']},
+        'mmcv': {'openmmlab': ['mmcv', 'mmcv-full'], 'onedl': ['onedl-mmcv']},
         'mmdet': {'openmmlab': ['mmdet']},
         'mmseg': {},
         'mmpretrain': {},
@@ -41,10 +45,12 @@ def test_providers():
 
 def test_requirements_name_what_the_rows_do():
     for row, distributions in ROWS.items():
-        lines = [line.split('==')[0]
-                 for name in (f'{row}.txt', f'{row}-mmcv.txt')
-                 for line in (ROOT / 'requirements' / name).read_text(
-                 ).splitlines() if '==' in line and line[0] != '#']
+        lines = [
+            line.split('==')[0]
+            for name in (f'{row}.txt', f'{row}-mmcv.txt')
+            for line in (ROOT / 'requirements' / name).read_text().splitlines()
+            if '==' in line and line[0] != '#'
+        ]
         assert sorted(lines) == sorted(distributions.values())
 
 

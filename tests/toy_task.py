@@ -56,7 +56,7 @@ class ToyAccuracy(BaseMetric):
         return dict(accuracy=sum(results) / len(results))
 
 
-TOY_CONFIG = '''
+TOY_CONFIG = """
 default_scope = 'mmengine'
 custom_imports = dict(imports=['tests.toy_task'])
 model = dict(type='ToyModel')
@@ -84,4 +84,4 @@ default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', by_epoch=False, interval=3),
     logger=dict(type='LoggerHook', interval=1))
 randomness = dict(seed=0)
-'''
+"""

@@ -13,20 +13,24 @@ CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument('task', choices=list(TASKS))
     parser.add_argument(
         '--data-root',
         default='data/digit_scenes',
-        help='folder of the digit scenes, which are made if need be')
+        help='folder of the digit scenes, which are made if need be',
+    )
     parser.add_argument(
-        '--work-dir', help='folder of logs, checkpoints and the picture')
+        '--work-dir', help='folder of logs, checkpoints and the picture'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
         metavar='KEY=VALUE',
-        help='override fields of the config')
+        help='override fields of the config',
+    )
     return parser.parse_args()
 
 
@@ -39,11 +43,14 @@ def main() -> None:
                 CONFIGS,
                 data_root=args.data_root,
                 work_dir=args.work_dir,
-                options=args.cfg_options)
+                options=args.cfg_options,
+            )
     except KeyboardInterrupt:
         sys.exit('\ninterrupted')
-    print(f'\n{args.task}: {result.seconds / 60:.1f} minutes for data, '
-          'training, evaluation and picture')
+    print(
+        f'\n{args.task}: {result.seconds / 60:.1f} minutes for data, '
+        'training, evaluation and picture'
+    )
     for name, value in result.figures.items():
         print(f'{name}: {value:.3f} over {result.images} validation pictures')
     print(f'picture: {result.picture}')

@@ -13,8 +13,10 @@ from torch.distributed.elastic.multiprocessing.errors import (
     ProcessFailure,
 )
 
-RESUME = ('. Every checkpoint that was saved is whole: the same command with '
-          '--resume goes on from the newest')
+RESUME = (
+    '. Every checkpoint that was saved is whole: the same command with '
+    '--resume goes on from the newest'
+)
 
 
 def main() -> None:
@@ -50,11 +52,15 @@ def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
     if kind == 'LaunchError':
         return message
     if not text:
-        return (f'{where} ended with exit status {first.exitcode}; what it '
-                'said is above')
+        return (
+            f'{where} ended with exit status {first.exitcode}; what it '
+            'said is above'
+        )
     reason = text.strip().partition('\n')[0]
-    return (f'{where} failed with {reason}; its traceback is above'
-            f'{RESUME * training}')
+    return (
+        f'{where} failed with {reason}; its traceback is above'
+        f'{RESUME * training}'
+    )
 
 
 def _recorded(failure: ProcessFailure) -> str:
@@ -73,10 +79,13 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple:
     """
     failure = item[1]
     text = _recorded(failure)
-    return (failure.exitcode == -signal.SIGTERM,
-            'timed out' not in text.lower(),
-            failure.exitcode > 0 and not text.startswith('LaunchError'),
-            failure.exitcode == -signal.SIGKILL, failure.timestamp)
+    return (
+        failure.exitcode == -signal.SIGTERM,
+        'timed out' not in text.lower(),
+        failure.exitcode > 0 and not text.startswith('LaunchError'),
+        failure.exitcode == -signal.SIGKILL,
+        failure.timestamp,
+    )
 
 
 if __name__ == '__main__':

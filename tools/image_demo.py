@@ -24,20 +24,21 @@ from pelk_mm.engine.preflight import check_weights
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Exit status: 0 if all pictures were predicted, 1 if not.')
+        epilog='Exit status: 0 if all pictures were predicted, 1 if not.',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('image', help='a picture, or a folder of them')
     parser.add_argument(
-        '--out', required=True, help='folder for the drawn pictures')
+        '--out', required=True, help='folder for the drawn pictures'
+    )
     parser.add_argument(
-        '--device', help='such as cpu or cuda:1 (default: a GPU if any)')
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='default: 1')
+        '--device', help='such as cpu or cuda:1 (default: a GPU if any)'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
     args = parser.parse_args()
     if args.batch_size < 1:
-        parser.error(f'--batch-size must be at least 1, got '
-                     f'{args.batch_size}')
+        parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
     return args
 
 
@@ -52,8 +53,9 @@ def main() -> int:
         return run(args, predictor, images)
 
 
-def run(args: argparse.Namespace, predictor: Predictor,
-        images: list[Path]) -> int:
+def run(
+    args: argparse.Namespace, predictor: Predictor, images: list[Path]
+) -> int:
     # Wide enough for paths where the output is no terminal.
     console = Console(width=None if sys.stdout.isatty() else 120)
     # Named as in the folder, as what is drawn is: the end of a path is what
@@ -63,10 +65,11 @@ def run(args: argparse.Namespace, predictor: Predictor,
     table = Table(Column('picture', overflow='fold'), *predictor.columns)
     failed = 0
     for result in track(
-            predict_files(predictor, images, args.out, args.batch_size),
-            'Pictures',
-            total=len(images),
-            console=Console(stderr=True)):
+        predict_files(predictor, images, args.out, args.batch_size),
+        'Pictures',
+        total=len(images),
+        console=Console(stderr=True),
+    ):
         if result.error is not None:
             failed += 1
             print(f'skipped: {result.error}', file=sys.stderr)
@@ -78,8 +81,9 @@ def run(args: argparse.Namespace, predictor: Predictor,
             name = ''
         table.add_section()
     console.print(table)
-    print(f'{len(images) - failed} of {len(images)} pictures drawn to '
-          f'{args.out}')
+    print(
+        f'{len(images) - failed} of {len(images)} pictures drawn to {args.out}'
+    )
     return 1 if failed else 0
 
 

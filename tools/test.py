@@ -7,11 +7,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import (
-    build_runner,
-    load_config,
-    prepare_testing,
-)
+from pelk_mm.engine.launch import build_runner, load_config, prepare_testing
 from pelk_mm.engine.preflight import preflight
 
 
@@ -21,22 +17,27 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where to log')
     parser.add_argument(
-        '--show-dir', help='save a drawn prediction for every image here')
+        '--show-dir', help='save a drawn prediction for every image here'
+    )
     parser.add_argument(
-        '--out', metavar='FILE.pkl', help='save the raw predictions')
+        '--out', metavar='FILE.pkl', help='save the raw predictions'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
         metavar='KEY=VALUE',
-        help='override fields of the config')
+        help='override fields of the config',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='set by dist_test.sh')
+        help='set by dist_test.sh',
+    )
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS
+    )
     return parser.parse_args()
 
 
@@ -49,7 +50,8 @@ def main() -> None:
         work_dir=args.work_dir,
         show_dir=args.show_dir,
         out=args.out,
-        launcher=args.launcher)
+        launcher=args.launcher,
+    )
     preflight(config, training=False)
     metrics = build_runner(config).test()
     if is_main_process():

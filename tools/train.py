@@ -6,11 +6,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import (
-    load_config,
-    prepare_training,
-    train,
-)
+from pelk_mm.engine.launch import load_config, prepare_training, train
 from pelk_mm.engine.preflight import preflight
 
 
@@ -18,36 +14,44 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--work-dir', help='where to save logs and checkpoints '
-        '(default: the config\'s, else work_dirs/CONFIG)')
+        '--work-dir',
+        help='where to save logs and checkpoints '
+        "(default: the config's, else work_dirs/CONFIG)",
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='auto|PATH',
-        help='go on from the newest checkpoint of the work dir, or from PATH')
+        help='go on from the newest checkpoint of the work dir, or from PATH',
+    )
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision (GPU)')
+        '--amp', action='store_true', help='automatic mixed precision (GPU)'
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate by batch size / auto_scale_lr.'
-        'base_batch_size')
+        'base_batch_size',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override fields of the config, for example '
-        'train_dataloader.batch_size=2')
+        'train_dataloader.batch_size=2',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='set by dist_train.sh and slurm_train.sh')
+        help='set by dist_train.sh and slurm_train.sh',
+    )
     # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS
+    )
     return parser.parse_args()
 
 
@@ -60,7 +64,8 @@ def main() -> None:
         resume=args.resume,
         amp=args.amp,
         auto_scale_lr=args.auto_scale_lr,
-        launcher=args.launcher)
+        launcher=args.launcher,
+    )
     preflight(config)
     train(config)
 

@@ -8,6 +8,8 @@ model = dict(
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
-        to_rgb=True),
+        to_rgb=True,
+    ),
     backbone=dict(type='StripeConvNeXt', arch='tiny'),
-    head=dict(type='LinearClsHead', num_classes=1000, in_channels=768))
+    head=dict(type='LinearClsHead', num_classes=1000, in_channels=768),
+)

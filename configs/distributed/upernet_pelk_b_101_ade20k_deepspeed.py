@@ -6,7 +6,6 @@
 _base_ = '../upernet_pelk_b_101_ade20k.py'
 
 runner_type = 'FlexibleRunner'
-strategy = dict(
-    type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
+strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=1))
 optim_wrapper = dict(type='DeepSpeedOptimWrapper')
 default_hooks = dict(checkpoint=dict(type='CheckpointHook'))

@@ -7,5 +7,6 @@ runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FullStateFSDPStrategy',
     model_wrapper=dict(
-        type='MMFullyShardedDataParallel',
-        auto_wrap_policy='wrap_pelk_blocks'))
+        type='MMFullyShardedDataParallel', auto_wrap_policy='wrap_pelk_blocks'
+    ),
+)

@@ -21,9 +21,11 @@ _PREFIXES = ('backbone.', 'module.backbone.', '')
 _OPTIONAL = re.compile(r'norm\d+\.|(head|fc)\.|.*num_batches_tracked$')
 
 
-def build_backbone(config: Config,
-                   checkpoint: str | None = None,
-                   wishes: Mapping[str, Any] | None = None) -> nn.Module:
+def build_backbone(
+    config: Config,
+    checkpoint: str | None = None,
+    wishes: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build the backbone of a model's config.
 
     Args:
@@ -52,10 +54,13 @@ def build_backbone(config: Config,
             known = _arguments(settings.type)
         except KeyError as error:
             raise ValueError(str(error.args[0])) from error
-        settings.update({
-            name: value
-            for name, value in (wishes or {}).items() if name in known
-        })
+        settings.update(
+            {
+                name: value
+                for name, value in (wishes or {}).items()
+                if name in known
+            }
+        )
         # The weights are the caller's business.
         if 'Pretrained' in str(settings.get('init_cfg')):
             settings.init_cfg = None
@@ -80,11 +85,14 @@ def _arguments(kind: str | type) -> set[str]:
         with MODELS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
     if kind is None:
-        raise KeyError('the type of the backbone is not registered; does the '
-                       'config have the custom_imports that it needs?')
+        raise KeyError(
+            'the type of the backbone is not registered; does the '
+            'config have the custom_imports that it needs?'
+        )
     return {
         name
-        for base in kind.__mro__ if base is not object
+        for base in kind.__mro__
+        if base is not object
         for name in inspect.signature(base.__init__).parameters
     }
 
@@ -97,37 +105,52 @@ def _load(backbone: nn.Module, checkpoint: str) -> None:
     state = weights_of(read_checkpoint(checkpoint), checkpoint)
     own = backbone.state_dict()
     prefix = next(
-        (prefix for prefix in _PREFIXES
-         if any(prefix + name in state for name in own)), None)
+        (
+            prefix
+            for prefix in _PREFIXES
+            if any(prefix + name in state for name in own)
+        ),
+        None,
+    )
     if prefix is None:
         raise RuntimeError(
             f'{checkpoint} has no weights of a {type(backbone).__name__}: '
-            f'none of its {len(state)} entries is among the backbone\'s')
+            f"none of its {len(state)} entries is among the backbone's"
+        )
     weights = {
-        name[len(prefix):]: value
-        for name, value in state.items() if name.startswith(prefix)
+        name[len(prefix) :]: value
+        for name, value in state.items()
+        if name.startswith(prefix)
     }
     wrong = _misfits(own, weights, strict=bool(prefix))
     if wrong:
         raise RuntimeError(
             f'{checkpoint} is not of this {type(backbone).__name__}: '
             f'{"; ".join(wrong[:3])}'
-            f'{f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""}')
+            f'{f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""}'
+        )
     backbone.load_state_dict(weights, strict=False)
 
 
-def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor],
-             strict: bool) -> list[str]:
+def _misfits(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], strict: bool
+) -> list[str]:
     """What keeps a checkpoint from being one of this backbone."""
     wrong = [
         f'{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}'
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    wrong += [f'{name} is missing' for name in own
-              if name not in given and not _OPTIONAL.match(name)]
+    wrong += [
+        f'{name} is missing'
+        for name in own
+        if name not in given and not _OPTIONAL.match(name)
+    ]
     if strict:
         # Without a prefix there may be heads.
-        wrong += [f'{name} is not in the backbone' for name in given
-                  if name not in own and not _OPTIONAL.match(name)]
+        wrong += [
+            f'{name} is not in the backbone'
+            for name in given
+            if name not in own and not _OPTIONAL.match(name)
+        ]
     return wrong

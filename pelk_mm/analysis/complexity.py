@@ -28,10 +28,22 @@ _PARTS = (
     (r'norm\d', 'output norms'),
 )
 #: Parts of a model of any library that are counted; others are refused.
-_COUNTED = ('backbone', 'neck', 'head', 'decode_head', 'auxiliary_head',
-            'rpn_head', 'roi_head', 'bbox_head')
-_COUNTED_ROI = ('bbox_head', 'bbox_roi_extractor', 'mask_head',
-                'mask_roi_extractor')
+_COUNTED = (
+    'backbone',
+    'neck',
+    'head',
+    'decode_head',
+    'auxiliary_head',
+    'rpn_head',
+    'roi_head',
+    'bbox_head',
+)
+_COUNTED_ROI = (
+    'bbox_head',
+    'bbox_roi_extractor',
+    'mask_head',
+    'mask_roi_extractor',
+)
 _AUXILIARY = 'auxiliary head'
 #: Share of zeros in a PeLK, unless said otherwise.
 SPARSITY = 0.4
@@ -54,8 +66,8 @@ class Part:
 
     name: str
     params: int = 0
-    nonzero: float = 0.
-    macs_paper: float = 0.
+    nonzero: float = 0.0
+    macs_paper: float = 0.0
     macs_dense: int = 0
     macs_executed: int = 0
 
@@ -86,15 +98,18 @@ class Complexity:
         """For JSON."""
         fields = [name for name in Part.__dataclass_fields__ if name != 'name']
         return dict(
-            asdict(self), total={name: self.total(name) for name in fields})
+            asdict(self), total={name: self.total(name) for name in fields}
+        )
 
 
-def count_complexity(config: Config,
-                     shape: Sequence[int],
-                     sparsity: float | None = None,
-                     checkpoint: str | None = None,
-                     box_rois: int = 1000,
-                     mask_rois: int = 100) -> Complexity:
+def count_complexity(
+    config: Config,
+    shape: Sequence[int],
+    sparsity: float | None = None,
+    checkpoint: str | None = None,
+    box_rois: int = 1000,
+    mask_rois: int = 100,
+) -> Complexity:
     """Count the model of a config for one image.
 
     Multiply-accumulates are those of convolutions and matrix products, of
@@ -124,18 +139,22 @@ def count_complexity(config: Config,
             model is of a kind that cannot be counted.
     """
     if len(shape) != 2 or any(size < 32 or size % 32 for size in shape):
-        raise ValueError('the shape must be a height and a width, multiples '
-                         f'of 32, got {tuple(shape)}')
+        raise ValueError(
+            'the shape must be a height and a width, multiples '
+            f'of 32, got {tuple(shape)}'
+        )
     if sparsity is not None and checkpoint is not None:
-        raise ValueError('a sparsity is assumed where there is no checkpoint '
-                         'to count zeros in; leave out one of the two')
+        raise ValueError(
+            'a sparsity is assumed where there is no checkpoint '
+            'to count zeros in; leave out one of the two'
+        )
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f'sparsity must be in [0, 1), got {sparsity}')
     model = _build(config, with_weights=checkpoint is not None)
     _check_kind(model)
     if checkpoint is None:
         if sparsity is None:
-            sparsity = SPARSITY if isinstance(model.backbone, PeLK) else 0.
+            sparsity = SPARSITY if isinstance(model.backbone, PeLK) else 0.0
         zeros = _Assumed(1 - sparsity, model)
     else:
         _load(model, checkpoint)
@@ -158,10 +177,13 @@ def count_complexity(config: Config,
             total.macs_dense += count.dense
             total.macs_executed += count.executed
             if part != _AUXILIARY:
-                total.macs_paper += count.dense * shares.get(count.name, 1.)
+                total.macs_paper += count.dense * shares.get(count.name, 1.0)
     return Complexity(
-        tuple(shape), zero_share if checkpoint else sparsity,
-        checkpoint is not None, list(parts.values()))
+        tuple(shape),
+        zero_share if checkpoint else sparsity,
+        checkpoint is not None,
+        list(parts.values()),
+    )
 
 
 def _build(config: Config, with_weights: bool) -> nn.Module:
@@ -183,17 +205,21 @@ class _Assumed:
 
     def __init__(self, density: float, model: nn.Module) -> None:
         self.density = density
-        self.prefixes = ('backbone.', 'head.') if _is_classifier(
-            model) else ('backbone.', )
+        self.prefixes = (
+            ('backbone.', 'head.') if _is_classifier(model) else ('backbone.',)
+        )
 
     def of_parameter(self, name: str, parameter: Tensor) -> float:
         masked = parameter.ndim in (2, 4) and name.startswith(self.prefixes)
-        return self.density if masked else 1.
+        return self.density if masked else 1.0
 
     def of_module(self, name: str, module: nn.Module) -> float:
         weight = getattr(module, 'weight', None)
-        return (self.of_parameter(f'{name}.', weight) if isinstance(
-            weight, Tensor) else 1.)
+        return (
+            self.of_parameter(f'{name}.', weight)
+            if isinstance(weight, Tensor)
+            else 1.0
+        )
 
 
 class _Measured:
@@ -205,7 +231,7 @@ class _Measured:
     def of_module(self, name: str, module: nn.Module) -> float:
         weight = getattr(module, 'weight', None)
         if not isinstance(weight, Tensor):
-            return 1.
+            return 1.0
         if isinstance(module, PeripheralConv2d):
             # Executed dense, the zero of a cell saves all of its positions.
             weight = module.grid.expand(weight.detach() != 0)
@@ -231,7 +257,8 @@ def _load(model: nn.Module, checkpoint: str) -> None:
 def _is_classifier(model: nn.Module) -> bool:
     return not any(
         hasattr(model, name)
-        for name in ('decode_head', 'roi_head', 'bbox_head'))
+        for name in ('decode_head', 'roi_head', 'bbox_head')
+    )
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -239,42 +266,52 @@ def _check_kind(model: nn.Module) -> None:
     name = type(model).__name__
     children = dict(model.named_children())
     if isinstance(roi := children.get('roi_head'), nn.Module):
-        children.update({
-            f'roi_head.{key}': child
-            for key, child in roi.named_children() if key not in _COUNTED_ROI
-        })
+        children.update(
+            {
+                f'roi_head.{key}': child
+                for key, child in roi.named_children()
+                if key not in _COUNTED_ROI
+            }
+        )
     unknown = [
-        key for key, child in children.items()
+        key
+        for key, child in children.items()
         if key not in _COUNTED and next(child.parameters(), None) is not None
     ]
-    heads = [key for key in ('head', 'decode_head', 'roi_head', 'bbox_head')
-             if key in children]
+    heads = [
+        key
+        for key in ('head', 'decode_head', 'roi_head', 'bbox_head')
+        if key in children
+    ]
     if 'backbone' not in children or unknown or len(heads) != 1:
         parts = unknown or heads or ['none']
         raise ValueError(
             f'{name} cannot be counted: a classifier, a segmentor, a '
             'two-stage detector or a one-stage detector with one box head is '
-            f'expected, its parts beyond that are: {", ".join(parts)}')
+            f'expected, its parts beyond that are: {", ".join(parts)}'
+        )
 
 
 def _part_name(backbone: nn.Module, name: str) -> str:
     """The part that a parameter or module of the whole model belongs to."""
     first, _, rest = name.partition('.')
     if first == 'backbone' and isinstance(backbone, PeLK):
-        return next((part for pattern, part in _PARTS
-                     if re.match(pattern, rest)), 'backbone')
+        return next(
+            (part for pattern, part in _PARTS if re.match(pattern, rest)),
+            'backbone',
+        )
     if first in ('backbone', 'neck'):
         return first
     return _AUXILIARY if first == 'auxiliary_head' else 'head'
 
 
 def _count_parameters(
-        model: nn.Module,
-        zeros: _Assumed | _Measured) -> tuple[dict[str, Part], float]:
+    model: nn.Module, zeros: _Assumed | _Measured
+) -> tuple[dict[str, Part], float]:
     """Parameters by part, and the share of zeros where masks would be."""
     parts: dict[str, Part] = {}
-    maskable = _Assumed(0., model)
-    total = live = 0.
+    maskable = _Assumed(0.0, model)
+    total = live = 0.0
     for name, parameter in model.named_parameters():
         part_name = _part_name(model.backbone, name)
         part = parts.setdefault(part_name, Part(part_name))
@@ -284,7 +321,7 @@ def _count_parameters(
         if maskable.of_parameter(name, parameter) == 0:
             total += parameter.numel()
             live += nonzero
-    return parts, 1 - live / total if total else 0.
+    return parts, 1 - live / total if total else 0.0
 
 
 # Operations ----------------------------------------------------------------
@@ -299,8 +336,9 @@ class _Count:
     executed: int
 
 
-def _operations(model: nn.Module, image: Tensor, box_rois: int,
-                mask_rois: int) -> Iterator[tuple[str, _Count]]:
+def _operations(
+    model: nn.Module, image: Tensor, box_rois: int, mask_rois: int
+) -> Iterator[tuple[str, _Count]]:
     """Run a model's parts, and yield what each module of them costs."""
     features, counts = _run(model.backbone, 'backbone', image)
     yield from _by_part(model, counts)
@@ -312,8 +350,9 @@ def _operations(model: nn.Module, image: Tensor, box_rois: int,
         yield from _by_part(model, counts)
 
 
-def _by_part(model: nn.Module,
-             counts: Sequence[_Count]) -> Iterator[tuple[str, _Count]]:
+def _by_part(
+    model: nn.Module, counts: Sequence[_Count]
+) -> Iterator[tuple[str, _Count]]:
     for count in counts:
         yield _part_name(model.backbone, f'{count.name}.'), count
 
@@ -325,8 +364,10 @@ def _run(module: nn.Module, name: str, *inputs) -> tuple[object, list]:
         inner.register_forward_hook(
             lambda conv, _, output, path=path: dense.__setitem__(
                 path,
-                dense.get(path, 0) + output.numel() * conv.grid.kernel_size**2)
-        ) for path, inner in module.named_modules()
+                dense.get(path, 0) + output.numel() * conv.grid.kernel_size**2,
+            )
+        )
+        for path, inner in module.named_modules()
         if isinstance(inner, PeripheralConv2d)
     ]
     try:
@@ -342,8 +383,12 @@ def _run(module: nn.Module, name: str, *inputs) -> tuple[object, list]:
         if next(inner.children(), None) is None and key in by_module:
             executed = sum(by_module[key].values()) // 2
             counts.append(
-                _Count(f'{name}.{path}'.rstrip('.'), dense.get(path, executed),
-                       executed))
+                _Count(
+                    f'{name}.{path}'.rstrip('.'),
+                    dense.get(path, executed),
+                    executed,
+                )
+            )
     # Products outside of any layer, such as those of attention.
     rest = counter.get_total_flops() // 2 - sum(c.executed for c in counts)
     if rest:
@@ -351,8 +396,9 @@ def _run(module: nn.Module, name: str, *inputs) -> tuple[object, list]:
     return output, counts
 
 
-def _head_inputs(model: nn.Module, features: Sequence[Tensor], box_rois: int,
-                 mask_rois: int) -> Iterator[tuple]:
+def _head_inputs(
+    model: nn.Module, features: Sequence[Tensor], box_rois: int, mask_rois: int
+) -> Iterator[tuple]:
     """Name of each head, and what it is called with."""
     if hasattr(model, 'decode_head'):
         for name in ('decode_head', 'auxiliary_head'):
@@ -361,8 +407,10 @@ def _head_inputs(model: nn.Module, features: Sequence[Tensor], box_rois: int,
                 continue
             several = isinstance(heads, nn.ModuleList)
             if several and name == 'decode_head':
-                raise ValueError('segmentors that refine their own output '
-                                 f'({type(model).__name__}) cannot be counted')
+                raise ValueError(
+                    'segmentors that refine their own output '
+                    f'({type(model).__name__}) cannot be counted'
+                )
             for i in range(len(heads) if several else 1):
                 yield (f'{name}.{i}' if several else name), features
         return
@@ -374,8 +422,9 @@ def _head_inputs(model: nn.Module, features: Sequence[Tensor], box_rois: int,
             yield from _roi_inputs(model.roi_head, kind, rois)
 
 
-def _roi_inputs(roi_head: nn.Module, kind: str,
-                rois: int) -> Iterator[tuple[str, Tensor]]:
+def _roi_inputs(
+    roi_head: nn.Module, kind: str, rois: int
+) -> Iterator[tuple[str, Tensor]]:
     heads = getattr(roi_head, f'{kind}_head', None)
     if heads is None:
         return

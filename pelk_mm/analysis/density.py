@@ -42,8 +42,9 @@ class LayerDensity:
         return dict(asdict(self), density=self.density)
 
 
-def layer_densities(weights: Mapping[str, Tensor],
-                    masks: Mapping[str, Tensor]) -> list[LayerDensity]:
+def layer_densities(
+    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> list[LayerDensity]:
     """Count live weights in every 2-D and 4-D weight.
 
     Args:
@@ -56,17 +57,22 @@ def layer_densities(weights: Mapping[str, Tensor],
     """
     return [
         LayerDensity(
-            name, tuple(weight.shape), weight.numel(),
-            int(masks[name].sum() if name in masks else weight.
-                count_nonzero()), name in masks)
+            name,
+            tuple(weight.shape),
+            weight.numel(),
+            int(
+                masks[name].sum() if name in masks else weight.count_nonzero()
+            ),
+            name in masks,
+        )
         for name, weight in weights.items()
-        if weight.ndim in (2, 4) and weight.is_floating_point()
+        if weight.ndim in (2, 4)
+        and weight.is_floating_point()
         and weight.numel()
     ]
 
 
-def checkpoint_densities(
-        checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
+def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
     """Count live weights in a checkpoint, by its masks where it has them.
 
     Args:
@@ -85,8 +91,9 @@ def checkpoint_densities(
     tensors = {k: v for k, v in weights.items() if isinstance(v, Tensor)}
     layers = layer_densities(tensors, unpack_masks(state) if state else {})
     if not layers:
-        raise ValueError('the checkpoint has no 2-D or 4-D weights; is it '
-                         'one of a model?')
+        raise ValueError(
+            'the checkpoint has no 2-D or 4-D weights; is it one of a model?'
+        )
     return layers
 
 
@@ -109,7 +116,8 @@ def merged_densities(model: nn.Module) -> dict[str, LayerDensity]:
             module.switch_to_deploy()
     return {
         layer.name: layer
-        for layer in _zeros(model) if layer.live != before.get(layer.name)
+        for layer in _zeros(model)
+        if layer.live != before.get(layer.name)
     }
 
 
@@ -128,21 +136,24 @@ def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
 
     layers = list(layers)
     kinds = [_kind(layer) for layer in layers]
-    figure = Figure(figsize=(max(6., 0.14 * len(layers)), 4.5))
+    figure = Figure(figsize=(max(6.0, 0.14 * len(layers)), 4.5))
     axes = figure.subplots()
     for kind in dict.fromkeys(kinds):
         where = [i for i, k in enumerate(kinds) if k == kind]
         axes.bar(where, [layers[i].density for i in where], 0.8, label=kind)
-    total = (sum(layer.live for layer in layers) /
-             sum(layer.weights for layer in layers))
+    total = sum(layer.live for layer in layers) / sum(
+        layer.weights for layer in layers
+    )
     axes.axhline(total, color='0.3', lw=1, ls='--', label=f'all {total:.3f}')
     axes.set(
         xlim=(-0.6, len(layers) - 0.4),
         ylim=(0, 1.02),
         xlabel='weight, in the order of the checkpoint',
-        ylabel='density')
+        ylabel='density',
+    )
     axes.legend(
-        loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+        loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False
+    )
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

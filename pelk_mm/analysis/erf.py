@@ -36,7 +36,7 @@ from .figures import INK
 SHARES = (0.2, 0.3, 0.5, 0.99)
 #: What makes a backbone return maps, and have its blocks take part untrained.
 _MAPS = dict(gap_before_final_norm=False, out_type='featmap')
-_UNTRAINED = dict(layer_scale_init_value=1.)
+_UNTRAINED = dict(layer_scale_init_value=1.0)
 #: Images whose statistics an untrained network's BatchNorms are given.
 _CALIBRATION = 4
 
@@ -62,13 +62,13 @@ def find_images(folder: str | Path, num: int) -> list[Path]:
     if not found:
         raise FileNotFoundError(
             f'no images found in {folder} (looked for names ending in '
-            f'{", ".join(IMAGE_SUFFIXES)}, in folders of it too)')
+            f'{", ".join(IMAGE_SUFFIXES)}, in folders of it too)'
+        )
     places = np.linspace(0, len(found) - 1, min(num, len(found)))
     return [found[place] for place in places.round().astype(int)]
 
 
-def build_for_erf(config: Config,
-                  checkpoint: str | None = None) -> nn.Module:
+def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
     """Build a backbone so that it returns maps.
 
     Without a checkpoint LayerScale starts at 1: at the 1e-6 of the recipes
@@ -104,8 +104,11 @@ def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
         backbone (nn.Module): In eval mode, which it stays in.
         images (Sequence[Tensor]): Inputs of the backbone.
     """
-    norms = [norm for norm in backbone.modules()
-             if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    norms = [
+        norm
+        for norm in backbone.modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+    ]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -144,14 +147,16 @@ def input_gradient(backbone: nn.Module, image: Tensor) -> np.ndarray:
         raise ValueError(
             f'{type(backbone).__name__} returns {type(output).__name__} '
             f'{shape} last, expected a map (N, C, H, W); set the argument '
-            'that makes it return maps, by --cfg-options model.backbone.…')
+            'that makes it return maps, by --cfg-options model.backbone.…'
+        )
     height, width = output.shape[2:]
     centre = output[:, :, height // 2, width // 2].relu().sum()
-    gradient, = torch.autograd.grad(centre, image)
+    (gradient,) = torch.autograd.grad(centre, image)
     field = gradient.relu().sum((0, 1)).double().cpu().numpy()
     if not np.isfinite(field).all():
         raise RuntimeError(
-            f'the gradient through {type(backbone).__name__} is not finite')
+            f'the gradient through {type(backbone).__name__} is not finite'
+        )
     return field
 
 
@@ -190,12 +195,17 @@ class FieldSum:
     def save(self) -> None:
         """Write the sum so far."""
         with atomic_path(self.path) as path:
-            np.savez(path, total=self.total, count=self.count,
-                     fingerprint=self.fingerprint)
+            np.savez(
+                path,
+                total=self.total,
+                count=self.count,
+                fingerprint=self.fingerprint,
+            )
 
 
-def area_ratios(mass: np.ndarray,
-                shares: Sequence[float] = SHARES) -> dict[str, float]:
+def area_ratios(
+    mass: np.ndarray, shares: Sequence[float] = SHARES
+) -> dict[str, float]:
     """Area of the smallest centred square that holds a share of the mass.
 
     Args:
@@ -212,20 +222,24 @@ def area_ratios(mass: np.ndarray,
     """
     total = mass.sum()
     if not total > 0:
-        raise ValueError('the gradient is zero everywhere: no pixel has an '
-                         'influence on the centre of the last map')
+        raise ValueError(
+            'the gradient is zero everywhere: no pixel has an '
+            'influence on the centre of the last map'
+        )
     height, width = mass.shape
     rows = np.abs(np.arange(height) - height // 2)
     columns = np.abs(np.arange(width) - width // 2)
     distance = np.maximum(rows[:, None], columns)
-    within = np.cumsum(
-        np.bincount(distance.ravel(), weights=mass.ravel())) / total
+    within = (
+        np.cumsum(np.bincount(distance.ravel(), weights=mass.ravel())) / total
+    )
     ratios = {}
     for share in shares:
         radius = int(np.searchsorted(within, share - 1e-12))
         side = 2 * radius + 1
-        ratios[f'{share:g}'] = min(side, height) * min(side, width) / (
-            height * width)
+        ratios[f'{share:g}'] = (
+            min(side, height) * min(side, width) / (height * width)
+        )
     return ratios
 
 
@@ -261,16 +275,19 @@ class Field:
             # log10(x + 1) depends on the gradient's scale; the second row
             # does not.
             area_ratios=area_ratios(self.picture),
-            area_ratios_without_log=area_ratios(self.matrix))
+            area_ratios_without_log=area_ratios(self.matrix),
+        )
 
 
-def compute_field(name: str,
-                  backbone: nn.Module,
-                  images: Sequence[Path],
-                  read: Callable[[Path], Tensor],
-                  running: FieldSum,
-                  trained: bool,
-                  each: Callable[[int], None] = lambda count: None) -> Field:
+def compute_field(
+    name: str,
+    backbone: nn.Module,
+    images: Sequence[Path],
+    read: Callable[[Path], Tensor],
+    running: FieldSum,
+    trained: bool,
+    each: Callable[[int], None] = lambda count: None,
+) -> Field:
     """Average the gradient over images, from where it was left.
 
     Args:
@@ -290,17 +307,19 @@ def compute_field(name: str,
     device = next(backbone.parameters(), torch.empty(0)).device
     each(running.count)
     if not trained and running.count < len(images):
-        calibrate(backbone,
-                  [read(path).to(device) for path in images[:_CALIBRATION]])
-    for path in images[running.count:]:
+        calibrate(
+            backbone, [read(path).to(device) for path in images[:_CALIBRATION]]
+        )
+    for path in images[running.count :]:
         running.add(input_gradient(backbone, read(path).to(device)))
         running.save()
         each(running.count)
     return Field(name, running.total / running.count, running.count, trained)
 
 
-def save_field(field: Field, folder: str | Path,
-               more: Mapping[str, Any]) -> dict[str, Any]:
+def save_field(
+    field: Field, folder: str | Path, more: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write the matrix as ``.npy`` and the area ratios as ``.json``.
 
     Args:
@@ -330,14 +349,18 @@ def draw_fields(fields: Sequence[Field]) -> Figure:
         area ratios below.
     """
     figure = Figure(
-        figsize=(2.7 * len(fields) + 0.9, 4.0), layout='constrained')
+        figsize=(2.7 * len(fields) + 0.9, 4.0), layout='constrained'
+    )
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     norm = Normalize(0, 1)
     for axis, field in zip(axes, fields, strict=True):
         _draw_field(axis, field, norm)
     bar = figure.colorbar(
-        ScalarMappable(norm, 'magma'), ax=list(axes), fraction=0.05,
-        shrink=0.62)
+        ScalarMappable(norm, 'magma'),
+        ax=list(axes),
+        fraction=0.05,
+        shrink=0.62,
+    )
     bar.set_label('log10(x + 1), over its maximum', fontsize=8)
     bar.ax.tick_params(labelsize=8)
     counts = sorted({field.images for field in fields})
@@ -347,7 +370,9 @@ def draw_fields(fields: Sequence[Field]) -> Figure:
     figure.suptitle(
         f'Effective receptive fields, {" and ".join(sorted(states))}: '
         f'{" or ".join(map(str, counts))} images of {shape} pixels',
-        fontsize=11, color=INK)
+        fontsize=11,
+        color=INK,
+    )
     return figure
 
 
@@ -360,13 +385,23 @@ def _draw_field(axis: Axes, field: Field, norm: Normalize) -> None:
         side = np.sqrt(ratios[share] * height * width)
         left, top = width // 2 - side / 2, height // 2 - side / 2
         axis.add_patch(
-            Rectangle((left, top), side, side, fill=False, edgecolor='white',
-                      linewidth=1, linestyle=style))
+            Rectangle(
+                (left, top),
+                side,
+                side,
+                fill=False,
+                edgecolor='white',
+                linewidth=1,
+                linestyle=style,
+            )
+        )
     axis.set_title(field.name, fontsize=10, color=INK)
     axis.set_xticks([])
     axis.set_yticks([])
-    lines = [f'{float(share):.0%} of the mass in {ratio:.1%}'
-             for share, ratio in ratios.items()]
+    lines = [
+        f'{float(share):.0%} of the mass in {ratio:.1%}'
+        for share, ratio in ratios.items()
+    ]
     lines[2] += ' (—)'
     lines[3] += ' (···)'
     axis.set_xlabel('\n'.join(lines), fontsize=8, color=INK)

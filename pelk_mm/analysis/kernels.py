@@ -46,8 +46,9 @@ def draw_grid(grid: SharingGrid) -> Figure:
     _draw_cells(large, grid, colours)
     _label_sizes(large, grid)
     _headline(small, f'{cells} × {cells} = {cells**2} weights', 'learned')
-    _headline(large, f'{size} × {size} = {size**2} positions', 'covered',
-              lift=31)
+    _headline(
+        large, f'{size} × {size} = {size**2} positions', 'covered', lift=31
+    )
     _mark_cell(small, large, grid)
     _label_regions(small, grid)
     return figure
@@ -55,14 +56,17 @@ def draw_grid(grid: SharingGrid) -> Figure:
 
 def _headline(axes: Axes, number: str, meaning: str, lift: int = 6) -> None:
     axes.annotate(
-        f'{number} {meaning}', (0.5, 1), (0, lift),
+        f'{number} {meaning}',
+        (0.5, 1),
+        (0, lift),
         xycoords='axes fraction',
         textcoords='offset points',
         ha='center',
         va='bottom',
         color=INK,
         fontsize=11,
-        annotation_clip=False)
+        annotation_clip=False,
+    )
 
 
 def _label_sizes(axes: Axes, grid: SharingGrid) -> None:
@@ -70,13 +74,16 @@ def _label_sizes(axes: Axes, grid: SharingGrid) -> None:
 
     def write(text: str, place: float, lift: float) -> None:
         axes.annotate(
-            text, (place, 0), (0, lift),
+            text,
+            (place, 0),
+            (0, lift),
             textcoords='offset points',
             ha='center',
             va='bottom',
             color=INK,
             fontsize=8.5,
-            annotation_clip=False)
+            annotation_clip=False,
+        )
 
     # A number needs about this many positions of the kernel.
     room = grid.kernel_size / 34
@@ -87,12 +94,19 @@ def _label_sizes(axes: Axes, grid: SharingGrid) -> None:
             # Too close together: written above a bracket over all of them.
             span = sum(run)
             axes.annotate(
-                '', (start, 0), (start + span, 0),
+                '',
+                (start, 0),
+                (start + span, 0),
                 arrowprops=dict(
                     arrowstyle='-',
                     connectionstyle='bar,armA=5,armB=5,fraction=0',
-                    color=INK, shrinkA=0, shrinkB=0, linewidth=0.8),
-                annotation_clip=False)
+                    color=INK,
+                    shrinkA=0,
+                    shrinkB=0,
+                    linewidth=0.8,
+                ),
+                annotation_clip=False,
+            )
             write(' '.join(map(str, run)), start + span / 2, 14)
             start += span
             continue
@@ -111,22 +125,40 @@ def _mark_cell(small: Axes, large: Axes, grid: SharingGrid) -> None:
     size, start = grid.sizes[cell], grid.starts[cell]
     for axes, corner, side in ((small, cell, 1), (large, start, size)):
         axes.add_patch(
-            Rectangle((corner, corner), side, side, fill=False,
-                      edgecolor=INK, linewidth=2, zorder=3))
+            Rectangle(
+                (corner, corner),
+                side,
+                side,
+                fill=False,
+                edgecolor=INK,
+                linewidth=2,
+                zorder=3,
+            )
+        )
     large.add_artist(
         ConnectionPatch(
-            (cell + 1, cell + 0.5), (start, start + size / 2),
-            small.transData, large.transData,
-            arrowstyle='-|>', mutation_scale=13, shrinkB=1,
-            color=INK, linewidth=1.4, zorder=4))
+            (cell + 1, cell + 0.5),
+            (start, start + size / 2),
+            small.transData,
+            large.transData,
+            arrowstyle='-|>',
+            mutation_scale=13,
+            shrinkB=1,
+            color=INK,
+            linewidth=1.4,
+            zorder=4,
+        )
+    )
     small.annotate(
-        f'one weight for\n{size} × {size} positions', (1.36, 0.785),
+        f'one weight for\n{size} × {size} positions',
+        (1.36, 0.785),
         xycoords='axes fraction',
         ha='center',
         va='top',
         color=INK,
         fontsize=9.5,
-        annotation_clip=False)
+        annotation_clip=False,
+    )
 
 
 def _label_regions(axes: Axes, grid: SharingGrid) -> None:
@@ -134,21 +166,26 @@ def _label_regions(axes: Axes, grid: SharingGrid) -> None:
     focus = 2 * grid.unshared_radius + 1
     lines = []
     if focus > 0:
-        lines.append((STRONG, f'focus: {focus} × {focus} positions, each with '
-                      'a weight'))
+        lines.append(
+            (STRONG, f'focus: {focus} × {focus} positions, each with a weight')
+        )
     if focus < grid.num_cells:
-        lines.append((_BLUR[0], 'blur: cells that grow outwards, each with '
-                      'a weight'))
+        lines.append(
+            (_BLUR[0], 'blur: cells that grow outwards, each with a weight')
+        )
     for i, (colour, text) in enumerate(lines):
         for mark, offset, ink in (('■', 0, colour), (text, 14, INK)):
             axes.annotate(
-                mark, (0, 0), (offset, -16 - 17 * i),
+                mark,
+                (0, 0),
+                (offset, -16 - 17 * i),
                 xycoords='axes fraction',
                 textcoords='offset points',
                 va='center',
                 color=ink,
                 fontsize=9.5 if ink == INK else 12,
-                annotation_clip=False)
+                annotation_clip=False,
+            )
 
 
 def _cell_colours(grid: SharingGrid) -> np.ndarray:
@@ -176,8 +213,14 @@ def _draw_cells(axes: Axes, grid: SharingGrid, colours: np.ndarray) -> None:
     size = grid.kernel_size
     for a, b, top, left in _boxes(grid):
         axes.add_patch(
-            Rectangle((left, top), grid.sizes[b], grid.sizes[a],
-                      facecolor=colours[a, b], edgecolor='none'))
+            Rectangle(
+                (left, top),
+                grid.sizes[b],
+                grid.sizes[a],
+                facecolor=colours[a, b],
+                edgecolor='none',
+            )
+        )
     # Positions only where they can be told apart.
     if size <= 64:
         axes.hlines(range(size), 0, size, INK, linewidth=0.3, alpha=0.18)
@@ -226,8 +269,10 @@ def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
         ValueError: If ``per_stage`` is below 1.
     """
     if not isinstance(backbone, PeLK):
-        raise TypeError('only PeLK has peripheral kernels, the backbone is a '
-                        f'{type(backbone).__name__}')
+        raise TypeError(
+            'only PeLK has peripheral kernels, the backbone is a '
+            f'{type(backbone).__name__}'
+        )
     if per_stage < 1:
         raise ValueError(f'per_stage must be at least 1, got {per_stage}')
     merged = deepcopy(backbone).eval()
@@ -240,8 +285,12 @@ def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
         for b in sorted({round(number) for number in wanted}):
             weight = stage.blocks[b - 1].conv.large.weight
             found.append(
-                BlockKernels(f'stage {s}, block {b}', stage.grid,
-                             weight.detach()[:, 0].float()))
+                BlockKernels(
+                    f'stage {s}, block {b}',
+                    stage.grid,
+                    weight.detach()[:, 0].float(),
+                )
+            )
     return found
 
 
@@ -268,40 +317,68 @@ def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
     rows = 2 * len(blocks)
     figure = Figure(
         figsize=(1.25 * (channels + 1) + 1.6, 1.3 * rows + 1.1),
-        layout='constrained')
+        layout='constrained',
+    )
     axes = figure.subplots(rows, channels + 1, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for i, block in enumerate(blocks):
         total = len(block.weight)
-        chosen = np.linspace(
-            0, total - 1, min(channels, total)).round().astype(int)
+        chosen = (
+            np.linspace(0, total - 1, min(channels, total)).round().astype(int)
+        )
         images = [('mean |w|', block.weight.abs().mean(0), 'magma', mean)]
-        images += [(f'channel {channel}', block.weight[channel], 'cividis',
-                    signed) for channel in chosen]
+        images += [
+            (f'channel {channel}', block.weight[channel], 'cividis', signed)
+            for channel in chosen
+        ]
         for column, (caption, weight, colours, norm) in enumerate(images):
             weight = weight / weight.abs().max().clamp(min=1e-30)
             for row, plane in enumerate((weight, block.grid.expand(weight))):
                 axis = axes[2 * i + row, column]
-                axis.imshow(plane.numpy(), cmap=colours, norm=norm,
-                            interpolation='nearest')
+                axis.imshow(
+                    plane.numpy(),
+                    cmap=colours,
+                    norm=norm,
+                    interpolation='nearest',
+                )
             axes[2 * i, column].set_title(caption, fontsize=8, color=INK)
         for row, (kind, size) in enumerate(
-            (('compact', block.grid.num_cells),
-             ('written out', block.grid.kernel_size))):
+            (
+                ('compact', block.grid.num_cells),
+                ('written out', block.grid.kernel_size),
+            )
+        ):
             axes[2 * i + row, 0].text(
-                -0.12, 0.5, f'{block.name}\n{kind}, {size} × {size}',
+                -0.12,
+                0.5,
+                f'{block.name}\n{kind}, {size} × {size}',
                 transform=axes[2 * i + row, 0].transAxes,
-                ha='right', va='center', fontsize=8, color=INK)
+                ha='right',
+                va='center',
+                fontsize=8,
+                color=INK,
+            )
     for norm, colours, label, ticks in (
         (mean, 'magma', 'mean |w| over its maximum', (_FLOOR, 0.1, 1)),
-        (signed, 'cividis', 'w over its largest magnitude',
-         (-1, -0.1, 0, 0.1, 1))):
+        (
+            signed,
+            'cividis',
+            'w over its largest magnitude',
+            (-1, -0.1, 0, 0.1, 1),
+        ),
+    ):
         bar = figure.colorbar(
-            ScalarMappable(norm, colours), ax=axes, location='bottom',
-            shrink=0.4, aspect=40, pad=0.01)
+            ScalarMappable(norm, colours),
+            ax=axes,
+            location='bottom',
+            shrink=0.4,
+            aspect=40,
+            pad=0.01,
+        )
         bar.set_label(label, fontsize=8)
-        bar.set_ticks(ticks, labels=[f'{tick:g}' for tick in ticks],
-                      fontsize=8)
+        bar.set_ticks(
+            ticks, labels=[f'{tick:g}' for tick in ticks], fontsize=8
+        )
         bar.minorticks_off()
     return figure

@@ -30,8 +30,9 @@ def paper_grid(kernel_size: int) -> SharingGrid:
     return SharingGrid(kernel_size, 2 if kernel_size <= _SMALL_CENTER else 3)
 
 
-def count_convnext(kernel_sizes: Sequence[int] = KERNEL_SIZES,
-                   image: int = 224) -> list[dict[str, Any]]:
+def count_convnext(
+    kernel_sizes: Sequence[int] = KERNEL_SIZES, image: int = 224
+) -> list[dict[str, Any]]:
     """Count ConvNeXt-T with every kernel replaced, for the paper's Fig. 6.
 
     Args:
@@ -46,15 +47,24 @@ def count_convnext(kernel_sizes: Sequence[int] = KERNEL_SIZES,
     """
     grids = [paper_grid(size) for size in kernel_sizes]
     backbone = MODELS.build(
-        dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain'))
-    model = nn.Sequential(
-        backbone, nn.Linear(backbone.channels[-1], 1000)).to('meta').eval()
-    blocks = [block for block in model.modules()
-              if hasattr(block, 'depthwise_conv')]
+        dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain')
+    )
+    model = (
+        nn.Sequential(backbone, nn.Linear(backbone.channels[-1], 1000))
+        .to('meta')
+        .eval()
+    )
+    blocks = [
+        block for block in model.modules() if hasattr(block, 'depthwise_conv')
+    ]
     rows = []
     for grid in grids:
-        row = dict(kernel_size=grid.kernel_size, cells=grid.num_cells,
-                   params={}, macs={})
+        row = dict(
+            kernel_size=grid.kernel_size,
+            cells=grid.num_cells,
+            params={},
+            macs={},
+        )
         for kind, build in (('dense', _dense), ('peripheral', _peripheral)):
             for block in blocks:
                 width = block.depthwise_conv.weight.shape[0]
@@ -68,8 +78,9 @@ def count_convnext(kernel_sizes: Sequence[int] = KERNEL_SIZES,
 def _dense(channels: int, grid: SharingGrid) -> nn.Module:
     size = grid.kernel_size
     with torch.device('meta'):
-        return nn.Conv2d(channels, channels, size, padding=size // 2,
-                         groups=channels)
+        return nn.Conv2d(
+            channels, channels, size, padding=size // 2, groups=channels
+        )
 
 
 def _peripheral(channels: int, grid: SharingGrid) -> nn.Module:
@@ -87,7 +98,7 @@ def _count(model: nn.Sequential, image: int) -> int:
 def candidates(
     kernel_size: int,
     shape: Sequence[int],
-    backends: Sequence[str] | None = None
+    backends: Sequence[str] | None = None,
 ) -> dict[str, Callable[[], Tensor]]:
     """Ways to compute one convolution, checked against each other.
 
@@ -107,23 +118,28 @@ def candidates(
         ValueError: If there is no such backend.
     """
     if backends is None:
-        backends = [name for name, reason in available_backends('cpu').items()
-                    if reason is None and name != 'dense']
+        backends = [
+            name
+            for name, reason in available_backends('cpu').items()
+            if reason is None and name != 'dense'
+        ]
     grid = paper_grid(kernel_size)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(tuple(shape), generator=generator).to(
-        memory_format=torch.channels_last)
+        memory_format=torch.channels_last
+    )
     cells, width = grid.num_cells, shape[1]
     weight = torch.randn(width, 1, cells, cells, generator=generator)
     kernel = grid.expand(weight).contiguous()
     calls = {
-        'dense':
-        lambda: F.conv2d(
-            image, kernel, padding=kernel_size // 2, groups=width)
+        'dense': lambda: F.conv2d(
+            image, kernel, padding=kernel_size // 2, groups=width
+        )
     }
     for name in backends:
         calls[name] = lambda name=name: peripheral_conv2d(
-            image, weight, grid, backend=name)
+            image, weight, grid, backend=name
+        )
     expected = calls['dense']()
     for name in backends:
         error = (calls[name]() - expected).abs().max() / expected.abs().max()
@@ -131,19 +147,27 @@ def candidates(
             raise RuntimeError(
                 f'backend {name!r} differs from the dense convolution by '
                 f'{error:.1e} at K = {kernel_size}, at most {_TOLERANCE:g} '
-                'is expected: its time would mean nothing')
+                'is expected: its time would mean nothing'
+            )
     return calls
 
 
 # Pictures ------------------------------------------------------------------
 
 #: Dark and solid, light and dashed, …: apart without colours too.
-_STYLES = ((STRONG, 'o', '-'), (SOFT, 's', '--'), (FAINT, '^', ':'),
-           (INK, 'D', '-.'))
+_STYLES = (
+    (STRONG, 'o', '-'),
+    (SOFT, 's', '--'),
+    (FAINT, '^', ':'),
+    (INK, 'D', '-.'),
+)
 
 
-def draw_scaling(counts: Sequence[Mapping[str, Any]],
-                 times: Sequence[Mapping[str, Any]], subtitle: str) -> Figure:
+def draw_scaling(
+    counts: Sequence[Mapping[str, Any]],
+    times: Sequence[Mapping[str, Any]],
+    subtitle: str,
+) -> Figure:
     """Draw parameters, operations and, if measured, time over K.
 
     Args:
@@ -161,8 +185,14 @@ def draw_scaling(counts: Sequence[Mapping[str, Any]],
     sizes = [row['kernel_size'] for row in counts]
     for axis, field, scale, title, unit in (
         (axes[0], 'params', 1e6, 'Parameters of ConvNeXt-T', 'millions'),
-        (axes[1], 'macs', 1e9, 'Multiply-accumulates of ConvNeXt-T',
-         'billions an image')):
+        (
+            axes[1],
+            'macs',
+            1e9,
+            'Multiply-accumulates of ConvNeXt-T',
+            'billions an image',
+        ),
+    ):
         series = {
             kind: [row[field][kind] / scale for row in counts]
             for kind in ('dense', 'peripheral')
@@ -174,37 +204,58 @@ def draw_scaling(counts: Sequence[Mapping[str, Any]],
             for name, value in row['median_ms'].items():
                 label = 'dense' if name == 'dense' else f'peripheral, {name}'
                 series.setdefault(label, {})[row['kernel_size']] = value
-        _draw_series(axes[2], None, series, 'Time of one convolution',
-                     f'milliseconds\n{subtitle}')
+        _draw_series(
+            axes[2],
+            None,
+            series,
+            'Time of one convolution',
+            f'milliseconds\n{subtitle}',
+        )
     return figure
 
 
-def _draw_series(axis: Axes, sizes: Sequence[int] | None,
-                 series: Mapping[str, Any], title: str, unit: str) -> None:
+def _draw_series(
+    axis: Axes,
+    sizes: Sequence[int] | None,
+    series: Mapping[str, Any],
+    title: str,
+    unit: str,
+) -> None:
     unit, _, note = unit.partition('\n')
     ticks: set[int] = set()
     for (label, values), (colour, marker, line) in zip(
-            series.items(), _cycle(), strict=False):
+        series.items(), _cycle(), strict=False
+    ):
         places = list(values) if sizes is None else sizes
         heights = list(values.values()) if sizes is None else values
         ticks.update(places)
-        axis.plot(places, heights, line, color=colour, marker=marker,
-                  markersize=4.5, linewidth=1.6, label=label)
+        axis.plot(
+            places,
+            heights,
+            line,
+            color=colour,
+            marker=marker,
+            markersize=4.5,
+            linewidth=1.6,
+            label=label,
+        )
     axis.set_xscale('log')
     axis.set_yscale('log')
     axis.set_title(title, fontsize=10.5, color=INK)
-    axis.set_xlabel('K, size of the kernel' + (f'\n{note}' if note else ''),
-                    fontsize=8.5)
+    axis.set_xlabel(
+        'K, size of the kernel' + (f'\n{note}' if note else ''), fontsize=8.5
+    )
     axis.set_ylabel(unit, fontsize=9)
-    axis.set_xticks(sorted(ticks), labels=[str(k) for k in sorted(ticks)],
-                    fontsize=7.5)
+    axis.set_xticks(
+        sorted(ticks), labels=[str(k) for k in sorted(ticks)], fontsize=7.5
+    )
     axis.minorticks_off()
     low, high = axis.get_ylim()
-    steps = [value * 10.0**power for power in range(-4, 6)
-             for value in (1, 2, 3, 5)]
+    steps = [
+        value * 10.0**power for power in range(-4, 6) for value in (1, 2, 3, 5)
+    ]
     steps = [step for step in steps if low <= step <= high]
-    axis.set_yticks(steps, labels=[f'{step:g}' for step in steps],
-                    fontsize=8)
+    axis.set_yticks(steps, labels=[f'{step:g}' for step in steps], fontsize=8)
     axis.grid(True, linewidth=0.4, alpha=0.5)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(fontsize=8.5, frameon=False)

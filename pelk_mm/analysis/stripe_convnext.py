@@ -32,8 +32,12 @@ class StripeConv2d(nn.Module):
                     shape,
                     padding=tuple(side // 2 for side in shape),
                     groups=channels,
-                    bias=False), nn.BatchNorm2d(channels))
-            for shape in sorted(shapes, reverse=True))
+                    bias=False,
+                ),
+                nn.BatchNorm2d(channels),
+            )
+            for shape in sorted(shapes, reverse=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H, W)``."""
@@ -53,16 +57,17 @@ class StripeConvNeXt(ConvNeXt):
         ValueError: If there is not one kernel size a stage.
     """
 
-    def __init__(self,
-                 *,
-                 kernel_sizes: Sequence[int] = (51, 49, 47, 13),
-                 **kwargs) -> None:
+    def __init__(
+        self, *, kernel_sizes: Sequence[int] = (51, 49, 47, 13), **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         if len(kernel_sizes) != self.num_stages:
             raise ValueError(
                 f'kernel_sizes must have one entry for each of the '
-                f'{self.num_stages} stages, got {tuple(kernel_sizes)}')
+                f'{self.num_stages} stages, got {tuple(kernel_sizes)}'
+            )
         for stage, channels, size in zip(
-                self.stages, self.channels, kernel_sizes, strict=True):
+            self.stages, self.channels, kernel_sizes, strict=True
+        ):
             for block in stage:
                 block.depthwise_conv = StripeConv2d(channels, size)

@@ -27,7 +27,8 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
     for split in splits:
         loader = config.get(f'{split}_dataloader') or {}
         for field, dataset in _datasets(
-                loader.get('dataset'), f'{split}_dataloader.dataset'):
+            loader.get('dataset'), f'{split}_dataloader.dataset'
+        ):
             path = _first_missing(dataset)
             if path is not None:
                 missing.setdefault(path, []).append(field)
@@ -39,10 +40,12 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         for path, names in missing.items()
     ]
     raise FileNotFoundError(
-        'the data is not there:\n  ' + '\n  '.join(lines) +
-        f'\nRelative paths start at {os.getcwd()}. Link the data to where '
-        'the config expects it, or say where it is:\n  --cfg-options ' +
-        ' '.join(f'{field}.data_root=PATH' for field in fields))
+        'the data is not there:\n  '
+        + '\n  '.join(lines)
+        + f'\nRelative paths start at {os.getcwd()}. Link the data to where '
+        'the config expects it, or say where it is:\n  --cfg-options '
+        + ' '.join(f'{field}.data_root=PATH' for field in fields)
+    )
 
 
 def _datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:
@@ -66,7 +69,8 @@ def _first_missing(dataset: Mapping) -> str | None:
     parts.append(dataset.get('ann_file'))
     paths = [root] if root else []
     paths += [
-        osp.join(root, part) for part in parts
+        osp.join(root, part)
+        for part in parts
         if part and isinstance(part, str) and '://' not in part
     ]
     return next((path for path in paths if not osp.exists(path)), None)

@@ -87,15 +87,17 @@ def load_handwritings() -> dict[str, Handwritings]:
         raise ImportError(
             'the digit scenes are made of the handwritten digits that come '
             'with scikit-learn, which cannot be imported; install it with '
-            '`pip install scikit-learn`') from error
+            '`pip install scikit-learn`'
+        ) from error
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8) / 16
     is_val = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         is_val[np.flatnonzero(labels == digit)[::5]] = True
     return {
-        split: Handwritings(images[chosen], labels[chosen],
-                            np.flatnonzero(chosen))
+        split: Handwritings(
+            images[chosen], labels[chosen], np.flatnonzero(chosen)
+        )
         for split, chosen in (('train', ~is_val), ('val', is_val))
     }
 
@@ -105,8 +107,9 @@ def luma(color: np.ndarray) -> np.ndarray:
     return color @ _LUMA
 
 
-def _random_color(rng: Generator, saturation: tuple[float, float],
-                  value: tuple[float, float]) -> np.ndarray:
+def _random_color(
+    rng: Generator, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
     hue = rng.uniform()
     s, v = rng.uniform(*saturation), rng.uniform(*value)
     # HSV to RGB: each channel is a trapezoid over the hue circle.
@@ -117,7 +120,8 @@ def _random_color(rng: Generator, saturation: tuple[float, float],
 def _resize(field: np.ndarray, height: int, width: int) -> np.ndarray:
     image = Image.fromarray(field.astype(np.float32))
     return np.asarray(
-        image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+        image.resize((width, height), Image.Resampling.BICUBIC), np.float64
+    )
 
 
 def _to_unit_range(field: np.ndarray) -> np.ndarray:
@@ -131,7 +135,8 @@ def _clouds(rng: Generator, height: int, width: int) -> np.ndarray:
     cells, strength = int(rng.integers(2, 5)), 1.0
     while cells < min(height, width):
         field += strength * _resize(
-            rng.uniform(-1, 1, (cells + 1, cells + 1)), height, width)
+            rng.uniform(-1, 1, (cells + 1, cells + 1)), height, width
+        )
         cells, strength = cells * 2, strength * 0.55
     return _to_unit_range(field)
 
@@ -214,13 +219,20 @@ def _sharpen(samples: np.ndarray) -> np.ndarray:
     """Raise (h, w) over its 3 x 3 neighbourhoods: small holes stay open."""
     rows, columns = samples.shape
     padded = np.pad(samples, 1)
-    mean = sum(padded[i:i + rows, j:j + columns]
-               for i in range(3) for j in range(3)) / 9
+    mean = (
+        sum(
+            padded[i : i + rows, j : j + columns]
+            for i in range(3)
+            for j in range(3)
+        )
+        / 9
+    )
     return samples + _SHARPENING * (samples - mean)
 
 
-def draw_glyph(rng: Generator, handwriting: np.ndarray,
-               size: float) -> tuple[np.ndarray, np.ndarray]:
+def draw_glyph(
+    rng: Generator, handwriting: np.ndarray, size: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw one handwritten sample large, slightly turned and slanted.
 
     The sample is interpolated smoothly and cut at half-ink, which gives back
@@ -242,16 +254,22 @@ def draw_glyph(rng: Generator, handwriting: np.ndarray,
     angle = rng.uniform(-0.15, 0.15)
     slant = rng.uniform(-0.15, 0.15)
     stretch = rng.uniform(0.9, 1.1)
-    turn = np.array([[np.cos(angle), -np.sin(angle)],
-                     [np.sin(angle), np.cos(angle)]])
+    turn = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
     # From pixels of the canvas, (x, y), to elements of the sample.
     matrix = turn @ np.array([[stretch, slant], [0, 1]]) * (8 / size)
     side = int(np.ceil(1.7 * size))
     shift = len(samples) / 2 - matrix @ np.array([side / 2, side / 2])
-    drawn = np.asarray(Image.fromarray(samples).transform(
-        (side, side), Image.Transform.AFFINE,
-        (*matrix[0], shift[0], *matrix[1], shift[1]),
-        Image.Resampling.BICUBIC), np.float64)
+    drawn = np.asarray(
+        Image.fromarray(samples).transform(
+            (side, side),
+            Image.Transform.AFFINE,
+            (*matrix[0], shift[0], *matrix[1], shift[1]),
+            Image.Resampling.BICUBIC,
+        ),
+        np.float64,
+    )
     # The edge is a pixel wide: the ink rises by about one per element.
     stroke = np.clip((drawn - _INK) * (size / 8) + 0.5, 0, 1)
     rows = np.flatnonzero((stroke >= 0.5).any(axis=1))
@@ -260,8 +278,9 @@ def draw_glyph(rng: Generator, handwriting: np.ndarray,
     return stroke[box], np.clip(drawn[box], 0, 1)
 
 
-def _ink_color(rng: Generator, around: np.ndarray,
-               neighbors: list[np.ndarray]) -> np.ndarray:
+def _ink_color(
+    rng: Generator, around: np.ndarray, neighbors: list[np.ndarray]
+) -> np.ndarray:
     """A light colour that stands out from its surroundings (h, w, 3)."""
     below = luma(around).mean() + _CONTRAST
     beside = np.array([luma(color) for color in neighbors])
@@ -269,8 +288,12 @@ def _ink_color(rng: Generator, around: np.ndarray,
     for _ in range(40):
         color = _random_color(rng, (0.0, 0.6), (0.7, 1.0))
         # How far it is beyond the nearest limit.
-        room = min((luma(color) - below,
-                    *(abs(beside - luma(color)) - _NEIGHBOR_CONTRAST)))
+        room = min(
+            (
+                luma(color) - below,
+                *(abs(beside - luma(color)) - _NEIGHBOR_CONTRAST),
+            )
+        )
         if room >= 0:
             return color
         if room > best_room:
@@ -278,8 +301,12 @@ def _ink_color(rng: Generator, around: np.ndarray,
     return best
 
 
-def _paint(window: np.ndarray, stroke: np.ndarray, pressure: np.ndarray,
-           color: np.ndarray) -> None:
+def _paint(
+    window: np.ndarray,
+    stroke: np.ndarray,
+    pressure: np.ndarray,
+    color: np.ndarray,
+) -> None:
     """Lay a stroke (h, w) over a window (h, w, 3) of a picture.
 
     It is full colour where the pen was pressed, and lets what lies beneath
@@ -289,8 +316,9 @@ def _paint(window: np.ndarray, stroke: np.ndarray, pressure: np.ndarray,
     window += cover[..., None] * (color - window)
 
 
-def draw_digit(rng: Generator, handwriting: np.ndarray,
-               size: int) -> np.ndarray:
+def draw_digit(
+    rng: Generator, handwriting: np.ndarray, size: int
+) -> np.ndarray:
     """Draw a picture of one digit, roughly centred.
 
     Args:
@@ -302,13 +330,14 @@ def draw_digit(rng: Generator, handwriting: np.ndarray,
         np.ndarray: (size, size, 3), float64, RGB in [0, 1].
     """
     picture = draw_background(rng, size, size)
-    stroke, pressure = draw_glyph(rng, handwriting,
-                                  rng.uniform(0.5, 0.75) * size)
+    stroke, pressure = draw_glyph(
+        rng, handwriting, rng.uniform(0.5, 0.75) * size
+    )
     height, width = stroke.shape
     jitter = rng.uniform(-0.08, 0.08, 2) * size
     free = np.array([size - height, size - width])
     top, left = np.clip(np.rint(free / 2 + jitter).astype(int), 0, free)
-    window = picture[top:top + height, left:left + width]
+    window = picture[top : top + height, left : left + width]
     _paint(window, stroke, pressure, _ink_color(rng, window, []))
     return picture
 
@@ -351,26 +380,29 @@ class _Canvas:
         self.boxes.append(box)
         return True
 
-    def _has_room(self, box: tuple[int, int, int, int],
-                  mask: np.ndarray) -> bool:
+    def _has_room(
+        self, box: tuple[int, int, int, int], mask: np.ndarray
+    ) -> bool:
         top, left, bottom, right = box
         for other_top, other_left, other_bottom, other_right in self.boxes:
-            common = (max(min(bottom, other_bottom) - max(top, other_top), 0)
-                      * max(min(right, other_right) - max(left, other_left),
-                            0))
+            common = max(
+                min(bottom, other_bottom) - max(top, other_top), 0
+            ) * max(min(right, other_right) - max(left, other_left), 0)
             smaller = min(
                 mask.size,
-                (other_bottom - other_top) * (other_right - other_left))
+                (other_bottom - other_top) * (other_right - other_left),
+            )
             if common > _BOX_OVERLAP * smaller:
                 return False
         left_over = self.owners.copy()
         left_over[top:bottom, left:right][mask] = -1
-        return all((left_over == index).sum() >= _VISIBLE * area
-                   for index, area in enumerate(self.areas))
+        return all(
+            (left_over == index).sum() >= _VISIBLE * area
+            for index, area in enumerate(self.areas)
+        )
 
 
-def draw_scene(rng: Generator, handwritings: Handwritings,
-               size: int) -> Scene:
+def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
     """Draw a scene of up to six digits that overlap a little.
 
     A digit is 3/16 to 9/16 of the scene high, lies wholly within it, and
@@ -387,7 +419,9 @@ def draw_scene(rng: Generator, handwritings: Handwritings,
     canvas = _Canvas(rng, size)
     for _ in range(int(rng.integers(2, 7))):
         chosen = rng.integers(len(handwritings))
-        canvas.add(handwritings.images[chosen],
-                   int(handwritings.labels[chosen]),
-                   size * rng.uniform(3 / 16, 9 / 16))
+        canvas.add(
+            handwritings.images[chosen],
+            int(handwritings.labels[chosen]),
+            size * rng.uniform(3 / 16, 9 / 16),
+        )
     return Scene(canvas.picture, tuple(canvas.labels), canvas.owners)

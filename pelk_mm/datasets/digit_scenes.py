@@ -61,13 +61,23 @@ IMAGENET_ROOT = 'imagenet'
 
 DIGITS = tuple('0123456789')
 _PALETTE = [
-    (64, 64, 64), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200),
-    (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230),
-    (210, 245, 60), (250, 190, 212),
+    (64, 64, 64),
+    (230, 25, 75),
+    (60, 180, 75),
+    (255, 225, 25),
+    (0, 130, 200),
+    (245, 130, 48),
+    (145, 30, 180),
+    (70, 240, 240),
+    (240, 50, 230),
+    (210, 245, 60),
+    (250, 190, 212),
 ]
 #: ``metainfo`` of mmsegmentation's ``BaseSegDataset``.
 SEGMENTATION_METAINFO = {
-    'classes': ('background', *DIGITS), 'palette': _PALETTE}
+    'classes': ('background', *DIGITS),
+    'palette': _PALETTE,
+}
 #: ``metainfo`` of mmdetection's ``CocoDataset``.
 DETECTION_METAINFO = {'classes': DIGITS, 'palette': _PALETTE[1:]}
 #: ``metainfo`` of mmpretrain's ``CustomDataset``.
@@ -78,8 +88,13 @@ _STAMP = 'digit_scenes.json'
 _ADE_SPLITS = {'train': 'training', 'val': 'validation'}
 _COCO_SPLITS = {'train': 'train2017', 'val': 'val2017'}
 _MINIMUM = {
-    'train_scenes': 1, 'val_scenes': 1, 'scene_size': 64,
-    'train_digits': 10, 'val_digits': 10, 'digit_size': 32, 'seed': 0,
+    'train_scenes': 1,
+    'val_scenes': 1,
+    'scene_size': 64,
+    'train_digits': 10,
+    'val_digits': 10,
+    'digit_size': 32,
+    'seed': 0,
 }
 
 
@@ -121,20 +136,24 @@ class Recipe:
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(
                     f'{field.name} must be an integer, got {value!r} of type '
-                    f'{type(value).__name__}')
+                    f'{type(value).__name__}'
+                )
             if value < _MINIMUM[field.name]:
                 raise ValueError(
                     f'{field.name} must be at least {_MINIMUM[field.name]}, '
-                    f'got {value}')
+                    f'got {value}'
+                )
             # NumPy's integers would not go into the JSON files.
             object.__setattr__(self, field.name, int(value))
 
 
-def make_digit_scenes(root: str | Path,
-                      recipe: Recipe | None = None,
-                      *,
-                      overwrite: bool = False,
-                      progress: bool = True) -> Path:
+def make_digit_scenes(
+    root: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
     """Write a data set of digit scenes, or find it already there.
 
     The files are made in a folder beside ``root`` which takes its name once
@@ -171,17 +190,23 @@ def make_digit_scenes(root: str | Path,
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
             f'{root} cannot be made: a part of its path is a file; choose '
-            'another root') from error
+            'another root'
+        ) from error
     with TemporaryDirectory(
-            dir=root.parent, prefix=f'.{root.name}-') as scratch:
+        dir=root.parent, prefix=f'.{root.name}-'
+    ) as scratch:
         new = Path(scratch, 'new')
         coco = {split: _empty_coco(split) for split in _COCO_SPLITS}
         for write in track(pictures, 'Digit scenes', disable=not progress):
             write(new, coco)
         for split, content in coco.items():
-            _write(new / COCO_ROOT / 'annotations' /
-                   f'instances_{_COCO_SPLITS[split]}.json',
-                   json.dumps(content, separators=(',', ':')))
+            _write(
+                new
+                / COCO_ROOT
+                / 'annotations'
+                / f'instances_{_COCO_SPLITS[split]}.json',
+                json.dumps(content, separators=(',', ':')),
+            )
         files = sum(path.is_file() for path in new.rglob('*'))
         stamp = dict(_stamp(recipe), files=files)
         _write(new / _STAMP, json.dumps(stamp, indent=2) + '\n')
@@ -201,39 +226,53 @@ def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
     if not stamp_file.is_file():
         raise FileExistsError(
             f'{root} exists and is not a folder of digit scenes: it has no '
-            f'{_STAMP}; choose another root')
+            f'{_STAMP}; choose another root'
+        )
     if overwrite:
-        own = {_STAMP, *(path.split('/')[0] for path in
-                         (ADE_ROOT, COCO_ROOT, IMAGENET_ROOT))}
+        own = {
+            _STAMP,
+            *(
+                path.split('/')[0]
+                for path in (ADE_ROOT, COCO_ROOT, IMAGENET_ROOT)
+            ),
+        }
         foreign = sorted({path.name for path in root.iterdir()} - own)
         if foreign:
             raise FileExistsError(
                 f'{root} also holds files that are not digit scenes and would '
                 f'be lost: {", ".join(foreign)}; move them away, or choose '
-                'another root')
+                'another root'
+            )
         return False
-    advice = 'choose another root, or overwrite it (overwrite=True, in the ' \
-             'command line --overwrite)'
+    advice = (
+        'choose another root, or overwrite it (overwrite=True, in the '
+        'command line --overwrite)'
+    )
     try:
         stamp = dict(json.loads(stamp_file.read_text()))
         files = int(stamp.pop('files'))
     except (ValueError, TypeError, KeyError) as error:
         raise FileExistsError(
             f'{stamp_file} cannot be read as the mark of a set of digit '
-            f'scenes; {advice}') from error
+            f'scenes; {advice}'
+        ) from error
     wanted = _stamp(recipe)
     if stamp != wanted:
         differences = ', '.join(
             f'{name} {stamp.get(name)} (wanted: {value})'
-            for name, value in wanted.items() if stamp.get(name) != value)
+            for name, value in wanted.items()
+            if stamp.get(name) != value
+        )
         raise FileExistsError(
             f'{root} holds digit scenes made otherwise: '
-            f'{differences or "unknown parameters"}; {advice}')
+            f'{differences or "unknown parameters"}; {advice}'
+        )
     found = sum(path.is_file() for path in root.rglob('*')) - 1
     if found < files:
         raise FileExistsError(
             f'{root} is incomplete: {found} of {files} files are left; '
-            f'{advice}')
+            f'{advice}'
+        )
     return True
 
 
@@ -255,27 +294,47 @@ def _put_in_place(new: Path, root: Path, recipe: Recipe) -> None:
 _Writer = Callable[[Path, dict[str, dict]], None]
 
 
-def _plan(recipe: Recipe,
-          handwritings: dict[str, Handwritings]) -> Iterator[_Writer]:
+def _plan(
+    recipe: Recipe, handwritings: dict[str, Handwritings]
+) -> Iterator[_Writer]:
     """One function a picture: each draws it and writes its files."""
     for part, split in enumerate(('train', 'val')):
         samples = handwritings[split]
         for index in range(getattr(recipe, f'{split}_scenes')):
-            yield partial(_write_scene, split, index, samples,
-                          recipe.scene_size, (recipe.seed, part, index))
-        by_digit = [samples.images[samples.labels == digit]
-                    for digit in range(10)]
+            yield partial(
+                _write_scene,
+                split,
+                index,
+                samples,
+                recipe.scene_size,
+                (recipe.seed, part, index),
+            )
+        by_digit = [
+            samples.images[samples.labels == digit] for digit in range(10)
+        ]
         for index in range(getattr(recipe, f'{split}_digits')):
             turn, digit = divmod(index, 10)
             images = by_digit[digit]
-            yield partial(_write_digit, split, index, digit,
-                          images[turn % len(images)], recipe.digit_size,
-                          (recipe.seed, 2 + part, index))
+            yield partial(
+                _write_digit,
+                split,
+                index,
+                digit,
+                images[turn % len(images)],
+                recipe.digit_size,
+                (recipe.seed, 2 + part, index),
+            )
 
 
-def _write_scene(split: str, index: int, samples: Handwritings, size: int,
-                 seeds: tuple[int, ...], root: Path,
-                 coco: dict[str, dict]) -> None:
+def _write_scene(
+    split: str,
+    index: int,
+    samples: Handwritings,
+    size: int,
+    seeds: tuple[int, ...],
+    root: Path,
+    coco: dict[str, dict],
+) -> None:
     scene = draw_scene(np.random.default_rng(seeds), samples, size)
     number = index + 1
 
@@ -285,33 +344,46 @@ def _write_scene(split: str, index: int, samples: Handwritings, size: int,
     _write_jpeg(picture, scene.image)
     # -1, the background, takes the last place.
     values = np.array([2 + label for label in scene.labels] + [1], np.uint8)
-    _save(Image.fromarray(values[scene.owners]),
-          ade / 'annotations' / _ADE_SPLITS[split] / f'{name}.png')
+    _save(
+        Image.fromarray(values[scene.owners]),
+        ade / 'annotations' / _ADE_SPLITS[split] / f'{name}.png',
+    )
 
     name = f'{number:012d}.jpg'
-    _write(root / COCO_ROOT / _COCO_SPLITS[split] / name,
-           picture.read_bytes())
+    _write(root / COCO_ROOT / _COCO_SPLITS[split] / name, picture.read_bytes())
     content = coco[split]
     content['images'].append(
-        {'id': number, 'file_name': name, 'height': size, 'width': size})
+        {'id': number, 'file_name': name, 'height': size, 'width': size}
+    )
     content['annotations'] += _annotations(
-        scene, number, len(content['annotations']) + 1)
+        scene, number, len(content['annotations']) + 1
+    )
 
 
-def _write_digit(split: str, index: int, digit: int, handwriting: np.ndarray,
-                 size: int, seeds: tuple[int, ...], root: Path,
-                 coco: dict[str, dict]) -> None:
+def _write_digit(
+    split: str,
+    index: int,
+    digit: int,
+    handwriting: np.ndarray,
+    size: int,
+    seeds: tuple[int, ...],
+    root: Path,
+    coco: dict[str, dict],
+) -> None:
     image = draw_digit(np.random.default_rng(seeds), handwriting, size)
     label = DIGITS[digit]
     _write_jpeg(
         root / IMAGENET_ROOT / split / label / f'{label}_{index + 1:08d}.jpg',
-        image)
+        image,
+    )
 
 
 def _empty_coco(split: str) -> dict:
     return {
-        'info': {'description': f'Digit scenes, {split}',
-                 'version': str(FORMAT_VERSION)},
+        'info': {
+            'description': f'Digit scenes, {split}',
+            'version': str(FORMAT_VERSION),
+        },
         'licenses': [],
         'images': [],
         'annotations': [],
@@ -331,16 +403,20 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
         columns = np.flatnonzero(mask.any(axis=0))
         top, left = int(rows[0]), int(columns[0])
         bottom, right = int(rows[-1]) + 1, int(columns[-1]) + 1
-        annotations.append({
-            'id': first_id + instance,
-            'image_id': image_id,
-            'category_id': 1 + label,
-            'bbox': [left, top, right - left, bottom - top],
-            'area': int(mask.sum()),
-            'iscrowd': 0,
-            'segmentation': {'size': list(mask.shape),
-                             'counts': _run_lengths(mask)},
-        })
+        annotations.append(
+            {
+                'id': first_id + instance,
+                'image_id': image_id,
+                'category_id': 1 + label,
+                'bbox': [left, top, right - left, bottom - top],
+                'area': int(mask.sum()),
+                'iscrowd': 0,
+                'segmentation': {
+                    'size': list(mask.shape),
+                    'counts': _run_lengths(mask),
+                },
+            }
+        )
     return annotations
 
 
@@ -371,24 +447,36 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
         prog='python -m pelk_mm.datasets.digit_scenes',
         description='Make a small data set of handwritten digits on textured '
         'backgrounds, in the formats of ADE20K, COCO and ImageNet.',
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     default = Recipe()
     parser.add_argument('root', help='folder to make it in')
     for option, name, meaning in (
-            ('--train', 'train_scenes', 'training scenes'),
-            ('--val', 'val_scenes', 'validation scenes'),
-            ('--size', 'scene_size', 'side of a scene in pixels'),
-            ('--train-digits', 'train_digits',
-             'training pictures of one digit'),
-            ('--val-digits', 'val_digits',
-             'validation pictures of one digit'),
-            ('--digit-size', 'digit_size',
-             'side of a picture of one digit in pixels'),
-            ('--seed', 'seed', 'another seed gives another data set')):
-        parser.add_argument(option, dest=name, type=int, metavar='N',
-                            default=getattr(default, name), help=meaning)
-    parser.add_argument('--overwrite', action='store_true',
-                        help='replace digit scenes that are there already')
+        ('--train', 'train_scenes', 'training scenes'),
+        ('--val', 'val_scenes', 'validation scenes'),
+        ('--size', 'scene_size', 'side of a scene in pixels'),
+        ('--train-digits', 'train_digits', 'training pictures of one digit'),
+        ('--val-digits', 'val_digits', 'validation pictures of one digit'),
+        (
+            '--digit-size',
+            'digit_size',
+            'side of a picture of one digit in pixels',
+        ),
+        ('--seed', 'seed', 'another seed gives another data set'),
+    ):
+        parser.add_argument(
+            option,
+            dest=name,
+            type=int,
+            metavar='N',
+            default=getattr(default, name),
+            help=meaning,
+        )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='replace digit scenes that are there already',
+    )
     return parser.parse_args(argv)
 
 
@@ -396,24 +484,36 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = _parse_args(argv)
     try:
-        recipe = Recipe(**{field.name: getattr(args, field.name)
-                           for field in fields(Recipe)})
+        recipe = Recipe(
+            **{
+                field.name: getattr(args, field.name)
+                for field in fields(Recipe)
+            }
+        )
         root = make_digit_scenes(args.root, recipe, overwrite=args.overwrite)
     except KeyboardInterrupt:
         print(f'\ninterrupted; {args.root} is as it was', file=sys.stderr)
         return 130
-    except (ValueError, ImportError, FileExistsError,
-            NotADirectoryError) as error:
+    except (
+        ValueError,
+        ImportError,
+        FileExistsError,
+        NotADirectoryError,
+    ) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        print(f'error: cannot write digit scenes to {args.root}: {error}',
-              file=sys.stderr)
+        print(
+            f'error: cannot write digit scenes to {args.root}: {error}',
+            file=sys.stderr,
+        )
         return 1
-    print(f'{root}: {recipe.train_scenes} training and {recipe.val_scenes} '
-          f'validation scenes ({ADE_ROOT}, {COCO_ROOT}), '
-          f'{recipe.train_digits} and {recipe.val_digits} single digits '
-          f'({IMAGENET_ROOT})')
+    print(
+        f'{root}: {recipe.train_scenes} training and {recipe.val_scenes} '
+        f'validation scenes ({ADE_ROOT}, {COCO_ROOT}), '
+        f'{recipe.train_digits} and {recipe.val_digits} single digits '
+        f'({IMAGENET_ROOT})'
+    )
     return 0
 
 

@@ -11,8 +11,17 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff',
-                  '.ppm', '.pgm')
+IMAGE_SUFFIXES = (
+    '.jpg',
+    '.jpeg',
+    '.png',
+    '.bmp',
+    '.webp',
+    '.tif',
+    '.tiff',
+    '.ppm',
+    '.pgm',
+)
 
 
 def find_images(folder: str | Path) -> Iterator[Path]:
@@ -55,8 +64,9 @@ def read_image(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f'there is no file {path}') from error
     except OSError as error:
-        raise ValueError(f'{path} cannot be opened: {error.strerror}'
-                         ) from error
+        raise ValueError(
+            f'{path} cannot be opened: {error.strerror}'
+        ) from error
     if not content:
         raise ValueError(f'{path} is not an image: it has 0 bytes')
     try:
@@ -65,15 +75,19 @@ def read_image(path: str | Path) -> np.ndarray:
             image.load()
     except UnidentifiedImageError as error:
         raise ValueError(f'{path} is not an image') from error
-    except (OSError, SyntaxError, ValueError,
-            Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f'{path} cannot be decoded: {error}') from error
-    image = cv2.imdecode(
-        np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(
             f'{path} is a {kind} file that OpenCV, which the libraries read '
-            'images with, does not read; convert it to PNG or JPEG')
+            'images with, does not read; convert it to PNG or JPEG'
+        )
     return image
 
 

@@ -32,8 +32,9 @@ class Preprocessor:
     rgb: bool = True
 
     @classmethod
-    def from_config(cls, config: Config,
-                    size: int | Sequence[int]) -> Preprocessor:
+    def from_config(
+        cls, config: Config, size: int | Sequence[int]
+    ) -> Preprocessor:
         """The normalisation of a config, ImageNet's where it has none."""
         found = config.get('data_preprocessor') or {}
         found = {**found, **(config.model.get('data_preprocessor') or {})}
@@ -49,13 +50,15 @@ class Preprocessor:
             ValueError: If it cannot be read.
         """
         image = read_image(path)
-        height, width = ((self.size, self.size)
-                         if isinstance(self.size, int) else self.size)
+        height, width = (
+            (self.size, self.size) if isinstance(self.size, int) else self.size
+        )
         image = cv2.resize(
-            image, (width, height), interpolation=cv2.INTER_CUBIC)
+            image, (width, height), interpolation=cv2.INTER_CUBIC
+        )
         if self.rgb:
             image = image[..., ::-1]
         image = (image.astype(np.float32) - self.mean) / self.std
         return torch.from_numpy(
-            np.ascontiguousarray(image.transpose(2, 0, 1),
-                                 dtype=np.float32))[None]
+            np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+        )[None]

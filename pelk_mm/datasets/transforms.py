@@ -21,12 +21,13 @@ class StretchedGrey(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         image = results['img']
-        if image.dtype != np.uint8 or image.shape[2:] != (3, ):
+        if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise ValueError(
                 f'StretchedGrey takes images (H, W, 3) of uint8, got '
                 f'{image.shape} of {image.dtype} from '
                 f'{results.get("img_path")}; load them with '
-                "LoadImageFromFile's color_type='color'")
+                "LoadImageFromFile's color_type='color'"
+            )
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         grey = cv2.normalize(grey, None, 0, 255, cv2.NORM_MINMAX)
         results['img'] = np.repeat(grey[..., None], 3, axis=2)

@@ -26,8 +26,9 @@ class Panel:
     caption: str = ''
 
 
-def colour_labels(labels: np.ndarray,
-                  palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colour_labels(
+    labels: np.ndarray, palette: Sequence[Sequence[int]]
+) -> np.ndarray:
     """Paint a map of classes.
 
     Args:
@@ -44,14 +45,16 @@ def colour_labels(labels: np.ndarray,
     return colours[np.where(known, labels, len(palette))]
 
 
-def draw_instances(image: np.ndarray,
-                   boxes: np.ndarray,
-                   labels: np.ndarray,
-                   masks: np.ndarray,
-                   palette: Sequence[Sequence[int]],
-                   classes: Sequence[str],
-                   scores: np.ndarray | None = None,
-                   scale: int = 3) -> np.ndarray:
+def draw_instances(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray,
+    palette: Sequence[Sequence[int]],
+    classes: Sequence[str],
+    scores: np.ndarray | None = None,
+    scale: int = 3,
+) -> np.ndarray:
     """Draw boxes, masks and class names onto an enlarged image.
 
     Args:
@@ -74,7 +77,8 @@ def draw_instances(image: np.ndarray,
         inside = mask.astype(bool)
         shaded[inside] = (shaded[inside] + np.array(palette[label])) / 2
     large = np.ascontiguousarray(
-        shaded.astype(np.uint8).repeat(scale, 0).repeat(scale, 1))
+        shaded.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
+    )
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         left, top, right, bottom = np.rint(box * scale).astype(int).tolist()
         colour = tuple(int(value) for value in palette[label])
@@ -85,15 +89,25 @@ def draw_instances(image: np.ndarray,
         where = (left + 2, max(top - 4, 12))
         # A dark edge keeps the text readable on every background.
         for ink, thickness in (((0, 0, 0), 3), (colour, 1)):
-            cv2.putText(large, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45,
-                        ink, thickness, cv2.LINE_AA)
+            cv2.putText(
+                large,
+                text,
+                where,
+                cv2.FONT_HERSHEY_SIMPLEX,
+                0.45,
+                ink,
+                thickness,
+                cv2.LINE_AA,
+            )
     return large
 
 
-def draw_rows(rows: Sequence[Sequence[Panel]],
-              path: str | Path,
-              title: str = '',
-              legend: Mapping[str, Sequence[int]] | None = None) -> Path:
+def draw_rows(
+    rows: Sequence[Sequence[Panel]],
+    path: str | Path,
+    title: str = '',
+    legend: Mapping[str, Sequence[int]] | None = None,
+) -> Path:
     """Draw rows of panels under each other.
 
     As many rows stand side by side as make the picture fit a screen.
@@ -114,13 +128,16 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
     abreast = min(
         range(1, len(rows) + 1),
         key=lambda count: abs(
-            log(width * count / -(-len(rows) // count) / _SCREEN)))
+            log(width * count / -(-len(rows) // count) / _SCREEN)
+        ),
+    )
     lines = -(-len(rows) // abreast)
     # No column stays empty.
     abreast = -(-len(rows) // lines)
     figure = Figure(
         figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
-        layout='constrained')
+        layout='constrained',
+    )
     figure.suptitle(title)
     axes = figure.subplots(lines, width * abreast, squeeze=False)
     for axis in axes.flat:
@@ -140,7 +157,8 @@ def draw_rows(rows: Sequence[Sequence[Panel]],
             loc='outside lower center',
             ncols=min(len(legend), 4 * abreast),
             fontsize=8,
-            frameon=False)
+            frameon=False,
+        )
     with atomic_path(path) as scratch:
         figure.savefig(scratch, dpi=110, format='png')
     return path

@@ -42,12 +42,14 @@ class Result:
     seconds: float
 
 
-def run_demo(name: str,
-             configs: str | Path,
-             data_root: str | Path = DATA_ROOT,
-             work_dir: str | Path | None = None,
-             recipe: Recipe | None = None,
-             options: Mapping[str, Any] | None = None) -> Result:
+def run_demo(
+    name: str,
+    configs: str | Path,
+    data_root: str | Path = DATA_ROOT,
+    work_dir: str | Path | None = None,
+    recipe: Recipe | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Result:
     """Make the data, train, evaluate and draw.
 
     A demo that starts from another one's weights runs that first, unless it
@@ -80,7 +82,9 @@ def run_demo(name: str,
     _make_weights(task, config, configs, root, recipe)
     runner = build_runner(
         prepare_training(
-            config, work_dir=None if work_dir is None else str(work_dir)))
+            config, work_dir=None if work_dir is None else str(work_dir)
+        )
+    )
     runner.train()
     found = runner.test()
     figures = {
@@ -89,14 +93,21 @@ def run_demo(name: str,
     }
     images = len(runner.test_dataloader.dataset)
     picture = _draw(
-        task, runner,
-        ', '.join(f'{name} {value:.3f}' for name, value in figures.items()) +
-        f' over {images} validation pictures')
+        task,
+        runner,
+        ', '.join(f'{name} {value:.3f}' for name, value in figures.items())
+        + f' over {images} validation pictures',
+    )
     return Result(figures, images, picture, time.monotonic() - start)
 
 
-def _make_weights(task: Task, config: Config, configs: str | Path, root: Path,
-                  recipe: Recipe | None) -> None:
+def _make_weights(
+    task: Task,
+    config: Config,
+    configs: str | Path,
+    root: Path,
+    recipe: Recipe | None,
+) -> None:
     """Run the demo whose checkpoint the config starts from, if need be."""
     weights = (config.model.backbone.get('init_cfg') or {}).get('checkpoint')
     if task.after is None or weights is None or Path(weights).exists():
@@ -106,7 +117,8 @@ def _make_weights(task: Task, config: Config, configs: str | Path, root: Path,
         return  # of the user's own; its absence is an error later on
     print_log(
         f'{weights} does not exist yet: running the demo of {task.after}',
-        logger='current')
+        logger='current',
+    )
     run_demo(task.after, configs, root, work_dir, recipe)
 
 
@@ -118,7 +130,7 @@ def _replace_root(node: Any, root: Path) -> Any:
     elif isinstance(node, (list, tuple)):
         return type(node)(_replace_root(value, root) for value in node)
     elif isinstance(node, str) and (f'{node}/'.startswith(f'{DATA_ROOT}/')):
-        return str(root) + node[len(DATA_ROOT):]
+        return str(root) + node[len(DATA_ROOT) :]
     return node
 
 
@@ -127,16 +139,23 @@ def _draw(task: Task, runner: Runner, title: str) -> Path:
     dataset = runner.test_dataloader.dataset
     meta = dataset.metainfo
     chosen = np.linspace(
-        0, len(dataset) - 1, min(task.examples, len(dataset)), dtype=int)
+        0, len(dataset) - 1, min(task.examples, len(dataset)), dtype=int
+    )
     # One at a time: detection's pictures may differ in size.
     rows = []
     runner.model.eval()
     for index in chosen.tolist():
         with torch.no_grad():
-            sample, = runner.model.test_step(pseudo_collate([dataset[index]]))
+            (sample,) = runner.model.test_step(
+                pseudo_collate([dataset[index]])
+            )
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         rows.append(task.panels(image, sample, meta))
-    legend = dict(zip(meta['classes'], meta['palette'],
-                      strict=True)) if task.legend else None
-    return draw_rows(rows, Path(runner.work_dir, 'predictions.png'), title,
-                     legend)
+    legend = (
+        dict(zip(meta['classes'], meta['palette'], strict=True))
+        if task.legend
+        else None
+    )
+    return draw_rows(
+        rows, Path(runner.work_dir, 'predictions.png'), title, legend
+    )

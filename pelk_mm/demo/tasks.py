@@ -38,30 +38,35 @@ class Task:
     after: str | None = None
 
 
-def segmentation_panels(image: np.ndarray, sample: BaseDataElement,
-                        meta: Mapping) -> list[Panel]:
+def segmentation_panels(
+    image: np.ndarray, sample: BaseDataElement, meta: Mapping
+) -> list[Panel]:
     """The image, the true classes and the predicted ones, by colour."""
     palette = meta['palette']
     truth, prediction = (
         getattr(sample, name).data.squeeze(0).cpu().numpy()
-        for name in ('gt_sem_seg', 'pred_sem_seg'))
+        for name in ('gt_sem_seg', 'pred_sem_seg')
+    )
     return [
         Panel(image, 'input'),
         Panel(colour_labels(truth, palette), 'ground truth'),
-        Panel(colour_labels(prediction, palette), 'prediction')
+        Panel(colour_labels(prediction, palette), 'prediction'),
     ]
 
 
-def classification_panels(image: np.ndarray, sample: BaseDataElement,
-                          meta: Mapping) -> list[Panel]:
+def classification_panels(
+    image: np.ndarray, sample: BaseDataElement, meta: Mapping
+) -> list[Panel]:
     """The image under its true and its predicted class."""
     truth, prediction = int(sample.gt_label), int(sample.pred_label)
     score = float(sample.pred_score[prediction])
     verdict = '' if prediction == truth else ' (wrong)'
     return [
         Panel(
-            image, f"true {meta['classes'][truth]}, predicted "
-            f"{meta['classes'][prediction]} {score:.2f}{verdict}")
+            image,
+            f'true {meta["classes"][truth]}, predicted '
+            f'{meta["classes"][prediction]} {score:.2f}{verdict}',
+        )
     ]
 
 
@@ -69,8 +74,9 @@ def classification_panels(image: np.ndarray, sample: BaseDataElement,
 _SCORE = 0.5
 
 
-def detection_panels(image: np.ndarray, sample: BaseDataElement,
-                     meta: Mapping) -> list[Panel]:
+def detection_panels(
+    image: np.ndarray, sample: BaseDataElement, meta: Mapping
+) -> list[Panel]:
     """The image, the true instances and the detected ones."""
     truth, found = sample.gt_instances, sample.pred_instances
     found = found[found.scores >= _SCORE]
@@ -81,14 +87,28 @@ def detection_panels(image: np.ndarray, sample: BaseDataElement,
     return [
         Panel(image, 'input'),
         Panel(
-            draw_instances(image, _numpy(boxes), _numpy(truth.labels),
-                           _numpy(masks), meta['palette'], meta['classes']),
-            'ground truth'),
+            draw_instances(
+                image,
+                _numpy(boxes),
+                _numpy(truth.labels),
+                _numpy(masks),
+                meta['palette'],
+                meta['classes'],
+            ),
+            'ground truth',
+        ),
         Panel(
-            draw_instances(image, _numpy(found.bboxes), _numpy(found.labels),
-                           _numpy(found.masks), meta['palette'],
-                           meta['classes'], _numpy(found.scores)),
-            f'detections, score at least {_SCORE}')
+            draw_instances(
+                image,
+                _numpy(found.bboxes),
+                _numpy(found.labels),
+                _numpy(found.masks),
+                meta['palette'],
+                meta['classes'],
+                _numpy(found.scores),
+            ),
+            f'detections, score at least {_SCORE}',
+        ),
     ]
 
 
@@ -98,27 +118,27 @@ def _numpy(values: Tensor | np.ndarray) -> np.ndarray:
 
 #: The demos by the name of their task.
 TASKS = {
-    'segmentation':
-    Task(
+    'segmentation': Task(
         config='demo_upernet_pelk_digits.py',
-        metrics=('mIoU', ),
+        metrics=('mIoU',),
         percent=True,
         examples=6,
-        panels=segmentation_panels),
-    'classification':
-    Task(
+        panels=segmentation_panels,
+    ),
+    'classification': Task(
         config='demo_pelk_digits.py',
-        metrics=('accuracy/top1', ),
+        metrics=('accuracy/top1',),
         percent=True,
         examples=20,
         panels=classification_panels,
-        legend=False),
-    'detection':
-    Task(
+        legend=False,
+    ),
+    'detection': Task(
         config='demo_cascade_mask_rcnn_pelk_digits.py',
         metrics=('coco/bbox_mAP_50', 'coco/segm_mAP_50'),
         percent=False,
         examples=8,
         panels=detection_panels,
-        after='classification'),
+        after='classification',
+    ),
 }

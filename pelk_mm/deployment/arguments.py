@@ -18,19 +18,29 @@ class ExportParser(argparse.ArgumentParser):
     def __init__(self, description: str, suffix: str, sizes: str) -> None:
         super().__init__(
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter)
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         self._suffix = suffix
         self.add_argument(
-            'config', help='config of the training, or of the merged model')
+            'config', help='config of the training, or of the merged model'
+        )
         self.add_argument(
-            'checkpoint', help='its weights; those of a training are merged')
+            'checkpoint', help='its weights; those of a training are merged'
+        )
         self.add_argument(
-            '--shape', nargs=2, type=int, required=True, metavar=('H', 'W'),
-            help='image size in pixels, multiples of 32')
+            '--shape',
+            nargs=2,
+            type=int,
+            required=True,
+            metavar=('H', 'W'),
+            help='image size in pixels, multiples of 32',
+        )
         self.add_argument(
-            '--dynamic', action='store_true',
+            '--dynamic',
+            action='store_true',
             help=f'take any number of images of {sizes} (default: one image '
-            'of --shape)')
+            'of --shape)',
+        )
         self.add_argument('--out', required=True, metavar='FILE')
 
     def parse_args(self, *args, **kwargs) -> argparse.Namespace:

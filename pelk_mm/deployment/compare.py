@@ -52,7 +52,8 @@ def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
     if reference.shape != candidate.shape:
         raise ValueError(
             f'{name} is {tuple(candidate.shape)}, expected '
-            f'{tuple(reference.shape)} as in the reference')
+            f'{tuple(reference.shape)} as in the reference'
+        )
     reference, candidate = reference.double(), candidate.double()
     apart = (reference - candidate).abs().max().item()
     scale = reference.abs().max().item()
@@ -78,8 +79,9 @@ def largest(differences: Iterable[Difference]) -> list[Difference]:
     return list(worst.values())
 
 
-def compare(reference: Mapping[str, Tensor],
-            candidate: Mapping[str, Tensor]) -> list[Difference]:
+def compare(
+    reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]
+) -> list[Difference]:
     """Compare all outputs of one batch.
 
     Args:
@@ -95,15 +97,22 @@ def compare(reference: Mapping[str, Tensor],
     if reference.keys() != candidate.keys():
         raise ValueError(
             f'the outputs are {", ".join(candidate)}, expected '
-            f'{", ".join(reference)}: is this of another task?')
-    return [difference(name, reference[name], candidate[name])
-            for name in reference]
+            f'{", ".join(reference)}: is this of another task?'
+        )
+    return [
+        difference(name, reference[name], candidate[name])
+        for name in reference
+    ]
 
 
 @torch.no_grad()
-def check_close(network: Network, candidate: Callable[[Tensor], Mapping],
-                shape: Sequence[int], dynamic: bool,
-                tolerance: float) -> list[Difference]:
+def check_close(
+    network: Network,
+    candidate: Callable[[Tensor], Mapping],
+    shape: Sequence[int],
+    dynamic: bool,
+    tolerance: float,
+) -> list[Difference]:
     """Raise unless what was made of a network computes what it does.
 
     Args:
@@ -124,12 +133,15 @@ def check_close(network: Network, candidate: Callable[[Tensor], Mapping],
         height, width = shape
         batches.append(random_images((height + STRIDE, width), 2, seed=2))
     worst = largest(
-        found for images in batches
-        for found in compare(network.outputs(images), candidate(images)))
+        found
+        for images in batches
+        for found in compare(network.outputs(images), candidate(images))
+    )
     for output in worst:
         if not output.relative <= tolerance:
             raise RuntimeError(
                 f'{output.name} of what was exported is {output.relative:.1e} '
                 'of its largest value from what the network computes, more '
-                f'than {tolerance:.0e}; nothing is written')
+                f'than {tolerance:.0e}; nothing is written'
+            )
     return worst

@@ -61,14 +61,16 @@ def load_form(model: str, checkpoint: str | None = None) -> Form:
     runner = _RUNNERS.get(Path(model).suffix)
     if runner is not None:
         if checkpoint is not None:
-            raise LaunchError(f'{model} holds its weights: leave out '
-                              f'{checkpoint}')
+            raise LaunchError(
+                f'{model} holds its weights: leave out {checkpoint}'
+            )
         loaded = runner(model)
         return Form(model, loaded, loaded.metadata)
     if checkpoint is None:
         raise LaunchError(
             f'{model} is neither an .onnx nor a .pt2 file; a config needs a '
-            'checkpoint behind it')
+            'checkpoint behind it'
+        )
     config = load_config(model)
     network = load_network(config, checkpoint)
     state = 'merged' if network.merged else 'training form'
@@ -87,10 +89,14 @@ class Images:
         skipped (Sequence[str]): Why others are not among them. Default: ().
     """
 
-    def __init__(self, shape: Sequence[int], num: int,
-                 paths: Sequence[Path] | None = None,
-                 read: Preprocessor | None = None,
-                 skipped: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        num: int,
+        paths: Sequence[Path] | None = None,
+        read: Preprocessor | None = None,
+        skipped: Sequence[str] = (),
+    ) -> None:
         self.shape, self.skipped = tuple(shape), tuple(skipped)
         self._num, self._paths, self._read = num, paths, read
 
@@ -99,14 +105,19 @@ class Images:
 
     def __iter__(self) -> Iterator[Tensor]:
         for i in range(self._num):
-            yield (random_images(self.shape, seed=i) if self._paths is None
-                   else self._read(self._paths[i]))
+            yield (
+                random_images(self.shape, seed=i)
+                if self._paths is None
+                else self._read(self._paths[i])
+            )
 
 
-def load_images(forms: Sequence[Form],
-                folder: str | None = None,
-                num: int = 4,
-                shape: Sequence[int] | None = None) -> Images:
+def load_images(
+    forms: Sequence[Form],
+    folder: str | None = None,
+    num: int = 4,
+    shape: Sequence[int] | None = None,
+) -> Images:
     """Images that all forms take.
 
     Args:
@@ -126,26 +137,35 @@ def load_images(forms: Sequence[Form],
     """
     fixed = {
         form.name: tuple(form.metadata['shape'])
-        for form in forms if 'shape' in form.metadata
+        for form in forms
+        if 'shape' in form.metadata
     }
     shape = check_shape(shape or next(iter(fixed.values()), (224, 224)))
     for form in forms:
         own = fixed.get(form.name, shape)
         if own != shape and not form.metadata.get('dynamic'):
-            raise LaunchError(f'{form.name} takes images of {own} pixels '
-                              f'only, got {shape}; export it with --dynamic')
+            raise LaunchError(
+                f'{form.name} takes images of {own} pixels '
+                f'only, got {shape}; export it with --dynamic'
+            )
     keys = ('mean', 'std', 'channels')
-    known = [tuple(form.metadata[key] for key in keys) for form in forms
-             if form.metadata.keys() >= set(keys)]
+    known = [
+        tuple(form.metadata[key] for key in keys)
+        for form in forms
+        if form.metadata.keys() >= set(keys)
+    ]
     if any(normalisation != known[0] for normalisation in known):
-        raise LaunchError('the forms normalise images differently: '
-                          f'(mean, std, channels) are {known}')
+        raise LaunchError(
+            'the forms normalise images differently: '
+            f'(mean, std, channels) are {known}'
+        )
     if folder is None:
         return Images(shape, num)
     found = list_images(folder)
     places = np.linspace(0, len(found) - 1, min(num, len(found)))
     paths, skipped = sort_out(
-        found[place] for place in places.round().astype(int))
+        found[place] for place in places.round().astype(int)
+    )
     if not paths:
         raise LaunchError(f'no image of {folder} can be read: {skipped[0]}')
     read = Preprocessor(shape)

@@ -18,17 +18,21 @@ from ..models import PeLK
 from ..models.utils import load_file, read_checkpoint
 from ..version import __version__
 from .compare import Difference, compare
-from .networks import (
-    check_shape,
-    load_model,
-    make_network,
-    random_images,
-)
+from .networks import check_shape, load_model, make_network, random_images
 
 #: Of a config, what only training reads.
-_TRAINING_ONLY = ('train_cfg', 'train_dataloader', 'train_pipeline',
-                  'optim_wrapper', 'param_scheduler', 'custom_hooks',
-                  'auto_scale_lr', 'load_from', 'resume', 'work_dir')
+_TRAINING_ONLY = (
+    'train_cfg',
+    'train_dataloader',
+    'train_pipeline',
+    'optim_wrapper',
+    'param_scheduler',
+    'custom_hooks',
+    'auto_scale_lr',
+    'load_from',
+    'resume',
+    'work_dir',
+)
 #: Merging is exact but for rounding: more than this is a defect.
 _TOLERANCE = 1e-3
 
@@ -51,10 +55,12 @@ class Merged:
 
 
 @torch.no_grad()
-def reparameterize(config: Config,
-                   checkpoint: str,
-                   folder: str | Path,
-                   shape: Sequence[int] = (224, 224)) -> Merged:
+def reparameterize(
+    config: Config,
+    checkpoint: str,
+    folder: str | Path,
+    shape: Sequence[int] = (224, 224),
+) -> Merged:
     """Merge the weights of a training checkpoint.
 
     Writes ``CONFIG_deploy.py`` and ``CONFIG_deploy.pth`` to the folder, both
@@ -80,11 +86,14 @@ def reparameterize(config: Config,
     check_shape(shape)
     found = list(_backbone_configs(config.model))
     if not found:
-        raise LaunchError('the model of the config has no PeLK: there is '
-                          'nothing to merge')
+        raise LaunchError(
+            'the model of the config has no PeLK: there is nothing to merge'
+        )
     if all(backbone.get('deploy') for backbone in found):
-        raise LaunchError('the config describes a model that is merged '
-                          'already (deploy=True): there is nothing to merge')
+        raise LaunchError(
+            'the config describes a model that is merged '
+            'already (deploy=True): there is nothing to merge'
+        )
     model = load_model(config, checkpoint)
     network = make_network(config, model)
     image = random_images(shape)
@@ -99,22 +108,32 @@ def reparameterize(config: Config,
         raise RuntimeError(
             f'merging {checkpoint} changes an output by {worst:.1e} of its '
             f'largest value, more than the {_TOLERANCE:.0e} that rounding '
-            'could explain; nothing is written')
+            'could explain; nothing is written'
+        )
     stem = f'{Path(config.filename or "config").stem}_deploy'
     result = Merged(
-        Path(folder, f'{stem}.py'), Path(folder, f'{stem}.pth'),
-        tuple(counts), differences)
+        Path(folder, f'{stem}.py'),
+        Path(folder, f'{stem}.pth'),
+        tuple(counts),
+        differences,
+    )
     merged_config = merge_config(config)
     # Whichever of the two fails, neither appears.
-    with atomic_path(result.checkpoint) as weights_path, atomic_path(
-            result.config) as config_path:
+    with (
+        atomic_path(result.checkpoint) as weights_path,
+        atomic_path(result.config) as config_path,
+    ):
         torch.save(
             dict(
                 meta=dict(
                     kept_meta(read_checkpoint(checkpoint)),
                     config=stem,
-                    pelk_mm_version=__version__),
-                state_dict=model.state_dict()), weights_path)
+                    pelk_mm_version=__version__,
+                ),
+                state_dict=model.state_dict(),
+            ),
+            weights_path,
+        )
         config_path.write_text(merged_config.pretty_text, encoding='utf-8')
         _check_written(config_path, weights_path)
     return result

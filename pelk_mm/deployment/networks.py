@@ -46,8 +46,9 @@ class Network(nn.Module):
 
     def backbones(self) -> list[PeLK]:
         """The PeLKs in it."""
-        return [module for module in self.modules()
-                if isinstance(module, PeLK)]
+        return [
+            module for module in self.modules() if isinstance(module, PeLK)
+        ]
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
@@ -66,11 +67,12 @@ class ClassifierNetwork(Network):
         super().__init__(model)
         if not getattr(model, 'with_head', False):
             raise LaunchError(
-                f'{type(model).__name__} has no head to give logits')
-        self.names = ('logits', )
+                f'{type(model).__name__} has no head to give logits'
+            )
+        self.names = ('logits',)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return (self.model.head(self.model.extract_feat(image)), )
+        return (self.model.head(self.model.extract_feat(image)),)
 
 
 class SegmentorNetwork(Network):
@@ -81,18 +83,22 @@ class SegmentorNetwork(Network):
         if isinstance(model.decode_head, nn.ModuleList):
             raise LaunchError(
                 f'{type(model).__name__} has decode heads in a row, which '
-                'take more than feature maps; a single one is expected')
-        self.names = ('logits', )
+                'take more than feature maps; a single one is expected'
+            )
+        self.names = ('logits',)
         self.model = _parts(model, 'backbone', 'neck', 'decode_head')
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         head = self.model.decode_head
         logits = head(self.model.neck(self.model.backbone(image)))
-        return (F.interpolate(
-            logits,
-            image.shape[2:],
-            mode='bilinear',
-            align_corners=head.align_corners), )
+        return (
+            F.interpolate(
+                logits,
+                image.shape[2:],
+                mode='bilinear',
+                align_corners=head.align_corners,
+            ),
+        )
 
 
 class DetectorNetwork(Network):
@@ -121,8 +127,8 @@ def _parts(model: BaseModel, *names: str) -> nn.Module:
 
 #: By the scope that a config works in.
 _NETWORKS: dict[str, type[Network]] = dict(
-    mmpretrain=ClassifierNetwork, mmseg=SegmentorNetwork,
-    mmdet=DetectorNetwork)
+    mmpretrain=ClassifierNetwork, mmseg=SegmentorNetwork, mmdet=DetectorNetwork
+)
 
 
 def load_model(config: Config, checkpoint: str) -> BaseModel:
@@ -144,8 +150,10 @@ def load_model(config: Config, checkpoint: str) -> BaseModel:
     check_weights(config, checkpoint)
     model = build_model(config)
     weights = {
-        name.removeprefix('module.'): value for name, value in weights_of(
-            read_checkpoint(checkpoint), checkpoint).items()
+        name.removeprefix('module.'): value
+        for name, value in weights_of(
+            read_checkpoint(checkpoint), checkpoint
+        ).items()
     }
     # What check_weights lets pass is the counter of a BatchNorm, which only
     # training reads, and what other models have besides.
@@ -173,7 +181,8 @@ def make_network(config: Config, model: BaseModel) -> Network:
     if scope not in _NETWORKS:
         raise LaunchError(
             'the default_scope of a config names its task, expected one of '
-            f'{list(_NETWORKS)}, got {scope!r}')
+            f'{list(_NETWORKS)}, got {scope!r}'
+        )
     return _NETWORKS[scope](model).eval()
 
 
@@ -197,7 +206,8 @@ def describe(config: Config) -> dict[str, object]:
         library=config.default_scope,
         mean=[float(value) for value in read.mean],
         std=[float(value) for value in read.std],
-        channels='RGB' if read.rgb else 'BGR')
+        channels='RGB' if read.rgb else 'BGR',
+    )
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -217,12 +227,12 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
         raise LaunchError(
             f'height and width must be multiples of {STRIDE}, the stride of '
             f'the last stage, got {height} x {width}: the strided '
-            'convolutions would leave out the last rows and columns')
+            'convolutions would leave out the last rows and columns'
+        )
     return height, width
 
 
-def random_images(shape: Sequence[int], num: int = 1,
-                  seed: int = 0) -> Tensor:
+def random_images(shape: Sequence[int], num: int = 1, seed: int = 0) -> Tensor:
     """Normalised noise, the same on each call.
 
     Args:
@@ -237,8 +247,9 @@ def random_images(shape: Sequence[int], num: int = 1,
     return torch.randn(num, 3, *shape, generator=generator)
 
 
-def example(shape: Sequence[int],
-            dynamic: bool) -> tuple[Tensor, tuple | None]:
+def example(
+    shape: Sequence[int], dynamic: bool
+) -> tuple[Tensor, tuple | None]:
     """What an exporter is shown of a network's input.
 
     Args:
@@ -258,8 +269,10 @@ def example(shape: Sequence[int],
     rows, columns = (max(size // STRIDE, 3) for size in shape)
     columns += columns == rows
     images = random_images((STRIDE * rows, STRIDE * columns), 2)
-    return images, ({
-        0: torch.export.Dim('batch'),
-        2: STRIDE * torch.export.Dim('rows', min=2),
-        3: STRIDE * torch.export.Dim('columns', min=2)
-    }, )
+    return images, (
+        {
+            0: torch.export.Dim('batch'),
+            2: STRIDE * torch.export.Dim('rows', min=2),
+            3: STRIDE * torch.export.Dim('columns', min=2),
+        },
+    )

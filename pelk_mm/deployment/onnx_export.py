@@ -53,16 +53,17 @@ class _Half(nn.Module):
 
 
 @torch.no_grad()
-def export_onnx(network: Network,
-                path: str | Path,
-                shape: Sequence[int],
-                *,
-                form: str = 'dense',
-                dynamic: bool = False,
-                half: bool = False,
-                metadata: Mapping[str, object] | None = None,
-                each: Callable[[str], None] = lambda text: None
-                ) -> OnnxExport:
+def export_onnx(
+    network: Network,
+    path: str | Path,
+    shape: Sequence[int],
+    *,
+    form: str = 'dense',
+    dynamic: bool = False,
+    half: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    each: Callable[[str], None] = lambda text: None,
+) -> OnnxExport:
     """Write a network as ONNX and hold the file against the network.
 
     The file runs in onnxruntime, with random images, before it appears under
@@ -102,19 +103,22 @@ def export_onnx(network: Network,
         each('exporting')
         with silent('torch.onnx', 'onnxscript'):
             program = torch.onnx.export(
-                _Half(plain) if half else plain, (images, ),
+                _Half(plain) if half else plain,
+                (images,),
                 input_names=[INPUT],
                 output_names=list(network.names),
                 dynamic_shapes=dimensions,
                 opset_version=OPSET,
                 dynamo=True,
-                verbose=False)
+                verbose=False,
+            )
         fields = dict(
             metadata or {},
             form=form,
             precision='fp16' if half else 'fp32',
             shape=list(shape),
-            dynamic=dynamic)
+            dynamic=dynamic,
+        )
         program.model.metadata_props[METADATA] = json.dumps(fields)
         each('writing')
         program.save(str(temporary), external_data=False)
@@ -126,10 +130,15 @@ def export_onnx(network: Network,
         if foreign:
             raise RuntimeError(
                 'the network has operators that are not of ONNX: '
-                f'{", ".join(foreign)}; nothing is written')
+                f'{", ".join(foreign)}; nothing is written'
+            )
         differences = check_close(
-            network, OnnxRunner(temporary), shape, dynamic,
-            TOLERANCE['fp16' if half else 'fp32'])
+            network,
+            OnnxRunner(temporary),
+            shape,
+            dynamic,
+            TOLERANCE['fp16' if half else 'fp32'],
+        )
     return OnnxExport(Path(path), operators, differences)
 
 
@@ -143,7 +152,7 @@ def count_operators(path: str | Path) -> dict[str, int]:
         dict[str, int]: How often each is used, the most frequent first; those
         that are not of ONNX itself are ``domain::name``.
     """
-    onnx, = need('onnx')
+    (onnx,) = need('onnx')
     model = onnx.load(str(path), load_external_data=False)
     nodes = [*model.graph.node]
     for function in model.functions:
@@ -151,8 +160,9 @@ def count_operators(path: str | Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     while nodes:
         node = nodes.pop()
-        counts[f'{node.domain}::{node.op_type}' if node.domain else
-               node.op_type] += 1
+        counts[
+            f'{node.domain}::{node.op_type}' if node.domain else node.op_type
+        ] += 1
         for attribute in node.attribute:
             nodes += attribute.g.node
     return dict(counts.most_common())

@@ -31,5 +31,6 @@ def need(*names: str) -> list[ModuleType]:
             f'this needs packages that cannot be imported: '
             f'{", ".join(missing)}. Install them with '
             '"pip install -r requirements/deploy.txt", or '
-            '"pip install -e .[deploy]" for newer versions')
+            '"pip install -e .[deploy]" for newer versions'
+        )
     return modules

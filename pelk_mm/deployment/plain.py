@@ -47,8 +47,12 @@ class PlainPeripheralConv2d(nn.Module):
             largest cell one dense convolution is left.
     """
 
-    def __init__(self, layer: PeripheralConv2d | SmallConv2d,
-                 least_rows: int, least_columns: int) -> None:
+    def __init__(
+        self,
+        layer: PeripheralConv2d | SmallConv2d,
+        least_rows: int,
+        least_columns: int,
+    ) -> None:
         super().__init__()
         weight = layer.weight.detach()
         self.channels = len(weight)
@@ -68,7 +72,8 @@ class PlainPeripheralConv2d(nn.Module):
         for size in {column.size for column in self.columns} - {1}:
             self.register_buffer(f'columns_{size}', ones.repeat(1, 1, 1, size))
         self.register_buffer(
-            'bias', None if layer.bias is None else layer.bias.detach())
+            'bias', None if layer.bias is None else layer.bias.detach()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``; same shape and dtype."""
@@ -82,25 +87,29 @@ class PlainPeripheralConv2d(nn.Module):
                     self.bias if output is None else None,
                     padding=(row.tap_padding, column.tap_padding),
                     dilation=(row.dilation, column.dilation),
-                    groups=self.channels)
+                    groups=self.channels,
+                )
                 output = taps if output is None else output + taps
         return output
 
-    def _box(self, boxes: dict[tuple[int, int], Tensor], row: _Group,
-             column: _Group) -> Tensor:
+    def _box(
+        self, boxes: dict[tuple[int, int], Tensor], row: _Group, column: _Group
+    ) -> Tensor:
         """Sums of boxes, built once each."""
         if (row.size, 1) not in boxes:
             boxes[row.size, 1] = F.conv2d(
                 boxes[1, 1],
                 getattr(self, f'rows_{row.size}'),
                 padding=(row.box_padding, 0),
-                groups=self.channels)
+                groups=self.channels,
+            )
         if (row.size, column.size) not in boxes:
             boxes[row.size, column.size] = F.conv2d(
                 boxes[row.size, 1],
                 getattr(self, f'columns_{column.size}'),
                 padding=(0, column.box_padding),
-                groups=self.channels)
+                groups=self.channels,
+            )
         return boxes[row.size, column.size]
 
 
@@ -115,8 +124,9 @@ class _Group:
         offsets (list[int]): Their first positions, from the centre.
     """
 
-    def __init__(self, size: int, cells: list[int],
-                 offsets: list[int]) -> None:
+    def __init__(
+        self, size: int, cells: list[int], offsets: list[int]
+    ) -> None:
         self.size, self.cells = size, cells
         self.dilation = offsets[1] - offsets[0] if len(offsets) > 1 else 1
         # How far the box of the outermost cell reaches from the centre. Boxes
@@ -126,12 +136,16 @@ class _Group:
         self.tap_padding = reach - self.box_padding
 
 
-def _write_out(sizes: Sequence[int],
-               least: int) -> tuple[list[int], list[int]]:
+def _write_out(
+    sizes: Sequence[int], least: int
+) -> tuple[list[int], list[int]]:
     """Cells below ``least`` as single positions; how often weights repeat."""
     repeats = [size if size < least else 1 for size in sizes]
-    written = [size // repeat for size, repeat in zip(
-        sizes, repeats, strict=True) for _ in range(repeat)]
+    written = [
+        size // repeat
+        for size, repeat in zip(sizes, repeats, strict=True)
+        for _ in range(repeat)
+    ]
     return written, repeats
 
 
@@ -172,8 +186,11 @@ def _bins(size: int, bins: int, like: Tensor) -> Tensor:
     """What each of the ``bins`` takes of each position, ``(bins, size)``."""
     # In float32: a whole quotient is exact, others are far from whole ones.
     # Integer division would become a dozen operators in ONNX.
-    edges = torch.arange(
-        bins + 1, device=like.device, dtype=torch.float32) * size / bins
+    edges = (
+        torch.arange(bins + 1, device=like.device, dtype=torch.float32)
+        * size
+        / bins
+    )
     first, end = edges[:-1, None].floor(), edges[1:, None].ceil()
     position = torch.arange(size, device=like.device, dtype=torch.float32)
     inside = (position >= first) & (position < end)
@@ -204,15 +221,19 @@ def to_plain(model: nn.Module, form: str) -> nn.Module:
             if not module.merged:
                 raise ValueError(
                     'only merged networks have a plain form: call '
-                    'switch_to_deploy() first')
+                    'switch_to_deploy() first'
+                )
             _fill_block(module)
     # Listed first: what is found is replaced.
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, (PeripheralConv2d, SmallConv2d)):
                 beyond = child.grid.kernel_size + 1
-                least = ((_LEAST_ROWS, _LEAST_COLUMNS)
-                         if form == 'compact' else (beyond, beyond))
+                least = (
+                    (_LEAST_ROWS, _LEAST_COLUMNS)
+                    if form == 'compact'
+                    else (beyond, beyond)
+                )
                 setattr(parent, name, PlainPeripheralConv2d(child, *least))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 size = _pair(child.output_size)
@@ -247,7 +268,8 @@ def _fill_block(conv: PartialPeripheralConv2d) -> None:
     if conv.small is not None:
         small = conv.small
         small.weight = _frozen(
-            small.weight, torch.zeros_like(small.weight[:1]), more)
+            small.weight, torch.zeros_like(small.weight[:1]), more
+        )
         small.in_channels += more
         small.out_channels += more
         small.groups += more
@@ -255,4 +277,5 @@ def _fill_block(conv: PartialPeripheralConv2d) -> None:
 
 def _frozen(tensor: Tensor, more: Tensor, count: int) -> nn.Parameter:
     return nn.Parameter(
-        torch.cat((tensor.detach(), *[more] * count)), requires_grad=False)
+        torch.cat((tensor.detach(), *[more] * count)), requires_grad=False
+    )

@@ -34,7 +34,8 @@ class Steps:
             SpinnerColumn(finished_text='✓'),
             TextColumn('{task.description}', markup=False),
             TimeElapsedColumn(),
-            console=Console(file=sys.stderr))
+            console=Console(file=sys.stderr),
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Steps:
@@ -65,7 +66,9 @@ def silent(*loggers: str) -> Iterator[None]:
     Args:
         *loggers (str): Names of Python's loggers.
     """
-    with errors_only(*map(logging.getLogger, loggers)), \
-            warnings.catch_warnings():
+    with (
+        errors_only(*map(logging.getLogger, loggers)),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter('ignore')
         yield

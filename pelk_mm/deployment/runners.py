@@ -34,21 +34,22 @@ class OnnxRunner:
     """
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        onnxruntime, = need('onnxruntime')
+        (onnxruntime,) = need('onnxruntime')
         self.path = path = _existing(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(
-                path, options, providers=['CPUExecutionProvider'])
+                path, options, providers=['CPUExecutionProvider']
+            )
         except Exception as error:
             # Its own classes derive from nothing more telling.
             raise RuntimeError(
-                f'onnxruntime cannot run {path}: {error}') from error
+                f'onnxruntime cannot run {path}: {error}'
+            ) from error
         self.input = self.session.get_inputs()[0].name
-        self.names = [
-            output.name for output in self.session.get_outputs()]
+        self.names = [output.name for output in self.session.get_outputs()]
         properties = self.session.get_modelmeta().custom_metadata_map
         self.metadata = json.loads(properties.get(METADATA, '{}'))
 
@@ -60,13 +61,16 @@ class OnnxRunner:
         """
         try:
             outputs = self.session.run(
-                self.names, {self.input: images.numpy()})
+                self.names, {self.input: images.numpy()}
+            )
         except Exception as error:
             raise RuntimeError(
                 f'{self.path} does not take images {tuple(images.shape)}: '
-                f'{error}') from error
+                f'{error}'
+            ) from error
         return dict(
-            zip(self.names, map(torch.from_numpy, outputs), strict=True))
+            zip(self.names, map(torch.from_numpy, outputs), strict=True)
+        )
 
 
 class TorchRunner:
@@ -86,8 +90,9 @@ class TorchRunner:
         self.path = path = _existing(path)
         try:
             with ZipFile(path) as archive:
-                compiled = any('/aotinductor/' in name
-                               for name in archive.namelist())
+                compiled = any(
+                    '/aotinductor/' in name for name in archive.namelist()
+                )
             if compiled:
                 # What torch 2.10's loader needs and does not import; slow,
                 # so only for such packages.
@@ -100,12 +105,14 @@ class TorchRunner:
                 self.network = program.module()
                 text = extra[METADATA]
         except Exception as error:
-            raise RuntimeError(f'{path} cannot be loaded as a package of '
-                               f'torch: {error}') from error
+            raise RuntimeError(
+                f'{path} cannot be loaded as a package of torch: {error}'
+            ) from error
         if not text:
             raise RuntimeError(
                 f'{path} does not say what its outputs are called: it is not '
-                'of tools/deployment/export_torch.py')
+                'of tools/deployment/export_torch.py'
+            )
         self.metadata = json.loads(text)
         self.names = self.metadata['names']
 
@@ -121,7 +128,8 @@ class TorchRunner:
         except Exception as error:
             raise RuntimeError(
                 f'{self.path} does not take images {tuple(images.shape)}: '
-                f'{error}') from error
+                f'{error}'
+            ) from error
         return dict(zip(self.names, outputs, strict=True))
 
 

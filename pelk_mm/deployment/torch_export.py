@@ -34,15 +34,16 @@ class TorchExport:
 
 
 @torch.no_grad()
-def export_torch(network: Network,
-                 path: str | Path,
-                 shape: Sequence[int],
-                 *,
-                 kind: str = 'exported',
-                 dynamic: bool = False,
-                 metadata: Mapping[str, object] | None = None,
-                 each: Callable[[str], None] = lambda text: None
-                 ) -> TorchExport:
+def export_torch(
+    network: Network,
+    path: str | Path,
+    shape: Sequence[int],
+    *,
+    kind: str = 'exported',
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    each: Callable[[str], None] = lambda text: None,
+) -> TorchExport:
     """Write a merged network as a ``.pt2`` package and check what it computes.
 
     Large kernels stay one call of ``pelk_mm::peripheral_conv2d`` each, which
@@ -84,34 +85,44 @@ def export_torch(network: Network,
         metadata or {},
         shape=list(shape),
         dynamic=dynamic,
-        names=list(network.names))
-    with silent('torch._inductor', 'torch.utils.cpp_extension'), \
-            atomic_path(path) as temporary:
+        names=list(network.names),
+    )
+    with (
+        silent('torch._inductor', 'torch.utils.cpp_extension'),
+        atomic_path(path) as temporary,
+    ):
         # Known before the long part: whether it can be written at all.
         temporary.touch()
         each('exporting')
         program = torch.export.export(
-            network, (images, ), dynamic_shapes=dimensions)
+            network, (images,), dynamic_shapes=dimensions
+        )
         if kind == 'exported':
             torch.export.save(
-                program, temporary, extra_files={METADATA: json.dumps(fields)})
+                program, temporary, extra_files={METADATA: json.dumps(fields)}
+            )
         else:
             each('compiling')
             _compile(program, temporary, fields)
         each('checking')
         runner = TorchRunner(temporary)
         differences = check_close(
-            network, runner, images.shape[2:], dynamic, TOLERANCE)
+            network, runner, images.shape[2:], dynamic, TOLERANCE
+        )
         # An open library keeps its file.
         del runner
     return TorchExport(Path(path), differences)
 
 
-def _compile(program: torch.export.ExportedProgram, path: Path,
-             fields: Mapping[str, object]) -> None:
+def _compile(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    fields: Mapping[str, object],
+) -> None:
     torch._inductor.aoti_compile_and_package(
         program,
         package_path=str(path),
         inductor_configs={
             'aot_inductor.metadata': {METADATA: json.dumps(fields)}
-        })
+        },
+    )

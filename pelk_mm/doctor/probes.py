@@ -22,8 +22,10 @@ Facts = dict[str, Any]
 
 def _version(name: str) -> Facts:
     module = importlib.import_module(name)
-    return {'version': str(getattr(module, '__version__', 'unknown')),
-            'where': str(getattr(module, '__file__', None))}
+    return {
+        'version': str(getattr(module, '__version__', 'unknown')),
+        'where': str(getattr(module, '__file__', None)),
+    }
 
 
 def numpy() -> Facts:
@@ -37,15 +39,19 @@ def cv2() -> Facts:
 def torch() -> Facts:
     facts = _version('torch')
     import torch
+
     facts['cuda'] = torch.version.cuda
     facts['gpus'] = []
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            facts['gpus'].append({
-                'name': properties.name,
-                'capability': [properties.major, properties.minor],
-                'memory_gib': round(properties.total_memory / 2**30, 1)})
+            facts['gpus'].append(
+                {
+                    'name': properties.name,
+                    'capability': [properties.major, properties.minor],
+                    'memory_gib': round(properties.total_memory / 2**30, 1),
+                }
+            )
     return facts
 
 
@@ -53,6 +59,7 @@ def torch_numpy() -> Facts:
     """A torch that was built for another numpy only warns when imported."""
     import numpy
     import torch
+
     torch.from_numpy(numpy.zeros(1)).numpy()
     return {}
 
@@ -60,6 +67,7 @@ def torch_numpy() -> Facts:
 def torch_cuda() -> Facts:
     """A GPU that torch sees need not be one that its kernels run on."""
     import torch
+
     for index in range(torch.cuda.device_count()):
         float(torch.ones(2, device=f'cuda:{index}').sum())
     return {}
@@ -70,6 +78,7 @@ def torchvision() -> Facts:
     facts = _version('torchvision')
     import torch
     from torchvision.ops import nms
+
     nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     return facts
 
@@ -77,6 +86,7 @@ def torchvision() -> Facts:
 def mmengine() -> Facts:
     facts = _version('mmengine')
     import mmengine.runner  # noqa: F401, imports what it needs only here
+
     return facts
 
 
@@ -87,7 +97,8 @@ def mmcv() -> Facts:
 def mmcv_ops() -> Facts:
     import torch
     from mmcv.ops import get_compiling_cuda_version, nms
-    boxes = torch.tensor([[0., 0., 1., 1.]])
+
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     nms(boxes, torch.ones(1), iou_threshold=0.5)
     cuda = get_compiling_cuda_version()
     return {'cuda': None if cuda == 'not available' else cuda}
@@ -96,27 +107,32 @@ def mmcv_ops() -> Facts:
 def mmpretrain() -> Facts:
     facts = _version('mmpretrain')
     import mmpretrain.models  # noqa: F401
+
     return facts
 
 
 def mmseg() -> Facts:
     facts = _version('mmseg')
     import mmseg.models  # noqa: F401
+
     return facts
 
 
 def mmdet() -> Facts:
     facts = _version('mmdet')
     import mmdet.models  # noqa: F401
+
     return facts
 
 
 def pelk_mm() -> Facts:
     facts = _version('pelk_mm')
     from mmengine.registry import MODELS
+
     if MODELS.get('pelk_mm.PeLK') is None:
-        raise RuntimeError('it is imported, but pelk_mm.PeLK is not '
-                           'registered')
+        raise RuntimeError(
+            'it is imported, but pelk_mm.PeLK is not registered'
+        )
     return facts
 
 
@@ -124,19 +140,18 @@ def operator() -> Facts:
     """Run every backend on the devices here; those not yet built are."""
     import torch
 
-    from pelk_mm.ops import (
-        SharingGrid,
-        available_backends,
-        peripheral_conv2d,
-    )
+    from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+
     devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
     grid = SharingGrid(13)
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(1, 2, 16, 16, generator=generator)
-    weight = torch.randn(2, 1, grid.num_cells, grid.num_cells,
-                         generator=generator)
-    expected = peripheral_conv2d(input.double(), weight.double(), grid,
-                                 backend='dense')
+    weight = torch.randn(
+        2, 1, grid.num_cells, grid.num_cells, generator=generator
+    )
+    expected = peripheral_conv2d(
+        input.double(), weight.double(), grid, backend='dense'
+    )
     found: dict[str, dict[str, str | None]] = {}
     for device in devices:
         found[device] = available_backends(device, torch.float32)
@@ -145,25 +160,42 @@ def operator() -> Facts:
                 continue
             try:
                 output = peripheral_conv2d(
-                    input.to(device), weight.to(device), grid, backend=name)
-                error = float((output.cpu() - expected).abs().max()
-                              / expected.abs().max())
+                    input.to(device), weight.to(device), grid, backend=name
+                )
+                error = float(
+                    (output.cpu() - expected).abs().max()
+                    / expected.abs().max()
+                )
             except Exception as failure:
                 found[device][name] = f'{type(failure).__name__}: {failure}'
                 continue
             # `not <=` counts NaN as wrong.
             if not error <= 1e-3:
                 found[device][name] = (
-                    f'its result is off by {error:.1e} of the largest value')
+                    f'its result is off by {error:.1e} of the largest value'
+                )
     return {'backends': found}
 
 
 #: In the order in which they are tried.
 PROBES: dict[str, Callable[[], Facts]] = {
     probe.__name__: probe
-    for probe in (numpy, torch, torch_numpy, torch_cuda, torchvision, cv2,
-                  mmengine, mmcv, mmcv_ops, mmpretrain, mmseg, mmdet, pelk_mm,
-                  operator)
+    for probe in (
+        numpy,
+        torch,
+        torch_numpy,
+        torch_cuda,
+        torchvision,
+        cv2,
+        mmengine,
+        mmcv,
+        mmcv_ops,
+        mmpretrain,
+        mmseg,
+        mmdet,
+        pelk_mm,
+        operator,
+    )
 }
 
 
@@ -180,10 +212,15 @@ def _try_all(results: Path, names: list[str]) -> None:
                 facts = PROBES[name]()
             # SystemExit too: some packages leave that way.
             except BaseException as error:
-                tell(probe=name, event='error', kind=type(error).__name__,
-                     message=str(error).strip(),
-                     missing=getattr(error, 'name', None) if isinstance(
-                         error, ModuleNotFoundError) else None)
+                tell(
+                    probe=name,
+                    event='error',
+                    kind=type(error).__name__,
+                    message=str(error).strip(),
+                    missing=getattr(error, 'name', None)
+                    if isinstance(error, ModuleNotFoundError)
+                    else None,
+                )
                 return
             tell(probe=name, event='end', facts=facts)
 

@@ -16,26 +16,28 @@ from typing import Any
 PROBES_FILE = Path(__file__).with_name('probes.py')
 #: Run by its path, so that pelk_mm is not imported; with `-c`, so that the
 #: current folder is on the path as for `python -m` and probes.py's is not.
-_START = ('import runpy, sys; sys.argv = sys.argv[1:]; '
-          'runpy.run_path(sys.argv[0], run_name="__main__")')
+_START = (
+    'import runpy, sys; sys.argv = sys.argv[1:]; '
+    'runpy.run_path(sys.argv[0], run_name="__main__")'
+)
 
 #: What has to work for a probe to be worth a try.
 NEEDS: dict[str, tuple[str, ...]] = {
     'numpy': (),
     'torch': (),
     'torch_numpy': ('numpy', 'torch'),
-    'torch_cuda': ('torch', ),
-    'torchvision': ('torch', ),
-    'cv2': ('numpy', ),
+    'torch_cuda': ('torch',),
+    'torchvision': ('torch',),
+    'cv2': ('numpy',),
     'mmengine': ('torch', 'cv2'),
-    'mmcv': ('mmengine', ),
-    'mmcv_ops': ('mmcv', ),
-    'mmpretrain': ('mmcv', ),
-    'mmseg': ('mmcv', ),
-    'mmdet': ('mmcv_ops', ),
+    'mmcv': ('mmengine',),
+    'mmcv_ops': ('mmcv',),
+    'mmpretrain': ('mmcv',),
+    'mmseg': ('mmcv',),
+    'mmdet': ('mmcv_ops',),
     'pelk_mm': ('torch', 'mmengine', 'mmcv'),
     # Knows torch alone, but is imported from within the package.
-    'operator': ('pelk_mm', ),
+    'operator': ('pelk_mm',),
 }
 
 
@@ -60,8 +62,9 @@ class Outcome:
         return self.state == 'works'
 
 
-def run_probes(names: Sequence[str] = tuple(NEEDS),
-               timeout: float = 600) -> dict[str, Outcome]:
+def run_probes(
+    names: Sequence[str] = tuple(NEEDS), timeout: float = 600
+) -> dict[str, Outcome]:
     """Try everything in ``names``, in processes that may crash.
 
     As long as all goes well this takes one process; each that fails takes the
@@ -80,11 +83,15 @@ def run_probes(names: Sequence[str] = tuple(NEEDS),
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(names):
         for name in names:
-            lacking = [need for need in NEEDS[name]
-                       if need in outcomes and not outcomes[need].works]
+            lacking = [
+                need
+                for need in NEEDS[name]
+                if need in outcomes and not outcomes[need].works
+            ]
             if name not in outcomes and lacking:
                 outcomes[name] = Outcome(
-                    'skipped', message=f'{lacking[0]} does not work')
+                    'skipped', message=f'{lacking[0]} does not work'
+                )
         left = [name for name in names if name not in outcomes]
         if left:
             outcomes.update(_run(left, timeout))
@@ -97,11 +104,22 @@ def _run(names: list[str], timeout: float) -> dict[str, Outcome]:
         results, errors = Path(folder, 'results'), Path(folder, 'errors')
         with errors.open('w') as output:
             process = subprocess.Popen(
-                [sys.executable, '-W', 'ignore', '-c', _START,
-                 str(PROBES_FILE), str(results), *names],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [
+                    sys.executable,
+                    '-W',
+                    'ignore',
+                    '-c',
+                    _START,
+                    str(PROBES_FILE),
+                    str(results),
+                    *names,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 # A compiler that it started has to end with it.
-                start_new_session=True)
+                start_new_session=True,
+            )
             try:
                 process.wait(timeout)
                 ending = _ending(process.returncode)

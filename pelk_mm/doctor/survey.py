@@ -16,10 +16,23 @@ from .checks import TROUBLE, Environment, Finding
 from .processes import run_probes
 
 #: What is listed beside the rows, in the order of printing.
-_PACKAGES = ('torch', 'torchvision', 'numpy', 'opencv-python',
-             'opencv-python-headless')
-_OPTIONAL = ('setuptools', 'ftfy', 'regex', 'onnx', 'onnxscript',
-             'onnxruntime', 'scikit-learn', 'triton')
+_PACKAGES = (
+    'torch',
+    'torchvision',
+    'numpy',
+    'opencv-python',
+    'opencv-python-headless',
+)
+_OPTIONAL = (
+    'setuptools',
+    'ftfy',
+    'regex',
+    'onnx',
+    'onnxscript',
+    'onnxruntime',
+    'scikit-learn',
+    'triton',
+)
 
 
 def survey() -> Environment:
@@ -29,12 +42,15 @@ def survey() -> Environment:
         outcomes=run_probes(),
         # As torch's extensions choose it; it may be `ccache g++`.
         compiler=_first_line(
-            *shlex.split(os.environ.get('CXX') or 'c++'), '--version'),
-        gpus_of_driver=_lines('nvidia-smi', '-L'))
+            *shlex.split(os.environ.get('CXX') or 'c++'), '--version'
+        ),
+        gpus_of_driver=_lines('nvidia-smi', '-L'),
+    )
 
 
-def report(environment: Environment,
-           findings: list[Finding]) -> dict[str, Any]:
+def report(
+    environment: Environment, findings: list[Finding]
+) -> dict[str, Any]:
     """Everything that is worth printing, as plain data.
 
     Returns:
@@ -43,23 +59,30 @@ def report(environment: Environment,
         distribution; ``compiler``; ``gpus``; ``backends`` by device, None or
         why one does not run; ``findings``.
     """
+
     def facts(probe: str) -> dict[str, Any]:
-        return (environment.outcomes[probe].facts
-                if environment.works(probe) else {})
+        return (
+            environment.outcomes[probe].facts
+            if environment.works(probe)
+            else {}
+        )
 
     packages = environment.packages
     return {
         'ok': all(finding.level != TROUBLE for finding in findings),
-        'pelk_mm': run_path(str(Path(__file__).parents[1] / 'version.py'))
-        ['__version__'],
+        'pelk_mm': run_path(str(Path(__file__).parents[1] / 'version.py'))[
+            '__version__'
+        ],
         'where': str(Path(__file__).parents[1]),
         'python': platform.python_version(),
         'platform': platform.platform(),
         'row': installed_rows(packages),
         'versions': {name: packages[name] for name in _names(packages)},
         'compiler': environment.compiler,
-        'cuda': {'torch': facts('torch').get('cuda'),
-                 'mmcv': facts('mmcv_ops').get('cuda')},
+        'cuda': {
+            'torch': facts('torch').get('cuda'),
+            'mmcv': facts('mmcv_ops').get('cuda'),
+        },
         'gpus': facts('torch').get('gpus', []),
         'gpus_of_driver': environment.gpus_of_driver,
         'mmcv_ops': environment.works('mmcv_ops'),
@@ -69,9 +92,14 @@ def report(environment: Environment,
 
 
 def _names(packages: dict[str, str]) -> list[str]:
-    wanted = [*_PACKAGES,
-              *(name for row in ROWS.values() for name in row.values()),
-              'mmengine-lite', 'mmcv-full', 'mmcv-lite', *_OPTIONAL]
+    wanted = [
+        *_PACKAGES,
+        *(name for row in ROWS.values() for name in row.values()),
+        'mmengine-lite',
+        'mmcv-full',
+        'mmcv-lite',
+        *_OPTIONAL,
+    ]
     return [name for name in wanted if name in packages]
 
 
@@ -80,8 +108,13 @@ def _lines(*command: str) -> list[str]:
     if shutil.which(command[0]) is None:
         return []
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True,
-                              capture_output=True, timeout=30)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            capture_output=True,
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     return done.stdout.splitlines() if done.returncode == 0 else []

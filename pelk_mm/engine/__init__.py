@@ -6,7 +6,9 @@ from .optimizers import LayerDecayOptimWrapperConstructor
 from .strategies import FullStateFSDPStrategy
 
 __all__ = [
-    'DynamicSparsityHook', 'FullStateFSDPStrategy',
-    'LayerDecayOptimWrapperConstructor', 'SafeCheckpointHook',
-    'check_channels'
+    'DynamicSparsityHook',
+    'FullStateFSDPStrategy',
+    'LayerDecayOptimWrapperConstructor',
+    'SafeCheckpointHook',
+    'check_channels',
 ]

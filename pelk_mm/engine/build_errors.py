@@ -12,8 +12,16 @@ from ..ops.checks import did_you_mean
 
 #: Errors that a wrong config is the likely reason for. Others, such as an
 #: AttributeError, are more likely a defect.
-LIKELY = (TypeError, ValueError, LookupError, AssertionError, ImportError,
-          NotImplementedError, OSError, RuntimeError)
+LIKELY = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    ImportError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+)
 #: How mmengine's registry and Python's calls say what is not there.
 _UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+?) registry')
 _UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -41,35 +49,44 @@ def explain(error: BaseException) -> str:
         str: Such as ``"PeLK: unknown arch 'tinny', expected …"``.
     """
     # A KeyError's text is the repr of its key.
-    text = (str(error.args[0])
-            if isinstance(error, KeyError) and error.args else str(error))
+    text = (
+        str(error.args[0])
+        if isinstance(error, KeyError) and error.args
+        else str(error)
+    )
     builds = _builds(error)
     if not builds:
         return text or type(error).__name__
     scope = builds[-1]
     unknown = _UNKNOWN_TYPE.search(text)
     if unknown and isinstance(error, KeyError):
-        return (f'there is no {unknown[1]} in the registry {unknown[2]}' +
-                did_you_mean(unknown[1], registered(scope['registry'])) +
-                '; what is not of the library has to be named in '
-                'custom_imports')
+        return (
+            f'there is no {unknown[1]} in the registry {unknown[2]}'
+            + did_you_mean(unknown[1], registered(scope['registry']))
+            + '; what is not of the library has to be named in '
+            'custom_imports'
+        )
     kind = scope.get('obj_cls')
     name = getattr(kind, '__name__', None)
     argument = _UNKNOWN_ARGUMENT.search(text)
     if argument and name and text.startswith(f'{name}.__init__()'):
-        known = [key for key in inspect.signature(kind).parameters
-                 if key not in ('args', 'kwargs')]
+        known = [
+            key
+            for key in inspect.signature(kind).parameters
+            if key not in ('args', 'kwargs')
+        ]
         hint = did_you_mean(argument[1], known)
-        return (f'{name} has no argument {argument[1]!r}{hint}; it has '
-                f'{", ".join(known)}')
+        return (
+            f'{name} has no argument {argument[1]!r}{hint}; it has '
+            f'{", ".join(known)}'
+        )
     if not isinstance(error, (TypeError, ValueError)) or not text:
         text = f'{type(error).__name__}: {text}'
     return f'{name}: {text}' if name else text
 
 
 def _builds(error: BaseException) -> list[dict]:
-    """Variables of mmengine's calls that build what failed, outermost first.
-    """
+    """Variables of mmengine's calls that build what failed, outermost first."""
     return [
         frame.f_locals
         for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -10,8 +10,14 @@ from torch import nn
 from ..models import PeLK
 
 #: Heads that need maps, by the names that mmseg and mmdet give them.
-_DENSE_HEADS = ('decode_head', 'auxiliary_head', 'rpn_head', 'roi_head',
-                'bbox_head', 'mask_head')
+_DENSE_HEADS = (
+    'decode_head',
+    'auxiliary_head',
+    'rpn_head',
+    'roi_head',
+    'bbox_head',
+    'mask_head',
+)
 #: Necks of mmpretrain that turn maps into vectors.
 _POOLING = ('GlobalAveragePooling', 'GeneralizedMeanPooling')
 
@@ -51,8 +57,9 @@ def check_channels(model: nn.Module) -> None:
     for where, head in _segmentation_heads(model):
         _check_segmentation_head(where, head, backbone)
     for name in ('head', 'rpn_head', 'bbox_head'):
-        _check_one_output(f'model.{name}', getattr(model, name, None),
-                          backbone)
+        _check_one_output(
+            f'model.{name}', getattr(model, name, None), backbone
+        )
 
 
 def _given(backbone: PeLK) -> list[int]:
@@ -67,36 +74,52 @@ def _first(neck: nn.Module | None) -> nn.Module | None:
     return neck
 
 
-def _fail(backbone: PeLK, where: str, module: nn.Module, expected: object,
-          right: object) -> None:
+def _fail(
+    backbone: PeLK,
+    where: str,
+    module: nn.Module,
+    expected: object,
+    right: object,
+) -> None:
     raise ValueError(
         f'{where} ({type(module).__name__}) expects in_channels={expected}, '
         f'but the backbone PeLK with arch={backbone.arch!r} and '
         f'out_indices={backbone.out_indices} gives {_given(backbone)}: set '
         f'{where}.in_channels={right} '
         f'(PeLK.out_channels({backbone.arch!r}) is '
-        f'{backbone.out_channels(backbone.arch)})')
+        f'{backbone.out_channels(backbone.arch)})'
+    )
 
 
 def _check_layout(model: nn.Module, backbone: PeLK) -> None:
     """Maps for dense prediction and pooling, vectors for a classifier."""
-    dense = [name for name in _DENSE_HEADS
-             if getattr(model, name, None) is not None]
+    dense = [
+        name for name in _DENSE_HEADS if getattr(model, name, None) is not None
+    ]
     neck = _first(getattr(model, 'neck', None))
     pools = type(neck).__name__ in _POOLING
     if backbone.gap_before_final_norm and (dense or pools):
-        consumer = (f'model.neck ({type(neck).__name__})'
-                    if pools else f'model.{dense[0]}')
+        consumer = (
+            f'model.neck ({type(neck).__name__})'
+            if pools
+            else f'model.{dense[0]}'
+        )
         raise ValueError(
             f'{consumer} needs maps, but the backbone PeLK gives averaged '
-            'vectors: set model.backbone.gap_before_final_norm=False' +
-            (' or model.neck=None' if pools else ''))
-    if (not backbone.gap_before_final_norm and neck is None and not dense
-            and getattr(model, 'head', None) is not None):
+            'vectors: set model.backbone.gap_before_final_norm=False'
+            + (' or model.neck=None' if pools else '')
+        )
+    if (
+        not backbone.gap_before_final_norm
+        and neck is None
+        and not dense
+        and getattr(model, 'head', None) is not None
+    ):
         raise ValueError(
             'model.head needs vectors, but the backbone PeLK gives maps: set '
             'model.backbone.gap_before_final_norm=True, or '
-            "model.neck=dict(type='GlobalAveragePooling')")
+            "model.neck=dict(type='GlobalAveragePooling')"
+        )
 
 
 def _check_neck(neck: nn.Module, backbone: PeLK) -> None:
@@ -112,8 +135,9 @@ def _check_neck(neck: nn.Module, backbone: PeLK) -> None:
     _check_one_output('model.neck', neck, backbone)
 
 
-def _check_one_output(where: str, module: nn.Module | None,
-                      backbone: PeLK) -> None:
+def _check_one_output(
+    where: str, module: nn.Module | None, backbone: PeLK
+) -> None:
     """For what takes one of the outputs, mostly the last."""
     given = _given(backbone)
     expected = getattr(module, 'in_channels', None)
@@ -123,7 +147,8 @@ def _check_one_output(where: str, module: nn.Module | None,
 
 def _all_integers(values: object) -> bool:
     return isinstance(values, Sequence) and all(
-        isinstance(value, int) for value in values)
+        isinstance(value, int) for value in values
+    )
 
 
 def _segmentation_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -137,8 +162,9 @@ def _segmentation_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield f'model.{name}', heads
 
 
-def _check_segmentation_head(where: str, head: nn.Module,
-                             backbone: PeLK) -> None:
+def _check_segmentation_head(
+    where: str, head: nn.Module, backbone: PeLK
+) -> None:
     indices = getattr(head, 'in_index', None)
     expected = getattr(head, 'in_channels', None)
     if indices is None or expected is None:
@@ -150,16 +176,24 @@ def _check_segmentation_head(where: str, head: nn.Module,
             raise ValueError(
                 f'{where}.in_index={indices} asks for output {index}, but '
                 f'the backbone PeLK gives {len(given)} '
-                f'(model.backbone.out_indices={backbone.out_indices})')
+                f'(model.backbone.out_indices={backbone.out_indices})'
+            )
     if not several:
         right = given[indices]
         fits = expected == right
     else:
         right = [given[i] for i in indices]
         # 'resize_concat' keeps only the sum of what the config says.
-        fits = (expected == sum(right) if isinstance(expected, int) else
-                list(expected) == right)
+        fits = (
+            expected == sum(right)
+            if isinstance(expected, int)
+            else list(expected) == right
+        )
     if not fits:
-        _fail(backbone, where, head,
-              expected if isinstance(expected, int) else list(expected),
-              right)
+        _fail(
+            backbone,
+            where,
+            head,
+            expected if isinstance(expected, int) else list(expected),
+            right,
+        )

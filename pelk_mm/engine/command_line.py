@@ -25,13 +25,15 @@ class ConfigOptions(DictAction):
         wrong = [value for value in values if '=' not in value.lstrip('=')]
         if wrong:
             raise argparse.ArgumentError(
-                self, f'expected KEY=VALUE, got {wrong[0]!r}')
+                self, f'expected KEY=VALUE, got {wrong[0]!r}'
+            )
         super().__call__(parser, namespace, values, option_string)
 
 
 @contextmanager
-def command(*expected: type[Exception],
-            about: str | None = None) -> Iterator[None]:
+def command(
+    *expected: type[Exception], about: str | None = None
+) -> Iterator[None]:
     """Run a tool: no checkpoint runs code, wrong input ends in one line.
 
     That line is for a :class:`LaunchError`, for the errors that a tool
@@ -63,7 +65,10 @@ def _end(error: BaseException, text: str, about: str | None = None) -> None:
         traceback.print_exception(error)
     elif not isinstance(error, LaunchError) or error.__cause__ is not None:
         text += f' ({TRACEBACK}=1 shows where)'
-    if about is not None and not isinstance(
-            error, LaunchError) and about not in text:
+    if (
+        about is not None
+        and not isinstance(error, LaunchError)
+        and about not in text
+    ):
         text = f'{about}: {text}'
     raise SystemExit(f'error: {text}') from None

@@ -88,29 +88,35 @@ def grow_checkpoint(
     if len(prefixes) != 1:
         where = f'{prefixes}' if prefixes else 'none at all'
         raise RuntimeError(
-            f'expected one PeLK backbone in the checkpoint, found {where}')
+            f'expected one PeLK backbone in the checkpoint, found {where}'
+        )
     prefix = prefixes[0]
     shape = _skeleton(weights, prefix)
     old = (
         read_grids(weights, prefix)
-        if from_arch is None else _grids(from_arch, shape))
+        if from_arch is None
+        else _grids(from_arch, shape)
+    )
     new = _grids(arch, shape)
     grown, errors = move_kernels(weights, prefix, old, new)
     result = dict(
         meta=kept_meta(checkpoint),
         state_dict=grown,
-        **{STATE_KEY: _grown_state(checkpoint, weights, prefix, old, new)})
+        **{STATE_KEY: _grown_state(checkpoint, weights, prefix, old, new)},
+    )
     return result, [
         GrownStage(*stage) for stage in zip(old, new, errors, strict=True)
     ]
 
 
-def publish_checkpoint(config: Config,
-                       checkpoint: str,
-                       folder: str | Path,
-                       *,
-                       weights: str = 'average',
-                       trust: bool = False) -> Path:
+def publish_checkpoint(
+    config: Config,
+    checkpoint: str,
+    folder: str | Path,
+    *,
+    weights: str = 'average',
+    trust: bool = False,
+) -> Path:
     """Write the part of a checkpoint that other people need.
 
     The optimizer state, the log and paths of this machine are left out. That
@@ -142,7 +148,8 @@ def publish_checkpoint(config: Config,
     if weights != 'average' and raw is None:
         raise RuntimeError(
             f'{checkpoint} has no moving average, so that there is no '
-            f'difference to raw weights: leave out {weights!r}')
+            f'difference to raw weights: leave out {weights!r}'
+        )
     if weights == 'raw':
         state = raw
     model = build_model(config)
@@ -150,7 +157,8 @@ def publish_checkpoint(config: Config,
     meta = dict(
         kept_meta(loaded),
         config=Path(config.filename or 'config').stem,
-        pelk_mm_version=__version__)
+        pelk_mm_version=__version__,
+    )
     published = dict(meta=meta, state_dict=_own_storage(state))
     if weights == 'both':
         published['ema_state_dict'] = _own_storage(loaded['ema_state_dict'])
@@ -208,8 +216,9 @@ def _skeleton(weights: Mapping[str, Tensor], prefix: str) -> dict[str, list]:
     while True:
         stage = f'{prefix}stages.{len(depths)}.blocks.'
         blocks = {
-            name[len(stage):].split('.')[0]
-            for name in weights if name.startswith(stage)
+            name[len(stage) :].split('.')[0]
+            for name in weights
+            if name.startswith(stage)
         }
         if not blocks:
             return dict(depths=depths, channels=channels)
@@ -217,14 +226,17 @@ def _skeleton(weights: Mapping[str, Tensor], prefix: str) -> dict[str, list]:
         channels.append(len(weights[f'{stage}0.norm.weight']))
 
 
-def _grids(arch: str | Mapping[str, Any],
-           shape: Mapping[str, list]) -> list[SharingGrid]:
+def _grids(
+    arch: str | Mapping[str, Any], shape: Mapping[str, list]
+) -> list[SharingGrid]:
     """Grids of an arch, whose depths and channels must be the ones given."""
     built = len(shape['depths'])
     if isinstance(arch, Mapping):
         # A checkpoint may have fewer stages than the four of an arch.
-        filler = {key: [*value, *value[-1:] * (PeLK.num_stages - built)]
-                  for key, value in shape.items()}
+        filler = {
+            key: [*value, *value[-1:] * (PeLK.num_stages - built)]
+            for key, value in shape.items()
+        }
         arch = {**filler, **arch}
     with torch.device('meta'):
         model = PeLK(arch)
@@ -234,16 +246,21 @@ def _grids(arch: str | Mapping[str, Any],
             raise ValueError(
                 f'the checkpoint has {key} {found}, arch {arch!r} has '
                 f'{expected}: only kernel sizes and the centre radius can be '
-                'changed')
+                'changed'
+            )
     return [
         SharingGrid(size, model.center_radius)
         for size in model.kernel_sizes[:built]
     ]
 
 
-def _grown_state(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor],
-                 prefix: str, old: list[SharingGrid],
-                 new: list[SharingGrid]) -> dict[str, Any]:
+def _grown_state(
+    checkpoint: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    old: list[SharingGrid],
+    new: list[SharingGrid],
+) -> dict[str, Any]:
     """The sparsity state of a grown checkpoint."""
     state = checkpoint.get(STATE_KEY)
     if state is not None:
@@ -256,8 +273,7 @@ def _grown_state(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor],
         }
     # Names in a state have no prefix of a wrapper.
     own = prefix.removeprefix(_WRAPPER)
-    masks = {name.removeprefix(_WRAPPER): mask
-             for name, mask in masks.items()}
+    masks = {name.removeprefix(_WRAPPER): mask for name, mask in masks.items()}
     moved = move_masks(masks, own, old, new)
     total = sum(mask.numel() for mask in moved.values())
     dead = sum(int((~mask).sum()) for mask in moved.values())
@@ -270,8 +286,9 @@ def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
     if averaged is None:
         return None
     return {
-        name[len(_WRAPPER):]: value
-        for name, value in averaged.items() if name.startswith(_WRAPPER)
+        name[len(_WRAPPER) :]: value
+        for name, value in averaged.items()
+        if name.startswith(_WRAPPER)
     }
 
 
@@ -292,5 +309,6 @@ def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies: a view would drag all of its base into the file."""
-    return {name: value.detach().cpu().clone()
-            for name, value in state.items()}
+    return {
+        name: value.detach().cpu().clone() for name, value in state.items()
+    }

@@ -64,9 +64,9 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_leftovers(folder: str | Path,
-                     suffix: str,
-                     stem: str | None = None) -> list[Path]:
+def remove_leftovers(
+    folder: str | Path, suffix: str, stem: str | None = None
+) -> list[Path]:
     """Remove what killed processes have left of :func:`atomic_path`.
 
     Args:

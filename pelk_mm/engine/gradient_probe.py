@@ -68,11 +68,13 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def probe_snip_scores(model: nn.Module,
-                      data_batch: Any,
-                      optim_wrapper: OptimWrapper,
-                      weights: Mapping[str, nn.Parameter],
-                      scale: float = 1.0) -> dict[str, Tensor]:
+def probe_snip_scores(
+    model: nn.Module,
+    data_batch: Any,
+    optim_wrapper: OptimWrapper,
+    weights: Mapping[str, nn.Parameter],
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
     """Score weights by SNIP with the loss that the model trains on.
 
     The model's own ``train_step`` runs, with data preprocessing, losses and
@@ -100,16 +102,18 @@ def probe_snip_scores(model: nn.Module,
         # The method of the class: one on the instance may be a compiled one,
         # and compiling for a single batch is not worth it.
         type(model).train_step(
-            model, copy.deepcopy(data_batch), optim_wrapper=probe)
+            model, copy.deepcopy(data_batch), optim_wrapper=probe
+        )
         if not probe.called:
             raise RuntimeError(
                 f'{type(model).__name__}.train_step passed no loss to '
                 "optim_wrapper.update_params(), which init='snip' needs; "
-                "use init='erk' or 'uniform'")
+                "use init='erk' or 'uniform'"
+            )
         return {
             name: snip_scores(
                 param,
-                torch.zeros_like(param)
-                if param.grad is None else param.grad)
+                torch.zeros_like(param) if param.grad is None else param.grad,
+            )
             for name, param in weights.items()
         }

@@ -56,15 +56,15 @@ class Predictor(ABC):
     #: Heads of a result's columns.
     columns: tuple[str, ...]
 
-    def __init__(self,
-                 config: Config,
-                 checkpoint: str,
-                 device: str | None = None) -> None:
+    def __init__(
+        self, config: Config, checkpoint: str, device: str | None = None
+    ) -> None:
         self.inferencer = self._build(config, checkpoint, device)
 
     @abstractmethod
-    def _build(self, config: Config, checkpoint: str,
-               device: str | None) -> Any:
+    def _build(
+        self, config: Config, checkpoint: str, device: str | None
+    ) -> Any:
         """The library's inferencer."""
 
     @abstractmethod
@@ -76,8 +76,9 @@ class Predictor(ABC):
         """What was found, as text."""
 
     @abstractmethod
-    def draw(self, image: np.ndarray, sample: BaseDataElement,
-             path: Path) -> None:
+    def draw(
+        self, image: np.ndarray, sample: BaseDataElement, path: Path
+    ) -> None:
         """Draw a sample into an image ``(H, W, 3)``, uint8 RGB."""
 
 
@@ -89,8 +90,10 @@ class Classifier(Predictor):
     def _build(self, config, checkpoint, device):
         from mmpretrain import ImageClassificationInferencer
         from mmpretrain.visualization import UniversalVisualizer
+
         inferencer = ImageClassificationInferencer(
-            config, pretrained=checkpoint, device=device or _best_device())
+            config, pretrained=checkpoint, device=device or _best_device()
+        )
         if inferencer.classes is None:
             inferencer.classes = _classes(config)
         inferencer.visualizer = UniversalVisualizer()
@@ -98,13 +101,15 @@ class Classifier(Predictor):
 
     def predict(self, images):
         return self.inferencer(
-            images, return_datasamples=True, batch_size=len(images))
+            images, return_datasamples=True, batch_size=len(images)
+        )
 
     def rows(self, sample):
         scores = sample.pred_score
         top = scores.topk(min(5, len(scores)))
         for score, label in zip(
-                top.values.tolist(), top.indices.tolist(), strict=True):
+            top.values.tolist(), top.indices.tolist(), strict=True
+        ):
             yield _name(self.inferencer.classes, label), f'{score:.3f}'
 
     def draw(self, image, sample, path):
@@ -112,8 +117,10 @@ class Classifier(Predictor):
         # pixel high and thousands wide that would be gigabytes.
         least = -(-max(image.shape[:2]) // _LONGEST)
         image = np.pad(
-            image, [(0, max(0, least - side)) for side in image.shape[:2]] +
-            [(0, 0)], constant_values=255)
+            image,
+            [(0, max(0, least - side)) for side in image.shape[:2]] + [(0, 0)],
+            constant_values=255,
+        )
         self.inferencer.visualizer.visualize_cls(
             image,
             sample,
@@ -121,7 +128,8 @@ class Classifier(Predictor):
             # Text is unreadable on smaller pictures.
             resize=max(224, min(image.shape[:2])),
             draw_gt=False,
-            out_file=str(path))
+            out_file=str(path),
+        )
 
 
 class Segmentor(Predictor):
@@ -131,14 +139,17 @@ class Segmentor(Predictor):
 
     def _build(self, config, checkpoint, device):
         from mmseg.apis import MMSegInferencer
+
         inferencer = MMSegInferencer(
-            config, checkpoint, device=device or _best_device())
+            config, checkpoint, device=device or _best_device()
+        )
         inferencer.show_progress = False
         return inferencer
 
     def predict(self, images):
         samples = self.inferencer(
-            images, return_datasamples=True, batch_size=len(images))
+            images, return_datasamples=True, batch_size=len(images)
+        )
         return samples if isinstance(samples, list) else [samples]
 
     def rows(self, sample):
@@ -153,7 +164,8 @@ class Segmentor(Predictor):
         visualizer = self.inferencer.visualizer
         visualizer.set_dataset_meta(**self.inferencer.model.dataset_meta)
         visualizer.add_datasample(
-            path.stem, image, sample, draw_gt=False, out_file=str(path))
+            path.stem, image, sample, draw_gt=False, out_file=str(path)
+        )
 
 
 class Detector(Predictor):
@@ -164,30 +176,37 @@ class Detector(Predictor):
 
     def _build(self, config, checkpoint, device):
         from mmdet.apis import DetInferencer
+
         return DetInferencer(
             config,
             checkpoint,
             device=device or _best_device(),
-            show_progress=False)
+            show_progress=False,
+        )
 
     def predict(self, images):
         return self.inferencer(
             images,
             return_datasamples=True,
             no_save_vis=True,
-            batch_size=len(images))['predictions']
+            batch_size=len(images),
+        )['predictions']
 
     def rows(self, sample):
         found = sample.pred_instances
         classes = self.inferencer.model.dataset_meta['classes']
         for label, score, box in zip(
-                found.labels.tolist(),
-                found.scores.tolist(),
-                found.bboxes.round().int().tolist(),
-                strict=True):
+            found.labels.tolist(),
+            found.scores.tolist(),
+            found.bboxes.round().int().tolist(),
+            strict=True,
+        ):
             if score >= self.threshold:
-                yield (_name(classes, label), f'{score:.3f}',
-                       ' '.join(map(str, box)))
+                yield (
+                    _name(classes, label),
+                    f'{score:.3f}',
+                    ' '.join(map(str, box)),
+                )
 
     def draw(self, image, sample, path):
         visualizer = self.inferencer.visualizer
@@ -198,17 +217,19 @@ class Detector(Predictor):
             sample,
             draw_gt=False,
             pred_score_thr=self.threshold,
-            out_file=str(path))
+            out_file=str(path),
+        )
 
 
 #: By the scope that a config works in.
 PREDICTORS: dict[str, type[Predictor]] = dict(
-    mmpretrain=Classifier, mmseg=Segmentor, mmdet=Detector)
+    mmpretrain=Classifier, mmseg=Segmentor, mmdet=Detector
+)
 
 
-def build_predictor(config: Config,
-                    checkpoint: str,
-                    device: str | None = None) -> Predictor:
+def build_predictor(
+    config: Config, checkpoint: str, device: str | None = None
+) -> Predictor:
     """Build the predictor of a config's task.
 
     Args:
@@ -226,7 +247,8 @@ def build_predictor(config: Config,
     if scope not in PREDICTORS:
         raise LaunchError(
             'the default_scope of a config names its task, expected one of '
-            f'{list(PREDICTORS)}, got {scope!r}')
+            f'{list(PREDICTORS)}, got {scope!r}'
+        )
     return PREDICTORS[scope](config, checkpoint, device)
 
 
@@ -251,10 +273,12 @@ def list_images(source: str | Path) -> list[Path]:
     return images
 
 
-def predict_files(predictor: Predictor,
-                  images: Sequence[Path],
-                  out: str | Path,
-                  batch_size: int = 1) -> Iterator[Prediction]:
+def predict_files(
+    predictor: Predictor,
+    images: Sequence[Path],
+    out: str | Path,
+    batch_size: int = 1,
+) -> Iterator[Prediction]:
     """Predict pictures and draw the results; broken ones are passed over.
 
     Args:
@@ -269,7 +293,7 @@ def predict_files(predictor: Predictor,
     """
     names = _output_names(images)
     for start in range(0, len(images), batch_size):
-        batch = images[start:start + batch_size]
+        batch = images[start : start + batch_size]
         loaded = [_load(path) for path in batch]
         whole = [image for image in loaded if not isinstance(image, str)]
         samples = iter(_predict(predictor, whole))
@@ -288,8 +312,10 @@ def predict_files(predictor: Predictor,
             except OSError:
                 raise  # of the disk, not of the picture
             except Exception as error:
-                yield Prediction(path, error=f'{path}: cannot be drawn into: '
-                                 f'{_one_line(error)}')
+                yield Prediction(
+                    path,
+                    error=f'{path}: cannot be drawn into: {_one_line(error)}',
+                )
                 continue
             yield Prediction(path, tuple(predictor.rows(sample)), drawn)
 
@@ -302,8 +328,9 @@ def _load(path: Path) -> np.ndarray | str:
         return str(error)
 
 
-def _predict(predictor: Predictor,
-             images: list[np.ndarray]) -> list[BaseDataElement | str]:
+def _predict(
+    predictor: Predictor, images: list[np.ndarray]
+) -> list[BaseDataElement | str]:
     """Data samples; where the network fails on one, why."""
     if not images:
         return []
@@ -312,11 +339,14 @@ def _predict(predictor: Predictor,
     except Exception as error:
         if len(images) == 1:
             height, width = images[0].shape[:2]
-            return [f'a picture of {width} x {height} pixels fails in the '
-                    f'pipeline or the network: {_one_line(error)}']
+            return [
+                f'a picture of {width} x {height} pixels fails in the '
+                f'pipeline or the network: {_one_line(error)}'
+            ]
     # One of them may be at fault, or their sizes do not go together.
-    return [sample for image in images
-            for sample in _predict(predictor, [image])]
+    return [
+        sample for image in images for sample in _predict(predictor, [image])
+    ]
 
 
 def _one_line(error: Exception) -> str:
@@ -330,8 +360,11 @@ def _output_names(images: Sequence[Path]) -> dict[Path, Path]:
     for path in images:
         name = Path(osp.relpath(path.absolute(), root))
         short = name.with_suffix('.png')
-        names[path] = (short if short not in names.values() else
-                       name.with_name(f'{name.name}.png'))
+        names[path] = (
+            short
+            if short not in names.values()
+            else name.with_name(f'{name.name}.png')
+        )
     return names
 
 
@@ -348,4 +381,5 @@ def _classes(config: Config) -> Sequence[str] | None:
 
 def _best_device() -> str:
     import torch
+
     return 'cuda' if torch.cuda.is_available() else 'cpu'

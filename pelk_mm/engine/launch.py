@@ -53,8 +53,10 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         config = Config.fromfile(file, lazy_import=lazy_import)
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
-        raise LaunchError(f'{path} cannot be read as a config: '
-                          f'{type(error).__name__}: {error}') from error
+        raise LaunchError(
+            f'{path} cannot be read as a config: '
+            f'{type(error).__name__}: {error}'
+        ) from error
     if config.get('model') is None:
         raise LaunchError(f'{path} has no model; is it a part of a config?')
     if config.get('work_dir') is None:
@@ -76,19 +78,22 @@ def _find_config(path: str) -> tuple[str, bool | None]:
     if not osp.isfile(file):
         raise LaunchError(
             f'{path}: {package} comes with no such config; expected a path '
-            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}')
+            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}'
+        )
     # mmengine takes an `import` in a base config for the lazy syntax, and
     # then refuses the mixture; some of mmpretrain's configs have one.
     return file, 'read_base' in Path(file).read_text(encoding='utf-8')
 
 
-def prepare_training(config: Config,
-                     *,
-                     work_dir: str | None = None,
-                     resume: str | None = None,
-                     amp: bool = False,
-                     auto_scale_lr: bool = False,
-                     launcher: str = 'none') -> Config:
+def prepare_training(
+    config: Config,
+    *,
+    work_dir: str | None = None,
+    resume: str | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    launcher: str = 'none',
+) -> Config:
     """Turn the options of ``tools/train.py`` into fields of the config.
 
     Args:
@@ -127,13 +132,15 @@ def prepare_training(config: Config,
     return config
 
 
-def prepare_testing(config: Config,
-                    checkpoint: str,
-                    *,
-                    work_dir: str | None = None,
-                    show_dir: str | None = None,
-                    out: str | None = None,
-                    launcher: str = 'none') -> Config:
+def prepare_testing(
+    config: Config,
+    checkpoint: str,
+    *,
+    work_dir: str | None = None,
+    show_dir: str | None = None,
+    out: str | None = None,
+    launcher: str = 'none',
+) -> Config:
     """Turn the options of ``tools/test.py`` into fields of the config.
 
     Args:
@@ -167,9 +174,10 @@ def prepare_testing(config: Config,
         if isinstance(evaluators, Mapping):
             evaluators = [evaluators]
         config.test_evaluator = [
-            *evaluators, dict(type='DumpResults', out_file_path=out)
+            *evaluators,
+            dict(type='DumpResults', out_file_path=out),
         ]
-    _check_data(config, ('test', ))
+    _check_data(config, ('test',))
     _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
     return config
@@ -201,10 +209,15 @@ def train(config: Config) -> None:
         if error.errno not in _DISK_ERRORS:
             raise
         found = find_resumable(config.work_dir)
-        state = (f'{found} is whole: make room, then go on from it with '
-                 '--resume' if found else 'no checkpoint had been saved yet')
-        raise LaunchError(f'cannot write {error.filename or "a file"}: '
-                          f'{error.strerror}. {state}') from error
+        state = (
+            f'{found} is whole: make room, then go on from it with --resume'
+            if found
+            else 'no checkpoint had been saved yet'
+        )
+        raise LaunchError(
+            f'cannot write {error.filename or "a file"}: '
+            f'{error.strerror}. {state}'
+        ) from error
 
 
 def check_checkpoint(path: str) -> None:
@@ -226,7 +239,8 @@ def _check_work_dir(path: str) -> None:
     except OSError as error:
         raise LaunchError(
             f'cannot write to the work dir {path}: {error.strerror}; name '
-            'another one with --work-dir') from error
+            'another one with --work-dir'
+        ) from error
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:
@@ -244,8 +258,9 @@ def _check_strategy(config: Config) -> None:
     """Raise where a strategy would not do what the config says."""
     kind = type_name(config.strategy)
     if config.get('runner_type') != 'FlexibleRunner':
-        raise LaunchError(f'strategy={kind} needs runner_type='
-                          "'FlexibleRunner' in the config")
+        raise LaunchError(
+            f"strategy={kind} needs runner_type='FlexibleRunner' in the config"
+        )
     if kind not in SHARDING:
         return
     hooks = [type_name(hook) for hook in config.get('custom_hooks') or ()]
@@ -254,31 +269,38 @@ def _check_strategy(config: Config) -> None:
             raise LaunchError(
                 f'{name} needs whole parameters, which {kind} does not leave '
                 'on a process; take it out of custom_hooks, or train without '
-                'a strategy')
+                'a strategy'
+            )
     hook = type_name(config.default_hooks.get('checkpoint', {}))
     if kind == 'DeepSpeedStrategy':
         _check_deepspeed()
         if hook == 'SafeCheckpointHook':
             raise LaunchError(
                 'DeepSpeed saves each checkpoint as a folder, past the hooks; '
-                "use default_hooks.checkpoint.type='CheckpointHook'")
+                "use default_hooks.checkpoint.type='CheckpointHook'"
+            )
     elif kind == 'FSDPStrategy' and hook == 'SafeCheckpointHook':
         raise LaunchError(
             "use strategy.type='FullStateFSDPStrategy': mmengine 0.10's "
-            'FSDPStrategy cannot be resumed with torch 2.1 or later')
+            'FSDPStrategy cannot be resumed with torch 2.1 or later'
+        )
 
 
 def _check_deepspeed() -> None:
     spec = find_spec('deepspeed')
     if spec is None:
-        raise LaunchError('DeepSpeedStrategy needs DeepSpeed, which is not '
-                          'installed: pip install deepspeed==0.16.9')
-    if not osp.isdir(osp.join(osp.dirname(spec.origin), 'runtime', 'fp16',
-                              'onebit')):
+        raise LaunchError(
+            'DeepSpeedStrategy needs DeepSpeed, which is not '
+            'installed: pip install deepspeed==0.16.9'
+        )
+    if not osp.isdir(
+        osp.join(osp.dirname(spec.origin), 'runtime', 'fp16', 'onebit')
+    ):
         raise LaunchError(
             'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
             'the one that is installed is too new: pip install '
-            'deepspeed==0.16.9')
+            'deepspeed==0.16.9'
+        )
 
 
 def _resume(config: Config, resume: str) -> None:
@@ -287,13 +309,15 @@ def _resume(config: Config, resume: str) -> None:
         if not osp.isdir(resume):
             raise LaunchError(
                 'a training by DeepSpeed is resumed from a folder that is '
-                f'named, --resume WORK_DIR/iter_N.pth; got {resume}')
+                f'named, --resume WORK_DIR/iter_N.pth; got {resume}'
+            )
         # As the tools set it, for all that is read; DeepSpeed then fails.
         if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '1':
             raise LaunchError(
                 f'DeepSpeed reads {resume} with pickle, which can run code; '
                 'if you trust who made it, set '
-                'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run')
+                'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run'
+            )
         # Behind a slash, as shells complete folders, mmengine would look for
         # a name that is empty.
         config.load_from, config.resume = None, osp.abspath(resume)
@@ -314,7 +338,8 @@ def _resume_from(resume: str, work_dir: str) -> str:
     if found is None:
         raise LaunchError(
             f'--resume: there is no checkpoint in {work_dir} to resume from; '
-            'start without --resume, or name one with --resume PATH')
+            'start without --resume, or name one with --resume PATH'
+        )
     return found
 
 
@@ -326,8 +351,11 @@ def _check_resume(config: Config) -> None:
     path = config.get('load_from') or find_resumable(config.work_dir)
     if path is None:
         config.resume = False
-        print_log(f'resume: there is no checkpoint in {config.work_dir}, '
-                  'the training starts anew', logger='current')
+        print_log(
+            f'resume: there is no checkpoint in {config.work_dir}, '
+            'the training starts anew',
+            logger='current',
+        )
     else:
         config.load_from = _resume_from(path, config.work_dir)
 
@@ -338,12 +366,15 @@ def _use_amp(config: Config) -> None:
     if not torch.cuda.is_available():
         raise LaunchError(
             '--amp needs a GPU (mmengine runs AmpOptimWrapper on none but '
-            'accelerators) and torch sees none; leave out --amp')
+            'accelerators) and torch sees none; leave out --amp'
+        )
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':
-        raise LaunchError('--amp works on the optimizer wrapper OptimWrapper, '
-                          f'the config has {kind}')
+        raise LaunchError(
+            '--amp works on the optimizer wrapper OptimWrapper, '
+            f'the config has {kind}'
+        )
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -352,7 +383,8 @@ def _use_auto_scale_lr(config: Config) -> None:
     if not config.get('auto_scale_lr', {}).get('base_batch_size'):
         raise LaunchError(
             '--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=…) in '
-            'the config, the batch size that its learning rate is for')
+            'the config, the batch size that its learning rate is for'
+        )
     config.auto_scale_lr.enable = True
 
 
@@ -360,8 +392,10 @@ def _use_launcher(config: Config, launcher: str) -> None:
     config.launcher = launcher
     kind = type_name(config.get('strategy') or {})
     if launcher == 'none' and kind in ('DDPStrategy', *SHARDING):
-        raise LaunchError(f'strategy={kind} is for several processes: start '
-                          'it with tools/dist_train.sh CONFIG GPUS')
+        raise LaunchError(
+            f'strategy={kind} is for several processes: start '
+            'it with tools/dist_train.sh CONFIG GPUS'
+        )
     if launcher == 'none' or torch.cuda.is_available():
         return
     # Several processes without a GPU: mmengine would select CUDA devices,
@@ -370,9 +404,11 @@ def _use_launcher(config: Config, launcher: str) -> None:
         if launcher != 'pytorch':
             raise LaunchError(
                 f'without a GPU, launcher {launcher!r} is not supported; use '
-                'tools/dist_train.sh, which starts torchrun')
-        timeout = config.get('env_cfg', {}).get('dist_cfg',
-                                                {}).get('timeout', 1800)
+                'tools/dist_train.sh, which starts torchrun'
+            )
+        timeout = (
+            config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        )
         dist.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     if config.get('model_wrapper_cfg') is None:
         config.model_wrapper_cfg = dict(
@@ -380,7 +416,8 @@ def _use_launcher(config: Config, launcher: str) -> None:
             # mmengine would name a CUDA device here.
             device_ids=None,
             broadcast_buffers=False,
-            find_unused_parameters=config.get('find_unused_parameters', False))
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        )
     strategy = config.get('strategy')
     if strategy is not None and type_name(strategy) == 'DDPStrategy':
         strategy.setdefault('model_wrapper', config.model_wrapper_cfg)
@@ -388,7 +425,8 @@ def _use_launcher(config: Config, launcher: str) -> None:
     if _replace(config.model, 'SyncBN', 'BN'):
         print_log(
             'no GPU: SyncBN becomes BN, each process normalises its own batch',
-            logger='current')
+            logger='current',
+        )
 
 
 def _replace(node: Any, old: str, new: str) -> int:
@@ -405,26 +443,28 @@ def _replace(node: Any, old: str, new: str) -> int:
 
 #: By task library: its visualization hook, and where it saves pictures.
 _DRAWING = {
-    'mmseg':
-    lambda folder: dict(type='SegVisualizationHook', draw=True, interval=1),
-    'mmdet':
-    lambda folder: dict(
-        type='DetVisualizationHook', draw=True, test_out_dir=folder),
-    'mmpretrain':
-    lambda folder: dict(
-        type='VisualizationHook', enable=True, interval=1, out_dir=folder),
+    'mmseg': lambda folder: dict(
+        type='SegVisualizationHook', draw=True, interval=1
+    ),
+    'mmdet': lambda folder: dict(
+        type='DetVisualizationHook', draw=True, test_out_dir=folder
+    ),
+    'mmpretrain': lambda folder: dict(
+        type='VisualizationHook', enable=True, interval=1, out_dir=folder
+    ),
 }
 
 
 def _draw_to(config: Config, folder: str) -> None:
     scope = config.get('default_scope')
     if scope not in _DRAWING:
-        raise LaunchError('--show-dir needs a config whose default_scope is '
-                          f'one of {list(_DRAWING)}, got {scope!r}')
+        raise LaunchError(
+            '--show-dir needs a config whose default_scope is '
+            f'one of {list(_DRAWING)}, got {scope!r}'
+        )
     folder = osp.abspath(folder)
     os.makedirs(folder, exist_ok=True)
     config.default_hooks.visualization = _DRAWING[scope](folder)
     if scope == 'mmseg':
         config.visualizer.save_dir = folder
         config.visualizer.vis_backends = [dict(type='LocalVisBackend')]
-

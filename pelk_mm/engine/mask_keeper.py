@@ -48,10 +48,13 @@ class MaskKeeper:
         momentum (dict[str, Tensor]): Average of the dense gradients caught.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor],
-                 weights: Mapping[str, nn.Parameter],
-                 optimizers: Sequence[Optimizer],
-                 averaged: Sequence[nn.Module]) -> None:
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        weights: Mapping[str, nn.Parameter],
+        optimizers: Sequence[Optimizer],
+        averaged: Sequence[nn.Module],
+    ) -> None:
         self.masks = dict(masks)
         self.weights = {name: weights[name] for name in masks}
         self.stepped = False
@@ -69,11 +72,15 @@ class MaskKeeper:
         for name, weight in self._trainable():
             self._handles.append(
                 weight.register_hook(
-                    lambda grad, name=name: self._mask_gradient(name, grad)))
+                    lambda grad, name=name: self._mask_gradient(name, grad)
+                )
+            )
         for optimizer in self._optimizers:
             self._handles.append(
                 optimizer.register_step_post_hook(
-                    lambda *_: self._after_step()))
+                    lambda *_: self._after_step()
+                )
+            )
         self._apply()
 
     def detach(self) -> None:
@@ -105,8 +112,9 @@ class MaskKeeper:
             # What was just dropped is no candidate, it would come straight
             # back.
             if name in self.momentum:
-                grown = policy.grow_largest(kept, ~mask, count,
-                                            self.momentum[name].abs(), chance)
+                grown = policy.grow_largest(
+                    kept, ~mask, count, self.momentum[name].abs(), chance
+                )
             else:
                 grown = policy.grow_random(kept, ~mask, count, chance)
             live += int(mask.sum())
@@ -117,7 +125,7 @@ class MaskKeeper:
         self._apply()
         return dropped / max(live, 1)
 
-    def fold_gradients(self, scale: float = 1.) -> None:
+    def fold_gradients(self, scale: float = 1.0) -> None:
         """Take the dense gradients of a step into their average.
 
         Dead weights feed no moments, so that the optimizer's own momentum
@@ -128,12 +136,18 @@ class MaskKeeper:
         """
         for name, weight in self._trainable():
             grad = self._captured.pop(name, None)
-            grad = (torch.zeros_like(weight, dtype=torch.float32)
-                    if grad is None else grad.float() / scale)
+            grad = (
+                torch.zeros_like(weight, dtype=torch.float32)
+                if grad is None
+                else grad.float() / scale
+            )
             all_reduce(grad, 'mean')
             average = self.momentum.get(name)
-            self.momentum[name] = grad if average is None else (
-                average.mul_(_MOMENTUM).add_(grad, alpha=1 - _MOMENTUM))
+            self.momentum[name] = (
+                grad
+                if average is None
+                else (average.mul_(_MOMENTUM).add_(grad, alpha=1 - _MOMENTUM))
+            )
 
     def forget_gradients(self) -> None:
         """Drop gradients caught for a step that was then skipped."""
@@ -153,9 +167,11 @@ class MaskKeeper:
         }
         most = max(layers, key=layers.__getitem__)
         least = min(layers, key=layers.__getitem__)
-        return (f'density {self.density:.4f} over {len(layers)} weights, most '
-                f'dense {most} {layers[most]:.4f}, least dense {least} '
-                f'{layers[least]:.4f}')
+        return (
+            f'density {self.density:.4f} over {len(layers)} weights, most '
+            f'dense {most} {layers[most]:.4f}, least dense {least} '
+            f'{layers[least]:.4f}'
+        )
 
     def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, weight in self.weights.items():
@@ -196,16 +212,19 @@ class MaskKeeper:
             'The masks differ between ranks, so their weights differ too; '
             'those of rank 0 are taken. Look for what sets the ranks apart',
             logger='current',
-            level=logging.WARNING)
+            level=logging.WARNING,
+        )
         for name, mask in self.masks.items():
             packed = policy.pack_mask(mask)
             broadcast(packed)
             self.masks[name] = policy.unpack_mask(packed, mask.shape).to(
-                mask.device)
+                mask.device
+            )
         if not self._ranks_agree():
             raise RuntimeError(
                 'the masks differ between ranks after those of rank 0 were '
-                'broadcast; do the ranks mask the same weights?')
+                'broadcast; do the ranks mask the same weights?'
+            )
 
     def _ranks_agree(self) -> bool:
         # 60 of the 256 bits: an int64 that every backend can gather.

@@ -70,20 +70,25 @@ def preflight(config: Config, training: bool = True) -> None:
         LaunchError: Naming everything that is wrong.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
-    loaders = ('train', 'val') if training else ('test', )
+    loaders = ('train', 'val') if training else ('test',)
     problems = [
-        problem for split in loaders for problem in _data_problems(
-            config.get(f'{split}_dataloader'), f'{split}_dataloader')
+        problem
+        for split in loaders
+        for problem in _data_problems(
+            config.get(f'{split}_dataloader'), f'{split}_dataloader'
+        )
     ]
     problems += _class_problems(config, f'{loaders[0]}_dataloader')
     try:
         model = _build(config)
     except LIKELY as error:
         if problems:
-            _report([*problems, f'the model cannot be built: {explain(error)}'
-                     ])
+            _report(
+                [*problems, f'the model cannot be built: {explain(error)}']
+            )
         raise LaunchError(
-            f'the model cannot be built: {explain(error)}') from error
+            f'the model cannot be built: {explain(error)}'
+        ) from error
     problems += _channel_problems(model)
     problems += _pretrained_problems(model)
     if config.get('load_from'):
@@ -138,13 +143,15 @@ def _data_problems(loader: Mapping | None, name: str) -> Iterator[str]:
         ann_file = dataset.get('ann_file')
         if ann_file and '://' not in ann_file:
             path = osp.join(dataset.get('data_root') or '', ann_file)
-            yield from _annotation_problems(path, dataset, name,
-                                            folders.get('img'))
+            yield from _annotation_problems(
+                path, dataset, name, folders.get('img')
+            )
         elif not ann_file and 'labelled' in folders:
             yield from _subfolder_problems(folders['labelled'], dataset, name)
         if folders.keys() >= {'img_path', 'seg_map_path'}:
-            yield from _label_problems(folders['img_path'],
-                                       folders['seg_map_path'], dataset, name)
+            yield from _label_problems(
+                folders['img_path'], folders['seg_map_path'], dataset, name
+            )
 
 
 def _leaves(dataset: Any) -> Iterator[Mapping]:
@@ -184,8 +191,10 @@ def _folder_problems(folder: str, name: str) -> Iterator[str]:
         return
     images = list(islice(find_images(folder), _SAMPLES))
     if not images:
-        yield (f'{name}: the folder {folder} holds no image, nor do its '
-               f'subfolders (looked for {", ".join(IMAGE_SUFFIXES)})')
+        yield (
+            f'{name}: the folder {folder} holds no image, nor do its '
+            f'subfolders (looked for {", ".join(IMAGE_SUFFIXES)})'
+        )
     for image in images:
         try:
             check_image(image)
@@ -193,10 +202,14 @@ def _folder_problems(folder: str, name: str) -> Iterator[str]:
             yield f'{name}: {error}'
 
 
-def _annotation_problems(path: str, dataset: Mapping, name: str,
-                         folder: str | None) -> Iterator[str]:
-    if ('Coco' not in str(dataset.get('type')) or not osp.isfile(path)
-            or osp.getsize(path) > _LARGEST_JSON):
+def _annotation_problems(
+    path: str, dataset: Mapping, name: str, folder: str | None
+) -> Iterator[str]:
+    if (
+        'Coco' not in str(dataset.get('type'))
+        or not osp.isfile(path)
+        or osp.getsize(path) > _LARGEST_JSON
+    ):
         return
     try:
         with open(path, encoding='utf-8') as file:
@@ -204,29 +217,39 @@ def _annotation_problems(path: str, dataset: Mapping, name: str,
     except (ValueError, RecursionError) as error:
         yield f'{name}: {path} is no JSON: {error}'
         return
-    missing = _COCO_KEYS - (content.keys()
-                            if isinstance(content, dict) else set())
+    missing = _COCO_KEYS - (
+        content.keys() if isinstance(content, dict) else set()
+    )
     if missing:
-        yield (f'{name}: {path} is not an annotation file of COCO: it has no '
-               f'{", ".join(sorted(missing))}')
+        yield (
+            f'{name}: {path} is not an annotation file of COCO: it has no '
+            f'{", ".join(sorted(missing))}'
+        )
         return
     if not content['images']:
         yield f'{name}: {path} names no image'
     classes = _classes(dataset)
     found = check_coco(
-        content, classes,
+        content,
+        classes,
         folder if folder and osp.isdir(folder) else None,
         any(step.get('with_mask') for step in dataset.get('pipeline') or ()),
-        _SAMPLES)
+        _SAMPLES,
+    )
     yield from _tell(found, path, name)
     if not isinstance(content['categories'], list):
         return
-    known = {str(category.get('name')) for category in content['categories']
-             if isinstance(category, Mapping)}
+    known = {
+        str(category.get('name'))
+        for category in content['categories']
+        if isinstance(category, Mapping)
+    }
     absent = [label for label in classes or () if label not in known]
     if absent:
-        yield (f'{name}: {path} has no category {_some(absent)} of the '
-               f'classes of the data set; it has {_some(sorted(known))}')
+        yield (
+            f'{name}: {path} has no category {_some(absent)} of the '
+            f'classes of the data set; it has {_some(sorted(known))}'
+        )
 
 
 def _tell(found: Findings, path: str, name: str) -> Iterator[str]:
@@ -237,42 +260,63 @@ def _tell(found: Findings, path: str, name: str) -> Iterator[str]:
         yield f'{name}: {path}: {line}'
 
 
-def _label_problems(images: str, labels: str, dataset: Mapping,
-                    name: str) -> Iterator[str]:
+def _label_problems(
+    images: str, labels: str, dataset: Mapping, name: str
+) -> Iterator[str]:
     """Of mmsegmentation: a label for each image, and what is in the first."""
     if not (osp.isdir(images) and osp.isdir(labels)) or dataset.get(
-            'ann_file'):
+        'ann_file'
+    ):
         return
-    suffix, label_suffix = (_argument(dataset, f'{kind}_suffix')
-                            for kind in ('img', 'seg_map'))
+    suffix, label_suffix = (
+        _argument(dataset, f'{kind}_suffix') for kind in ('img', 'seg_map')
+    )
     if not suffix or not label_suffix:
         return
     given, there = (
-        {osp.relpath(osp.join(path, file), folder)
-         for path, _, files in os.walk(folder) for file in files}
-        for folder in (images, labels))
-    stems = sorted(file[:-len(suffix)] for file in given
-                   if file.endswith(suffix))
+        {
+            osp.relpath(osp.join(path, file), folder)
+            for path, _, files in os.walk(folder)
+            for file in files
+        }
+        for folder in (images, labels)
+    )
+    stems = sorted(
+        file[: -len(suffix)] for file in given if file.endswith(suffix)
+    )
     if not stems:
-        yield (f'{name}: no file in {images} ends in {suffix}, the '
-               'img_suffix of the data set')
+        yield (
+            f'{name}: no file in {images} ends in {suffix}, the '
+            'img_suffix of the data set'
+        )
         return
-    missing = [stem + label_suffix for stem in stems
-               if stem + label_suffix not in there]
+    missing = [
+        stem + label_suffix
+        for stem in stems
+        if stem + label_suffix not in there
+    ]
     if missing:
-        yield (f'{name}: {len(missing)} of the {len(stems)} images have no '
-               f'labels: {labels} lacks {_some(missing)}')
+        yield (
+            f'{name}: {len(missing)} of the {len(stems)} images have no '
+            f'labels: {labels} lacks {_some(missing)}'
+        )
     classes = _classes(dataset)
     own = getattr(_dataset_class(dataset), 'METAINFO', {}).get('classes')
     # With a selection of the classes, labels are numbers in the whole list.
     classes = own or classes
     found = check_labels(
-        [(osp.join(images, stem + suffix), osp.join(
-            labels, stem + label_suffix))
-         for stem in stems if stem + label_suffix in there][:_SAMPLES],
+        [
+            (
+                osp.join(images, stem + suffix),
+                osp.join(labels, stem + label_suffix),
+            )
+            for stem in stems
+            if stem + label_suffix in there
+        ][:_SAMPLES],
         None if classes is None else len(classes),
         _argument(dataset, 'ignore_index'),
-        bool(_argument(dataset, 'reduce_zero_label')))
+        bool(_argument(dataset, 'reduce_zero_label')),
+    )
     yield from _tell(found, labels, name)
 
 
@@ -287,27 +331,33 @@ def _argument(dataset: Mapping, key: str) -> Any:
     return None
 
 
-def _subfolder_problems(folder: str, dataset: Mapping,
-                        name: str) -> Iterator[str]:
+def _subfolder_problems(
+    folder: str, dataset: Mapping, name: str
+) -> Iterator[str]:
     """Images in one subfolder a class, with classes known beforehand."""
     classes = _classes(dataset)
-    if (not osp.isdir(folder) or not classes
-            or not dataset.get('with_label', True)
-            or dataset.get('split') == 'test'
-            or osp.exists(_list_file(dataset))):
+    if (
+        not osp.isdir(folder)
+        or not classes
+        or not dataset.get('with_label', True)
+        or dataset.get('split') == 'test'
+        or osp.exists(_list_file(dataset))
+    ):
         return
     found = sum(entry.is_dir() for entry in os.scandir(folder))
     if found != len(classes):
-        yield (f'{name}: {folder} has {found} subfolders and the data set '
-               f'{len(classes)} classes; every class needs its folder, and '
-               'nothing else may be there')
+        yield (
+            f'{name}: {folder} has {found} subfolders and the data set '
+            f'{len(classes)} classes; every class needs its folder, and '
+            'nothing else may be there'
+        )
 
 
 def _list_file(dataset: Mapping) -> str:
     """Where mmpretrain's ImageNet looks for a list of files by itself."""
     return osp.join(
-        dataset.get('data_root') or '', 'meta',
-        f'{dataset.get("split")}.txt')
+        dataset.get('data_root') or '', 'meta', f'{dataset.get("split")}.txt'
+    )
 
 
 def _dataset_class(dataset: Mapping) -> type | None:
@@ -322,14 +372,14 @@ def _dataset_class(dataset: Mapping) -> type | None:
 def _classes(dataset: Mapping) -> Sequence[str] | None:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
-        classes = getattr(_dataset_class(dataset), 'METAINFO',
-                          {}).get('classes')
+        classes = getattr(_dataset_class(dataset), 'METAINFO', {}).get(
+            'classes'
+        )
     return None if isinstance(classes, str) else classes
 
 
 def _class_problems(config: Config, loader: str) -> Iterator[str]:
-    dataset = next(
-        _leaves((config.get(loader) or {}).get('dataset')), None)
+    dataset = next(_leaves((config.get(loader) or {}).get('dataset')), None)
     if dataset is None:
         return
     classes = _classes(dataset)
@@ -337,9 +387,11 @@ def _class_problems(config: Config, loader: str) -> Iterator[str]:
         return
     for where, count in _head_classes(config.model, 'model'):
         if count != len(classes):
-            yield (f'{where}.num_classes is {count}, the data set '
-                   f'({dataset.get("type")}) has {len(classes)} classes: '
-                   f'{_some(classes)}')
+            yield (
+                f'{where}.num_classes is {count}, the data set '
+                f'({dataset.get("type")}) has {len(classes)} classes: '
+                f'{_some(classes)}'
+            )
 
 
 def _head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
@@ -347,8 +399,11 @@ def _head_classes(node: Any, where: str) -> Iterator[tuple[str, int]]:
     if isinstance(node, Mapping):
         count = node.get('num_classes')
         # 1 is a mask or a foreground whatever its class.
-        if (where.split('.')[-1].rstrip('0123456789') in _HEADS
-                and isinstance(count, int) and count > 1):
+        if (
+            where.split('.')[-1].rstrip('0123456789') in _HEADS
+            and isinstance(count, int)
+            and count > 1
+        ):
             yield where, count
         for key, value in node.items():
             yield from _head_classes(value, f'{where}.{key}')
@@ -392,19 +447,23 @@ def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
     if isinstance(kind, str):
         with OPTIMIZERS.switch_scope_and_registry(None) as registry:
             if registry.get(kind) is None:
-                yield (f'optim_wrapper.optimizer: there is no {kind!r}'
-                       f'{did_you_mean(kind, registered(registry))}')
+                yield (
+                    f'optim_wrapper.optimizer: there is no {kind!r}'
+                    f'{did_you_mean(kind, registered(registry))}'
+                )
     if wrapper.get('constructor') != _LAYER_DECAY:
         return
     try:
         LayerDecayOptimWrapperConstructor(
-            wrapper, wrapper.get('paramwise_cfg')).make_groups(model)
+            wrapper, wrapper.get('paramwise_cfg')
+        ).make_groups(model)
     except (TypeError, ValueError) as error:
         yield f'optim_wrapper: {error}'
 
 
-def _load_problems(config: Config, model: nn.Module, path: str,
-                   training: bool) -> Iterator[str]:
+def _load_problems(
+    config: Config, model: nn.Module, path: str, training: bool
+) -> Iterator[str]:
     if '://' in path:
         return
     try:
@@ -412,12 +471,15 @@ def _load_problems(config: Config, model: nn.Module, path: str,
     except (OSError, RuntimeError) as error:
         yield str(error)
         return
-    given = {name.removeprefix('module.'): value
-             for name, value in given.items()}
+    given = {
+        name.removeprefix('module.'): value for name, value in given.items()
+    }
     own = model.state_dict()
     if not own.keys() & given.keys():
-        yield (f'{path} holds no weight of this model: it has '
-               f'{_some(list(given))}, the model {_some(list(own))}')
+        yield (
+            f'{path} holds no weight of this model: it has '
+            f'{_some(list(given))}, the model {_some(list(own))}'
+        )
         return
     explained = []
     for prefix, backbone in _backbones(model):
@@ -433,34 +495,55 @@ def _load_problems(config: Config, model: nn.Module, path: str,
     }
     yield from _head_problems(config, path, rest, given, training)
     if not training:
-        missing = [name for name in own if name not in given
-                   and not name.endswith('num_batches_tracked')]
+        missing = [
+            name
+            for name in own
+            if name not in given and not name.endswith('num_batches_tracked')
+        ]
         if missing:
-            yield (f'{path} lacks {len(missing)} of the {len(own)} entries '
-                   f'of the model: {_some(missing)}')
+            yield (
+                f'{path} lacks {len(missing)} of the {len(own)} entries '
+                f'of the model: {_some(missing)}'
+            )
 
 
-def _head_problems(config: Config, path: str, own: Mapping[str, Tensor],
-                   given: Mapping[str, Tensor],
-                   training: bool) -> Iterator[str]:
-    wrong = [name for name, value in own.items()
-             if name in given and given[name].shape != value.shape]
+def _head_problems(
+    config: Config,
+    path: str,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    training: bool,
+) -> Iterator[str]:
+    wrong = [
+        name
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
     if not wrong:
         return
     shapes = '; '.join(
         f'{name} is {tuple(given[name].shape)} in the checkpoint, '
-        f'{tuple(own[name].shape)} in the model' for name in wrong[:3])
+        f'{tuple(own[name].shape)} in the model'
+        for name in wrong[:3]
+    )
     may_differ = training and not config.get('resume')
     if may_differ and config.get('new_head'):
         print_log(
             f'new_head: {len(wrong)} entries do not fit {path} and start '
-            f'anew: {", ".join(wrong)}', 'current')
+            f'anew: {", ".join(wrong)}',
+            'current',
+        )
         return
-    advice = ('; if the data has other classes on purpose, let the head '
-              'start anew with --cfg-options new_head=True'
-              if may_differ else '')
-    yield (f'{path} does not fit the model behind the backbone, as with '
-           f'another number of classes ({shapes}){advice}')
+    advice = (
+        '; if the data has other classes on purpose, let the head '
+        'start anew with --cfg-options new_head=True'
+        if may_differ
+        else ''
+    )
+    yield (
+        f'{path} does not fit the model behind the backbone, as with '
+        f'another number of classes ({shapes}){advice}'
+    )
 
 
 def _some(items: Sequence, most: int = 3) -> str:

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 
-def select_weights(model: nn.Module,
-                   include: Sequence[str],
-                   exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+def select_weights(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
     """Pick the weights that masks apply to.
 
     Only 2-D and 4-D parameters (linear layers and 2-D convolutions) qualify;
@@ -46,7 +46,8 @@ def select_weights(model: nn.Module,
     """
     weights = {
         name: param
-        for name, param in model.named_parameters() if param.dim() in (2, 4)
+        for name, param in model.named_parameters()
+        if param.dim() in (2, 4)
     }
     for kind, patterns in (('include', include), ('exclude', exclude)):
         for pattern in patterns:
@@ -56,7 +57,8 @@ def select_weights(model: nn.Module,
                     f'the {kind} pattern {pattern!r} matches no 2-D or 4-D '
                     f'weight of {type(model).__name__}. Patterns are regular '
                     'expressions searched in parameter names; the first of '
-                    f'its {len(weights)} weights are: {known}')
+                    f'its {len(weights)} weights are: {known}'
+                )
     chosen = {
         name: param
         for name, param in weights.items()
@@ -67,15 +69,17 @@ def select_weights(model: nn.Module,
         raise ValueError(
             f'include={list(include)} and exclude={list(exclude)} together '
             f'leave no weight of {type(model).__name__} to mask; loosen one '
-            'of them')
+            'of them'
+        )
     return chosen
 
 
 # Densities: which share of each layer lives --------------------------------
 
 
-def uniform_densities(shapes: Mapping[str, Sequence[int]],
-                      density: float) -> dict[str, float]:
+def uniform_densities(
+    shapes: Mapping[str, Sequence[int]], density: float
+) -> dict[str, float]:
     """Give every layer the same density.
 
     Args:
@@ -88,8 +92,9 @@ def uniform_densities(shapes: Mapping[str, Sequence[int]],
     return dict.fromkeys(shapes, density)
 
 
-def erk_densities(shapes: Mapping[str, Sequence[int]],
-                  density: float) -> dict[str, float]:
+def erk_densities(
+    shapes: Mapping[str, Sequence[int]], density: float
+) -> dict[str, float]:
     """Erdos-Renyi-kernel densities: small layers are kept denser.
 
     A layer's density is proportional to ``sum(shape) / prod(shape)``. Layers
@@ -109,8 +114,9 @@ def erk_densities(shapes: Mapping[str, Sequence[int]],
     dense: set[str] = set()
     while len(dense) < len(raw):
         rest = [name for name in raw if name not in dense]
-        scale = ((budget - sum(numel[name] for name in dense)) /
-                 sum(raw[name] * numel[name] for name in rest))
+        scale = (budget - sum(numel[name] for name in dense)) / sum(
+            raw[name] * numel[name] for name in rest
+        )
         full = {name for name in rest if scale * raw[name] >= 1}
         if not full:
             return {
@@ -134,8 +140,9 @@ def snip_scores(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight.detach().float() * gradient.detach().float()).abs_()
 
 
-def snip_densities(scores: Mapping[str, Tensor],
-                   density: float) -> dict[str, float]:
+def snip_densities(
+    scores: Mapping[str, Tensor], density: float
+) -> dict[str, float]:
     """Share of each layer among the best-scored weights of the network.
 
     Args:
@@ -153,12 +160,14 @@ def snip_densities(scores: Mapping[str, Tensor],
             raise ValueError(
                 f'the SNIP scores of {name!r} are not all finite. The loss '
                 "or its gradient overflows on the first batch; use init='erk'"
-                ' or find the cause')
+                ' or find the cause'
+            )
     flat = torch.cat([score.flatten() for score in scores.values()])
     if not bool(flat.any()):
         raise ValueError(
             'all SNIP scores are zero: the loss of the first batch has no '
-            "gradient to the masked weights; use init='erk'")
+            "gradient to the masked weights; use init='erk'"
+        )
     keep = max(1, round(density * flat.numel()))
     # On the CPU, as CUDA has no deterministic version of it.
     threshold = flat.cpu().kthvalue(flat.numel() - keep + 1).values.item()
@@ -192,8 +201,9 @@ def live_count(density: float, numel: int) -> int:
 # Masks ---------------------------------------------------------------------
 
 
-def spawn_generator(parent: torch.Generator,
-                    device: torch.device | str) -> torch.Generator:
+def spawn_generator(
+    parent: torch.Generator, device: torch.device | str
+) -> torch.Generator:
     """Seed a generator on ``device`` with the next number of ``parent``.
 
     One generator on the CPU can then be saved and resumed whatever device
@@ -210,8 +220,9 @@ def spawn_generator(parent: torch.Generator,
     return torch.Generator(device).manual_seed(int(seed))
 
 
-def draw_mask(shape: Sequence[int], count: int,
-              generator: torch.Generator) -> Tensor:
+def draw_mask(
+    shape: Sequence[int], count: int, generator: torch.Generator
+) -> Tensor:
     """Draw a mask with exactly ``count`` live weights, placed at random.
 
     Args:
@@ -222,8 +233,7 @@ def draw_mask(shape: Sequence[int], count: int,
     Returns:
         Tensor: Bool mask.
     """
-    mask = torch.zeros(
-        tuple(shape), dtype=torch.bool, device=generator.device)
+    mask = torch.zeros(tuple(shape), dtype=torch.bool, device=generator.device)
     return grow_random(mask, ~mask, count, generator)
 
 
@@ -239,8 +249,7 @@ def mask_from_zeros(weight: Tensor) -> Tensor:
     return weight.detach() != 0
 
 
-def prune_rate_at(step: int, end: int, start: float,
-                  minimum: float) -> float:
+def prune_rate_at(step: int, end: int, start: float, minimum: float) -> float:
     """Share of the live weights to drop: a cosine from start to minimum.
 
     Args:
@@ -253,8 +262,7 @@ def prune_rate_at(step: int, end: int, start: float,
         float: The share at ``step``.
     """
     progress = min(step, end) / end
-    return minimum + (start - minimum) * (1 + math.cos(
-        math.pi * progress)) / 2
+    return minimum + (start - minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def turnover(mask: Tensor, rate: float) -> int:
@@ -293,8 +301,9 @@ def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
     return _set(mask, live[order.indices[:count]], False)
 
 
-def grow_random(mask: Tensor, candidates: Tensor, count: int,
-                generator: torch.Generator) -> Tensor:
+def grow_random(
+    mask: Tensor, candidates: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
     """Add ``count`` weights to the mask, drawn evenly from the candidates.
 
     Args:
@@ -311,8 +320,13 @@ def grow_random(mask: Tensor, candidates: Tensor, count: int,
     return _set(mask, pool[:count], True)
 
 
-def grow_largest(mask: Tensor, candidates: Tensor, count: int,
-                 score: Tensor, generator: torch.Generator) -> Tensor:
+def grow_largest(
+    mask: Tensor,
+    candidates: Tensor,
+    count: int,
+    score: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
     """Add the ``count`` candidates with the largest score to the mask.
 
     Args:
@@ -335,8 +349,9 @@ def grow_largest(mask: Tensor, candidates: Tensor, count: int,
 
 def _shuffled(candidates: Tensor, generator: torch.Generator) -> Tensor:
     pool = candidates.flatten().nonzero().squeeze(1)
-    return pool[torch.randperm(
-        pool.numel(), generator=generator, device=pool.device)]
+    return pool[
+        torch.randperm(pool.numel(), generator=generator, device=pool.device)
+    ]
 
 
 def _set(mask: Tensor, index: Tensor, value: bool) -> Tensor:
@@ -394,7 +409,8 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     if packed.dtype != torch.uint8 or packed.numel() != -(-numel // 8):
         raise ValueError(
             f'a packed mask of shape {tuple(shape)} takes {-(-numel // 8)} '
-            f'bytes of uint8, got {packed.numel()} of {packed.dtype}')
+            f'bytes of uint8, got {packed.numel()} of {packed.dtype}'
+        )
     bits = np.unpackbits(packed.cpu().numpy(), count=numel)
     return torch.from_numpy(bits.astype(bool)).view(tuple(shape))
 

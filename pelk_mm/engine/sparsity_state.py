@@ -34,7 +34,8 @@ def pack_state(masks: Mapping[str, Tensor], **entries: Any) -> dict[str, Any]:
         version=_VERSION,
         masks={name: pack_mask(mask) for name, mask in masks.items()},
         shapes={name: list(mask.shape) for name, mask in masks.items()},
-        digest=mask_digest(masks))
+        digest=mask_digest(masks),
+    )
 
 
 def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -50,13 +51,16 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: If the state is of another version or damaged.
     """
     if not isinstance(state, Mapping):
-        raise ValueError('the sparsity state of the checkpoint is a '
-                         f'{type(state).__name__}, expected a dict')
+        raise ValueError(
+            'the sparsity state of the checkpoint is a '
+            f'{type(state).__name__}, expected a dict'
+        )
     if state.get('version') != _VERSION:
         raise ValueError(
             'the sparsity state of the checkpoint has version '
             f'{state.get("version")!r}, this release reads {_VERSION}; use '
-            'the release that wrote it')
+            'the release that wrote it'
+        )
     try:
         masks = {
             name: unpack_mask(packed, state['shapes'][name])
@@ -64,11 +68,15 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
         }
         digest = state['digest']
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError('the sparsity state of the checkpoint is damaged: '
-                         f'{type(error).__name__}: {error}') from error
+        raise ValueError(
+            'the sparsity state of the checkpoint is damaged: '
+            f'{type(error).__name__}: {error}'
+        ) from error
     if mask_digest(masks) != digest:
-        raise ValueError("the checkpoint's masks do not have the hash that "
-                         'was saved with them; the file is damaged')
+        raise ValueError(
+            "the checkpoint's masks do not have the hash that "
+            'was saved with them; the file is damaged'
+        )
     return masks
 
 
@@ -94,25 +102,35 @@ def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
             if STATE_KEY not in checkpoint:
                 continue
             saved = unpack_masks(checkpoint[STATE_KEY])
-            inner = _prefix_of(saved, dict(module.named_parameters()),
-                               _dotted(cfg.get('prefix')))
-            masks.update({
-                _dotted(module_name) + name[len(inner):]: mask
-                for name, mask in saved.items() if name.startswith(inner)
-            })
+            inner = _prefix_of(
+                saved,
+                dict(module.named_parameters()),
+                _dotted(cfg.get('prefix')),
+            )
+            masks.update(
+                {
+                    _dotted(module_name) + name[len(inner) :]: mask
+                    for name, mask in saved.items()
+                    if name.startswith(inner)
+                }
+            )
     return masks
 
 
-def _prefix_of(masks: Mapping[str, Tensor], params: Mapping[str, Any],
-               asked: str) -> str:
+def _prefix_of(
+    masks: Mapping[str, Tensor], params: Mapping[str, Any], asked: str
+) -> str:
     """Where a module's weights are in a file: as asked, else where most are.
 
     PeLK finds its weights in a checkpoint of a whole model without being told
     a prefix, and its masks have to be found like that too.
     """
     found = Counter(
-        name[:-len(param)] for name in masks for param in params
-        if f'.{name}'.endswith(f'.{param}'))
+        name[: -len(param)]
+        for name in masks
+        for param in params
+        if f'.{name}'.endswith(f'.{param}')
+    )
     return asked if asked in found or not found else max(found, key=found.get)
 
 

@@ -20,8 +20,9 @@ _FLAT = '_flat_param'
 
 
 @FUNCTIONS.register_module()
-def wrap_pelk_blocks(module: nn.Module, recurse: bool,
-                     nonwrapped_numel: int) -> bool:
+def wrap_pelk_blocks(
+    module: nn.Module, recurse: bool, nonwrapped_numel: int
+) -> bool:
     """FSDP's ``auto_wrap_policy``: a unit for each block of a PeLK.
 
     The rest of a model is one unit. Heads must not be units of their own:
@@ -52,22 +53,26 @@ class FullStateFSDPStrategy(FSDPStrategy):
             parameters of the model.
     """
 
-    def __init__(self,
-                 *,
-                 model_wrapper: dict | None = None,
-                 state_dict_cfg: str | dict = 'full',
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        *,
+        model_wrapper: dict | None = None,
+        state_dict_cfg: str | dict = 'full',
+        **kwargs,
+    ) -> None:
         if state_dict_cfg != 'full':
             raise ValueError(
-                "FullStateFSDPStrategy saves whole states: state_dict_cfg "
+                'FullStateFSDPStrategy saves whole states: state_dict_cfg '
                 f"must be 'full', got {state_dict_cfg!r}; use mmengine's "
-                'FSDPStrategy for sharded ones')
+                'FSDPStrategy for sharded ones'
+            )
         model_wrapper = dict(model_wrapper or {})
         model_wrapper.setdefault('type', 'MMFullyShardedDataParallel')
         if not model_wrapper.setdefault('use_orig_params', True):
             raise ValueError(
                 'model_wrapper.use_orig_params must be True: parameter groups '
-                'are made of the parameters of the model')
+                'are made of the parameters of the model'
+            )
         if not torch.cuda.is_available():
             model_wrapper['device_id'] = 'cpu'
             # What is "offloaded" here would be freed under one's hands.
@@ -76,17 +81,21 @@ class FullStateFSDPStrategy(FSDPStrategy):
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', **whole),
                 optim_state_dict_config=dict(
-                    type='FullOptimStateDictConfig', **whole))
+                    type='FullOptimStateDictConfig', **whole
+                ),
+            )
         super().__init__(
             model_wrapper=model_wrapper,
             state_dict_cfg=state_dict_cfg,
-            **kwargs)
+            **kwargs,
+        )
 
     def optim_state_dict(self) -> dict:
         """Whole state of the optimizer by parameter name, on rank 0."""
         wrapper = self.optim_wrapper
         state = FullyShardedDataParallel.optim_state_dict(
-            self.model, wrapper.optimizer)
+            self.model, wrapper.optimizer
+        )
         if wrapper.base_param_settings is not None:
             # Where mmengine keeps the learning rate of no group.
             state['base_param_settings'] = wrapper.base_param_settings
@@ -105,10 +114,12 @@ class FullStateFSDPStrategy(FSDPStrategy):
             raise ValueError(
                 'the checkpoint was saved by a training without FSDP, its '
                 'optimizer numbers the parameters; to start from its weights '
-                'name it in load_from')
+                'name it in load_from'
+            )
         base = state_dict.pop('base_param_settings', None)
         state = FullyShardedDataParallel.optim_state_dict_to_load(
-            self.model, self.optim_wrapper.optimizer, state_dict)
+            self.model, self.optim_wrapper.optimizer, state_dict
+        )
         if base is not None:
             state['base_param_settings'] = base
         self.optim_wrapper.load_state_dict(state)
@@ -133,8 +144,10 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If FSDP has joined several parameters into flat ones.
     """
-    if not any(isinstance(module, FullyShardedDataParallel)
-               for module in model.modules()):
+    if not any(
+        isinstance(module, FullyShardedDataParallel)
+        for module in model.modules()
+    ):
         yield
         return
     flat = [name for name, _ in model.named_parameters() if _FLAT in name]
@@ -142,14 +155,19 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
         raise ValueError(
             f'FSDP has joined the parameters into {flat[0]}, of which no '
             'parameter groups can be made; set use_orig_params=True in '
-            'strategy.model_wrapper')
+            'strategy.model_wrapper'
+        )
     with FullyShardedDataParallel.summon_full_params(model, writeback=False):
         yield
 
 
 #: Strategies that leave a rank with pieces of the parameters, by name.
-SHARDING = ('FSDPStrategy', 'FullStateFSDPStrategy', 'DeepSpeedStrategy',
-            'ColossalAIStrategy')
+SHARDING = (
+    'FSDPStrategy',
+    'FullStateFSDPStrategy',
+    'DeepSpeedStrategy',
+    'ColossalAIStrategy',
+)
 
 
 def type_name(config: Any) -> str:

@@ -6,6 +6,9 @@ from .flops import box_sum_flops, dense_flops
 from .sharing_grid import SharingGrid
 
 __all__ = [
-    'SharingGrid', 'available_backends', 'box_sum_flops', 'dense_flops',
-    'peripheral_conv2d'
+    'SharingGrid',
+    'available_backends',
+    'box_sum_flops',
+    'dense_flops',
+    'peripheral_conv2d',
 ]

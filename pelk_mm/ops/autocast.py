@@ -14,7 +14,10 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """
     device = tensor.device.type
     # Devices such as 'meta' have no autocast to ask for.
-    if (tensor.dtype == torch.float64 or device not in DEVICES
-            or not torch.is_autocast_enabled(device)):
+    if (
+        tensor.dtype == torch.float64
+        or device not in DEVICES
+        or not torch.is_autocast_enabled(device)
+    ):
         return None
     return torch.get_autocast_dtype(device)

@@ -6,10 +6,9 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 
 
-def check_integer(name: str,
-                  value: object,
-                  least: int,
-                  most: int | None = None) -> int:
+def check_integer(
+    name: str, value: object, least: int, most: int | None = None
+) -> int:
     """Return ``value`` as an int, or raise naming what was expected.
 
     Raises:
@@ -17,16 +16,17 @@ def check_integer(name: str,
         ValueError: If it is not within ``[least, most]``.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f'{name} must be an integer, got {_short(value)} '
-                        f'of type {type(value).__name__}')
+        raise TypeError(
+            f'{name} must be an integer, got {_short(value)} '
+            f'of type {type(value).__name__}'
+        )
     _check_range(name, value, least, most)
     return int(value)
 
 
-def check_number(name: str,
-                 value: object,
-                 least: float,
-                 most: float | None = None) -> float:
+def check_number(
+    name: str, value: object, least: float, most: float | None = None
+) -> float:
     """Return ``value`` as a float, or raise naming what was expected.
 
     Raises:
@@ -34,8 +34,10 @@ def check_number(name: str,
         ValueError: If it is not within ``[least, most]``, or not finite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f'{name} must be a number, got {_short(value)} '
-                        f'of type {type(value).__name__}')
+        raise TypeError(
+            f'{name} must be a number, got {_short(value)} '
+            f'of type {type(value).__name__}'
+        )
     _check_range(name, value, least, most)
     try:
         number = float(value)
@@ -49,8 +51,10 @@ def check_number(name: str,
 def check_bool(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool, else raise TypeError."""
     if not isinstance(value, bool):
-        raise TypeError(f'{name} must be True or False, got '
-                        f'{_short(value)} of type {type(value).__name__}')
+        raise TypeError(
+            f'{name} must be True or False, got '
+            f'{_short(value)} of type {type(value).__name__}'
+        )
     return value
 
 
@@ -58,8 +62,10 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """Return ``value`` if it is among ``choices``, else raise ValueError."""
     choices = list(choices)
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f'{name} must be one of {choices}, got '
-                         f'{_short(value)}{did_you_mean(value, choices)}')
+        raise ValueError(
+            f'{name} must be one of {choices}, got '
+            f'{_short(value)}{did_you_mean(value, choices)}'
+        )
     return value
 
 

@@ -14,8 +14,9 @@ from .sharing_grid import SharingGrid
 _logger = logging.getLogger('pelk_mm')
 
 
-def why_not(backend: Backend, device: torch.device,
-            dtype: torch.dtype) -> str | None:
+def why_not(
+    backend: Backend, device: torch.device, dtype: torch.dtype
+) -> str | None:
     """Get a backend ready; None if it runs there, otherwise the reason."""
     runs, reason = backend.can_run(device, dtype)
     if not runs:
@@ -28,8 +29,13 @@ def why_not(backend: Backend, device: torch.device,
     return None
 
 
-def _order(device: torch.device, shape: torch.Size, grid: SharingGrid,
-           weight_grad: bool, channels_last: bool) -> list[str]:
+def _order(
+    device: torch.device,
+    shape: torch.Size,
+    grid: SharingGrid,
+    weight_grad: bool,
+    channels_last: bool,
+) -> list[str]:
     """Every backend, the fastest first, before asking whether it can run."""
     if device.type == 'cpu':
         first = cheapest_first(tuple(shape), grid, weight_grad, channels_last)
@@ -38,13 +44,15 @@ def _order(device: torch.device, shape: torch.Size, grid: SharingGrid,
     return list(dict.fromkeys((*first, *BACKENDS)))
 
 
-def select_backend(name: str | None,
-                   device: torch.device,
-                   dtype: torch.dtype,
-                   shape: torch.Size,
-                   grid: SharingGrid,
-                   weight_grad: bool = False,
-                   channels_last: bool = False) -> Backend:
+def select_backend(
+    name: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    grid: SharingGrid,
+    weight_grad: bool = False,
+    channels_last: bool = False,
+) -> Backend:
     """The named backend, or the cheapest one that can run.
 
     Args:
@@ -83,14 +91,19 @@ def select_backend(name: str | None,
         if reason is None:
             return BACKENDS[candidate]
         reasons.append(f'{candidate}: {reason}')
-    raise RuntimeError(f'no backend of peripheral_conv2d runs with {where}: '
-                       + '; '.join(reasons))
+    raise RuntimeError(
+        f'no backend of peripheral_conv2d runs with {where}: '
+        + '; '.join(reasons)
+    )
 
 
 def check_name(name: str | None) -> None:
     """Raise ValueError unless ``name`` is None or the name of a backend."""
-    if name is not None and (not isinstance(name, str)
-                             or name not in BACKENDS):
-        raise ValueError(f'unknown backend {name!r}, expected one of '
-                         f'{sorted(BACKENDS)} or None to choose'
-                         f'{did_you_mean(name, BACKENDS)}')
+    if name is not None and (
+        not isinstance(name, str) or name not in BACKENDS
+    ):
+        raise ValueError(
+            f'unknown backend {name!r}, expected one of '
+            f'{sorted(BACKENDS)} or None to choose'
+            f'{did_you_mean(name, BACKENDS)}'
+        )

@@ -52,19 +52,33 @@ def work(backend: str, shape: Sequence[int], grid: SharingGrid) -> list[float]:
         planes = batch * (-(-channels // 16) * 16)  # whole vectors
         taps = _meetings(grid, height, True) * _meetings(grid, width, True)
         boxes = len(set(grid.sizes)) + max(grid.sizes).bit_length()
-        return [planes * taps, planes * height * width * boxes,
-                planes * height * width, planes * height * cells,
-                channels * cells**2, 1]
+        return [
+            planes * taps,
+            planes * height * width * boxes,
+            planes * height * width,
+            planes * height * cells,
+            channels * cells**2,
+            1,
+        ]
     if backend == 'dense':
         planes = batch * channels
         taps = _meetings(grid, height, False) * _meetings(grid, width, False)
-        return [planes * taps, planes * height * size,
-                planes * height * width, channels * size**2, 1]
+        return [
+            planes * taps,
+            planes * height * size,
+            planes * height * width,
+            channels * size**2,
+            1,
+        ]
     rows = height + min(size // 2, height - 1)
     columns = width + min(size // 2, width - 1)
     transforms = (2 * batch + 1) * channels * rows * columns
-    return [transforms * log2(rows * columns + 1), transforms,
-            channels * size**2, 1]
+    return [
+        transforms * log2(rows * columns + 1),
+        transforms,
+        channels * size**2,
+        1,
+    ]
 
 
 def kind(backend: str, weight_grad: bool, channels_last: bool) -> str:
@@ -83,8 +97,12 @@ def _prices() -> dict[str, list[float]]:
 
 
 @lru_cache(maxsize=1024)
-def cheapest_first(shape: tuple[int, ...], grid: SharingGrid,
-                   weight_grad: bool, channels_last: bool) -> tuple[str, ...]:
+def cheapest_first(
+    shape: tuple[int, ...],
+    grid: SharingGrid,
+    weight_grad: bool,
+    channels_last: bool,
+) -> tuple[str, ...]:
     """Order the CPU backends by the time they should take.
 
     Args:
@@ -100,7 +118,9 @@ def cheapest_first(shape: tuple[int, ...], grid: SharingGrid,
     def cost(backend: str) -> float:
         prices = _prices()[kind(backend, weight_grad, channels_last)]
         amounts = work(backend, shape, grid)
-        return sum(price * amount
-                   for price, amount in zip(prices, amounts, strict=True))
+        return sum(
+            price * amount
+            for price, amount in zip(prices, amounts, strict=True)
+        )
 
     return tuple(sorted(('cpp', 'dense', 'fft'), key=cost))

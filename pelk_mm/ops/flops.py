@@ -49,18 +49,41 @@ def _count(shape: Sequence[int], sizes: Sequence[int], backend: str) -> int:
 
 
 @register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d)
-def _forward(input_shape, weight_shape, bias_shape, sizes, backend,
-             *args, out_shape=None, **kwargs) -> int:
+def _forward(
+    input_shape,
+    weight_shape,
+    bias_shape,
+    sizes,
+    backend,
+    *args,
+    out_shape=None,
+    **kwargs,
+) -> int:
     return _count(input_shape, sizes, backend)
 
 
 @register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_weight_grad)
-def _weight_grad(input_shape, grad_output_shape, sizes, backend,
-                 *args, out_shape=None, **kwargs) -> int:
+def _weight_grad(
+    input_shape,
+    grad_output_shape,
+    sizes,
+    backend,
+    *args,
+    out_shape=None,
+    **kwargs,
+) -> int:
     return _count(input_shape, sizes, backend)
 
 
 @register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_backward)
-def _backward(input_shape, weight_shape, grad_output_shape, sizes, backend,
-              *args, out_shape=None, **kwargs) -> int:
+def _backward(
+    input_shape,
+    weight_shape,
+    grad_output_shape,
+    sizes,
+    backend,
+    *args,
+    out_shape=None,
+    **kwargs,
+) -> int:
     return 2 * _count(input_shape, sizes, backend)

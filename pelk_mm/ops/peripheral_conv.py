@@ -17,8 +17,8 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def available_backends(
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None) -> dict[str, str | None]:
+    device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, str | None]:
     """Say which backends run, and why the others do not.
 
     A backend that is compiled on first use is compiled now: the answer is
@@ -53,12 +53,14 @@ def _why_no_tensor(device: torch.device) -> str | None:
     return None
 
 
-def peripheral_conv2d(input: Tensor,
-                      weight: Tensor,
-                      grid: SharingGrid,
-                      bias: Tensor | None = None,
-                      *,
-                      backend: str | None = None) -> Tensor:
+def peripheral_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    grid: SharingGrid,
+    bias: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Depthwise convolution with a kernel that shares weights by cells.
 
     Computes ``Y(p) = bias + sum_{i,j} w(i, j) X(p + (i, j))`` with ``w`` the
@@ -94,52 +96,67 @@ def peripheral_conv2d(input: Tensor,
     _check(input, weight, grid, bias)
     check_name(backend)
     return torch.ops.pelk_mm.peripheral_conv2d(
-        input, weight, bias, grid.sizes, backend or '')
+        input, weight, bias, grid.sizes, backend or ''
+    )
 
 
-def _check(input: Tensor, weight: Tensor, grid: SharingGrid,
-           bias: Tensor | None) -> None:
+def _check(
+    input: Tensor, weight: Tensor, grid: SharingGrid, bias: Tensor | None
+) -> None:
     if not isinstance(grid, SharingGrid):
         raise TypeError(
             f'grid must be a SharingGrid, got {type(grid).__name__}; build '
-            'one with SharingGrid(kernel_size) or SharingGrid.from_sizes')
+            'one with SharingGrid(kernel_size) or SharingGrid.from_sizes'
+        )
     arguments = {'input': input, 'weight': weight}
     if bias is not None:
         arguments['bias'] = bias
     for name, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f'{name} must be a Tensor, got {type(tensor).__name__}')
+                f'{name} must be a Tensor, got {type(tensor).__name__}'
+            )
         if tensor.dtype not in _DTYPES:
-            raise TypeError(f'{name} must be one of '
-                            f'{", ".join(map(str, _DTYPES))}, got '
-                            f'{tensor.dtype}')
+            raise TypeError(
+                f'{name} must be one of '
+                f'{", ".join(map(str, _DTYPES))}, got '
+                f'{tensor.dtype}'
+            )
         if tensor.device != input.device:
             raise ValueError(
                 f'{name} must be on the device of input, {input.device}, '
-                f'got {tensor.device}')
+                f'got {tensor.device}'
+            )
         if tensor.dtype != input.dtype and not _casts(input, tensor):
-            raise TypeError(f'{name} must have the dtype of input, '
-                            f'{input.dtype}, got {tensor.dtype}')
+            raise TypeError(
+                f'{name} must have the dtype of input, '
+                f'{input.dtype}, got {tensor.dtype}'
+            )
     if input.ndim != 4 or 0 in input.shape:
-        raise ValueError('input must be (N, C, H, W) with no empty '
-                         f'dimension, got shape {tuple(input.shape)}')
+        raise ValueError(
+            'input must be (N, C, H, W) with no empty '
+            f'dimension, got shape {tuple(input.shape)}'
+        )
     cells = grid.num_cells
     expected = (input.shape[1], 1, cells, cells)
     if tuple(weight.shape) != expected:
         raise ValueError(
             f"weight must be (C, 1, k', k') = {expected} for an input of "
             f'{input.shape[1]} channels and a grid of {cells} x {cells} '
-            f'cells, got shape {tuple(weight.shape)}')
+            f'cells, got shape {tuple(weight.shape)}'
+        )
     if bias is not None and tuple(bias.shape) != expected[:1]:
-        raise ValueError(f'bias must be (C,) = {expected[:1]}, got shape '
-                         f'{tuple(bias.shape)}')
+        raise ValueError(
+            f'bias must be (C,) = {expected[:1]}, got shape '
+            f'{tuple(bias.shape)}'
+        )
 
 
 def _casts(*tensors: Tensor) -> bool:
     """Whether autocast will give all of these tensors one dtype."""
     return all(
-        autocast.autocast_dtype(tensor) is not None for tensor in tensors)
+        autocast.autocast_dtype(tensor) is not None for tensor in tensors
+    )
 
 
 @lru_cache(maxsize=256)
@@ -147,8 +164,9 @@ def _grid(sizes: tuple[int, ...]) -> SharingGrid:
     return SharingGrid.from_sizes(sizes)
 
 
-def _select(backend: str, input: Tensor, grid: SharingGrid,
-            weight_grad: bool = False) -> Backend:
+def _select(
+    backend: str, input: Tensor, grid: SharingGrid, weight_grad: bool = False
+) -> Backend:
     return select_backend(
         backend or None,
         input.device,
@@ -156,57 +174,85 @@ def _select(backend: str, input: Tensor, grid: SharingGrid,
         input.shape,
         grid,
         weight_grad=weight_grad,
-        channels_last=memory_format(input) == torch.channels_last)
+        channels_last=memory_format(input) == torch.channels_last,
+    )
 
 
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None,
-             sizes: Sequence[int], backend: str) -> Tensor:
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Sequence[int],
+    backend: str,
+) -> Tensor:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid)
     output = chosen.forward(input, weight, bias, grid)
     return output.contiguous(memory_format=memory_format(input))
 
 
-def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None,
-                  sizes: Sequence[int], backend: str) -> Tensor:
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    sizes: Sequence[int],
+    backend: str,
+) -> Tensor:
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
-def _weight_grad(input: Tensor, grad_output: Tensor, sizes: Sequence[int],
-                 backend: str) -> Tensor:
+def _weight_grad(
+    input: Tensor, grad_output: Tensor, sizes: Sequence[int], backend: str
+) -> Tensor:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid, weight_grad=True)
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
 
-def _fake_weight_grad(input: Tensor, grad_output: Tensor,
-                      sizes: Sequence[int], backend: str) -> Tensor:
+def _fake_weight_grad(
+    input: Tensor, grad_output: Tensor, sizes: Sequence[int], backend: str
+) -> Tensor:
     cells = len(sizes)
     return input.new_empty(input.shape[1], 1, cells, cells)
 
 
-def _backward(input: Tensor, weight: Tensor, grad_output: Tensor,
-              sizes: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
+def _backward(
+    input: Tensor,
+    weight: Tensor,
+    grad_output: Tensor,
+    sizes: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid)
     # A named backend does both.
-    other = chosen if backend else _select(
-        backend, input, grid, weight_grad=True)
+    other = (
+        chosen if backend else _select(backend, input, grid, weight_grad=True)
+    )
     if chosen is other:
-        grad_input, grad_weight = chosen.backward(input, weight, grad_output,
-                                                  grid)
+        grad_input, grad_weight = chosen.backward(
+            input, weight, grad_output, grid
+        )
     else:
         grad_input = chosen.forward(grad_output, weight.flip(2, 3), None, grid)
         grad_weight = other.weight_grad(input, grad_output, grid)
-    return (grad_input.contiguous(memory_format=memory_format(input)),
-            grad_weight.contiguous())
+    return (
+        grad_input.contiguous(memory_format=memory_format(input)),
+        grad_weight.contiguous(),
+    )
 
 
-def _fake_backward(input: Tensor, weight: Tensor, grad_output: Tensor,
-                   sizes: Sequence[int],
-                   backend: str) -> tuple[Tensor, Tensor]:
-    return (torch.empty_like(input, memory_format=memory_format(input)),
-            weight.new_empty(weight.shape))
+def _fake_backward(
+    input: Tensor,
+    weight: Tensor,
+    grad_output: Tensor,
+    sizes: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty_like(input, memory_format=memory_format(input)),
+        weight.new_empty(weight.shape),
+    )
 
 
 def _setup_forward(ctx, inputs, output) -> None:
@@ -220,14 +266,17 @@ def _backward_forward(ctx, grad_output: Tensor):
     grad_input = grad_weight = grad_bias = None
     if all(ctx.needs_input_grad[:2]):
         grad_input, grad_weight = ops.peripheral_conv2d_backward(
-            input, weight, grad_output, *options)
+            input, weight, grad_output, *options
+        )
     elif ctx.needs_input_grad[0]:
         # Symmetric cells: the adjoint is the same operation, weight flipped.
         grad_input = ops.peripheral_conv2d(
-            grad_output, weight.flip(2, 3), None, *options)
+            grad_output, weight.flip(2, 3), None, *options
+        )
     elif ctx.needs_input_grad[1]:
         grad_weight = ops.peripheral_conv2d_weight_grad(
-            input, grad_output, *options)
+            input, grad_output, *options
+        )
     if ctx.needs_input_grad[2]:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias, None, None
@@ -244,10 +293,12 @@ def _backward_weight_grad(ctx, cotangent: Tensor):
     grad_input = grad_grad_output = None
     if ctx.needs_input_grad[0]:
         grad_input = torch.ops.pelk_mm.peripheral_conv2d(
-            grad_output, cotangent.flip(2, 3), None, ctx.sizes, ctx.backend)
+            grad_output, cotangent.flip(2, 3), None, ctx.sizes, ctx.backend
+        )
     if ctx.needs_input_grad[1]:
         grad_grad_output = torch.ops.pelk_mm.peripheral_conv2d(
-            input, cotangent, None, ctx.sizes, ctx.backend)
+            input, cotangent, None, ctx.sizes, ctx.backend
+        )
     return grad_input, grad_grad_output, None, None
 
 
@@ -266,14 +317,16 @@ def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
     grads = [None, None, None, None, None]
     if ctx.needs_input_grad[0]:
         grads[0] = ops.peripheral_conv2d(
-            grad_output, to_weight.flip(2, 3), None, *options)
+            grad_output, to_weight.flip(2, 3), None, *options
+        )
     if ctx.needs_input_grad[1]:
         grads[1] = ops.peripheral_conv2d_weight_grad(
-            to_input, grad_output, *options)
+            to_input, grad_output, *options
+        )
     if ctx.needs_input_grad[2]:
-        grads[2] = (
-            ops.peripheral_conv2d(to_input, weight, None, *options) +
-            ops.peripheral_conv2d(input, to_weight, None, *options))
+        grads[2] = ops.peripheral_conv2d(
+            to_input, weight, None, *options
+        ) + ops.peripheral_conv2d(input, to_weight, None, *options)
     return tuple(grads)
 
 
@@ -283,29 +336,47 @@ def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
 _library = torch.library.Library('pelk_mm', 'FRAGMENT')
 
 
-def _register(schema: str, run: Callable, fake: Callable, backward: Callable,
-              setup_context: Callable) -> None:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, ))
-    name = schema[:schema.index('(')]
+def _register(
+    schema: str,
+    run: Callable,
+    fake: Callable,
+    backward: Callable,
+    setup_context: Callable,
+) -> None:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema[: schema.index('(')]
     _library.impl(name, run, 'CompositeExplicitAutograd')
     name = f'pelk_mm::{name}'
     torch.library.register_fake(name, fake, lib=_library)
     torch.library.register_autograd(
-        name, backward, setup_context=setup_context, lib=_library)
+        name, backward, setup_context=setup_context, lib=_library
+    )
 
 
 _register(
     'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
-    'SymInt[] sizes, str backend) -> Tensor', _forward, _fake_forward,
-    _backward_forward, _setup_forward)
+    'SymInt[] sizes, str backend) -> Tensor',
+    _forward,
+    _fake_forward,
+    _backward_forward,
+    _setup_forward,
+)
 _register(
     'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
-    'SymInt[] sizes, str backend) -> Tensor', _weight_grad, _fake_weight_grad,
-    _backward_weight_grad, _setup_weight_grad)
+    'SymInt[] sizes, str backend) -> Tensor',
+    _weight_grad,
+    _fake_weight_grad,
+    _backward_weight_grad,
+    _setup_weight_grad,
+)
 _register(
     'peripheral_conv2d_backward(Tensor input, Tensor weight, '
     'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
-    _backward, _fake_backward, _backward_backward, _setup_backward)
+    _backward,
+    _fake_backward,
+    _backward_backward,
+    _setup_backward,
+)
 
 
 def _register_autocast(device_type: str) -> None:
@@ -319,7 +390,8 @@ def _register_autocast(device_type: str) -> None:
     def forward(input, weight, bias, sizes, backend):
         with torch.amp.autocast(device_type, enabled=False):
             return torch.ops.pelk_mm.peripheral_conv2d(
-                cast(input), cast(weight), cast(bias), sizes, backend)
+                cast(input), cast(weight), cast(bias), sizes, backend
+            )
 
     _library.impl('peripheral_conv2d', forward, key)
 

@@ -16,8 +16,9 @@ from .checks import check_integer
 LARGEST_KERNEL = 2**16 - 1
 
 
-def _exponential_sizes(kernel_size: int, center_radius: int,
-                       base: int) -> tuple[int, ...]:
+def _exponential_sizes(
+    kernel_size: int, center_radius: int, base: int
+) -> tuple[int, ...]:
     """Cell sizes of Eq. 2, the outermost cell cut to end at the border."""
     focus = 2 * center_radius + 1
     if kernel_size < focus:
@@ -25,7 +26,8 @@ def _exponential_sizes(kernel_size: int, center_radius: int,
             f'a kernel of size {kernel_size} has no room for a centre of '
             f'{focus}x{focus} unshared weights (center_radius='
             f'{center_radius}); use center_radius <= '
-            f'{(kernel_size - 1) // 2}')
+            f'{(kernel_size - 1) // 2}'
+        )
     side: list[int] = []
     left = (kernel_size - focus) // 2
     size = base
@@ -70,22 +72,24 @@ class SharingGrid:
 
     sizes: tuple[int, ...]
 
-    def __init__(self,
-                 kernel_size: int,
-                 center_radius: int = 2,
-                 base: int = 2) -> None:
-        kernel_size = check_integer('kernel_size', kernel_size, 1,
-                                    LARGEST_KERNEL)
-        center_radius = check_integer('center_radius', center_radius, 0,
-                                      LARGEST_KERNEL // 2)
+    def __init__(
+        self, kernel_size: int, center_radius: int = 2, base: int = 2
+    ) -> None:
+        kernel_size = check_integer(
+            'kernel_size', kernel_size, 1, LARGEST_KERNEL
+        )
+        center_radius = check_integer(
+            'center_radius', center_radius, 0, LARGEST_KERNEL // 2
+        )
         base = check_integer('base', base, 1)
         if kernel_size % 2 == 0:
             raise ValueError(
                 f'kernel_size must be odd, got {kernel_size}; use '
-                f'{kernel_size - 1} or {kernel_size + 1}')
+                f'{kernel_size - 1} or {kernel_size + 1}'
+            )
         object.__setattr__(
-            self, 'sizes',
-            _exponential_sizes(kernel_size, center_radius, base))
+            self, 'sizes', _exponential_sizes(kernel_size, center_radius, base)
+        )
 
     @classmethod
     def from_sizes(cls, sizes: Sequence[int]) -> SharingGrid:
@@ -106,24 +110,31 @@ class SharingGrid:
         if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Sequence):
             raise TypeError(
                 'sizes must be a sequence of integers, got '
-                f'{type(sizes).__name__}')
+                f'{type(sizes).__name__}'
+            )
         if not sizes:
-            raise ValueError('a sharing grid needs at least one cell, got '
-                             'an empty sequence')
+            raise ValueError(
+                'a sharing grid needs at least one cell, got an empty sequence'
+            )
         whole = tuple(
             check_integer(f'sizes[{i}]', size, 1, LARGEST_KERNEL)
-            for i, size in enumerate(sizes))
+            for i, size in enumerate(sizes)
+        )
         if sum(whole) > LARGEST_KERNEL:
-            raise ValueError(f'the sizes must add up to {LARGEST_KERNEL} at '
-                             f'most, got {sum(whole)}')
+            raise ValueError(
+                f'the sizes must add up to {LARGEST_KERNEL} at '
+                f'most, got {sum(whole)}'
+            )
         if whole != whole[::-1]:
             raise ValueError(
                 'a sharing grid must be symmetric (the same sizes from both '
-                f'ends), got {list(whole)}')
+                f'ends), got {list(whole)}'
+            )
         if sum(whole) % 2 == 0:
             raise ValueError(
                 f'the sizes must add up to an odd kernel size, got '
-                f'{sum(whole)} from {list(whole)}')
+                f'{sum(whole)} from {list(whole)}'
+            )
         grid = cls.__new__(cls)
         object.__setattr__(grid, 'sizes', whole)
         return grid
@@ -174,9 +185,11 @@ class SharingGrid:
         self._check_plane('weight', weight, self.num_cells)
         repeats = torch.tensor(self.sizes, device=weight.device)
         rows = weight.repeat_interleave(
-            repeats, -2, output_size=self.kernel_size)
+            repeats, -2, output_size=self.kernel_size
+        )
         return rows.repeat_interleave(
-            repeats, -1, output_size=self.kernel_size)
+            repeats, -1, output_size=self.kernel_size
+        )
 
     def reduce(self, kernel: Tensor) -> Tensor:
         """Sum a full kernel over every cell: the adjoint of :meth:`expand`.
@@ -220,4 +233,5 @@ class SharingGrid:
         if tensor.ndim < 2 or tuple(tensor.shape[-2:]) != (expected, expected):
             raise ValueError(
                 f'{name} must end in {expected} x {expected}, got shape '
-                f'{tuple(tensor.shape)}')
+                f'{tuple(tensor.shape)}'
+            )

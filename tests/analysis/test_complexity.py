@@ -10,12 +10,7 @@ from pelk_mm.analysis.complexity import count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
 from pelk_mm.engine.conversion import build_model
 from pelk_mm.engine.launch import load_config
-from tests.models.test_checkpoint import (
-    ARCH,
-    CLASSIFIER,
-    DETECTOR,
-    SEGMENTOR,
-)
+from tests.models.test_checkpoint import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 
 #: What the architecture gives where the paper prints something else.
 OWN_GMACS = {'pelk_t_in1k.py': 5.83, 'pelk_s_in1k.py': 10.92}
@@ -23,11 +18,14 @@ OWN_GMACS = {'pelk_t_in1k.py': 5.83, 'pelk_s_in1k.py': 10.92}
 EXACT_GMACS = {
     'pelk_b_in1k.py': 18.4,
     'pelk_b_in1k_384.py': 54.0,
-    'pelk_b_101_in1k_384.py': 68.4
+    'pelk_b_101_in1k_384.py': 68.4,
 }
 FIELDS = ('params', 'nonzero', 'macs_paper', 'macs_dense', 'macs_executed')
-ALL = pytest.mark.parametrize('config', [CLASSIFIER, SEGMENTOR, DETECTOR],
-                              ids=['classifier', 'segmentor', 'detector'])
+ALL = pytest.mark.parametrize(
+    'config',
+    [CLASSIFIER, SEGMENTOR, DETECTOR],
+    ids=['classifier', 'segmentor', 'detector'],
+)
 
 
 @pytest.mark.parametrize('row', PAPER_ROWS, ids=lambda row: row.config[:-3])
@@ -37,8 +35,7 @@ def test_the_tables_of_the_paper(row, root):
     assert counts.sparsity == 0.4
     assert not counts.measured
     near = 0.8 if row.config == 'pelk_s_in1k.py' else 0.6
-    assert counts.total('nonzero') / 1e6 == pytest.approx(
-        row.params, abs=near)
+    assert counts.total('nonzero') / 1e6 == pytest.approx(row.params, abs=near)
     gmacs = counts.total('macs_paper') / 1e9
     if row.config in OWN_GMACS:
         assert gmacs == pytest.approx(OWN_GMACS[row.config], abs=0.01)
@@ -55,15 +52,18 @@ def test_parameters_are_those_of_the_model(config):
     model = build_model(config)
     counts = count_complexity(config, (64, 96), sparsity=0.25)
     assert counts.total('params') == sum(
-        parameter.numel() for parameter in model.parameters())
+        parameter.numel() for parameter in model.parameters()
+    )
     classifier = config.default_scope == 'mmpretrain'
     dead = sum(
         parameter.numel() / 4
         for name, parameter in model.named_parameters()
-        if parameter.ndim in (2, 4) and (classifier
-                                         or name.startswith('backbone.')))
+        if parameter.ndim in (2, 4)
+        and (classifier or name.startswith('backbone.'))
+    )
     assert counts.total('nonzero') == pytest.approx(
-        counts.total('params') - dead)
+        counts.total('params') - dead
+    )
 
 
 @ALL
@@ -87,29 +87,36 @@ def test_relations_between_the_counts(config):
             assert part.macs_executed == part.macs_dense
     for field in FIELDS:
         assert dense.total(field) == sum(
-            getattr(part, field) for part in dense.parts)
-    assert json.loads(json.dumps(
-        dense.as_dict()))['total']['params'] == dense.total('params')
+            getattr(part, field) for part in dense.parts
+        )
+    assert json.loads(json.dumps(dense.as_dict()))['total'][
+        'params'
+    ] == dense.total('params')
 
 
 def test_operations_by_hand():
     """Every layer of a small classifier, multiplied out."""
     counts = count_complexity(Config(CLASSIFIER), (64, 96), sparsity=0)
     depths, channels, kernels = (
-        ARCH[key] for key in ('depths', 'channels', 'kernel_sizes'))
+        ARCH[key] for key in ('depths', 'channels', 'kernel_sizes')
+    )
     expected = dict.fromkeys(
-        ('stem', 'downsampling', 'large kernels', 'FFN'), 0)
+        ('stem', 'downsampling', 'large kernels', 'FFN'), 0
+    )
     for stage, (depth, width, kernel) in enumerate(
-            zip(depths, channels, kernels, strict=True)):
+        zip(depths, channels, kernels, strict=True)
+    ):
         pixels = 64 * 96 // 16 // 4**stage
         if stage == 0:
             expected['stem'] = pixels * width * 3 * 16
         else:
             expected['downsampling'] += (
-                pixels * width * channels[stage - 1] * 4)
+                pixels * width * channels[stage - 1] * 4
+            )
         expected['FFN'] += depth * pixels * 2 * width * 4 * width
         expected['large kernels'] += (
-            depth * pixels * int(0.375 * width) * kernel**2)
+            depth * pixels * int(0.375 * width) * kernel**2
+        )
     found = {part.name: part.macs_dense for part in counts.parts}
     for name, macs in expected.items():
         assert found[name] == macs, name
@@ -136,31 +143,39 @@ def test_zeros_of_a_checkpoint_are_counted(tmp_path):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'sparse.pth')
 
     counts = count_complexity(
-        config, (64, 64), checkpoint=str(tmp_path / 'sparse.pth'))
+        config, (64, 64), checkpoint=str(tmp_path / 'sparse.pth')
+    )
     assert counts.measured
     assert counts.total('nonzero') == pytest.approx(live)
     assert counts.sparsity == pytest.approx(0.7, abs=0.05)
     parts = {part.name: part for part in counts.parts}
     stem = model.backbone.downsample_layers[0][0].weight
     assert parts['stem'].macs_paper == pytest.approx(
-        256 * int(stem.count_nonzero()))
+        256 * int(stem.count_nonzero())
+    )
     # The small kernel is merged into the centre, so its non-zeros count.
     block = model.backbone.stages[0].blocks[0].conv
     alone = count_complexity(config, (64, 64), sparsity=0)
-    assert (parts['large kernels'].macs_paper
-            < 0.5 * alone.total('macs_dense'))
+    assert parts['large kernels'].macs_paper < 0.5 * alone.total('macs_dense')
     centre = (block.small.weight != 0).clone()
     centre[:, :, 2, 2] = True
     only = 256 * int(centre.sum())
     model.backbone.stages[0].merge()
     merged = model.backbone.stages[0]
-    assert 256 * int(
-        merged.grid.expand(
-            merged.blocks[0].conv.large.weight).count_nonzero()) == only
+    assert (
+        256
+        * int(
+            merged.grid.expand(
+                merged.blocks[0].conv.large.weight
+            ).count_nonzero()
+        )
+        == only
+    )
 
 
-@pytest.mark.parametrize('shape', [(60, 64), (64, 0), (-32, 32), (64, ),
-                                   (64, 64, 64)])
+@pytest.mark.parametrize(
+    'shape', [(60, 64), (64, 0), (-32, 32), (64,), (64, 64, 64)]
+)
 def test_shapes_are_checked(shape):
     with pytest.raises(ValueError, match='multiples of 32'):
         count_complexity(Config(CLASSIFIER), shape)
@@ -184,13 +199,16 @@ def test_weights_of_another_model_are_refused(tmp_path):
         count_complexity(Config(CLASSIFIER), (64, 64), checkpoint=path)
 
 
-@pytest.mark.parametrize('name, gmacs, millions', [
-    # As the libraries' own model zoos print them.
-    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', 4.12, 25.56),
-    ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', 4.46, 28.59),
-    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 239, 37.97),
-    ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 207, 41.75),
-])
+@pytest.mark.parametrize(
+    'name, gmacs, millions',
+    [
+        # As the libraries' own model zoos print them.
+        ('mmpretrain::resnet/resnet50_8xb32_in1k.py', 4.12, 25.56),
+        ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', 4.46, 28.59),
+        ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 239, 37.97),
+        ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 207, 41.75),
+    ],
+)
 def test_other_backbones(name, gmacs, millions):
     shape = (224, 224) if name.startswith('mmpretrain') else (800, 1280)
     counts = count_complexity(load_config(name), shape)

@@ -13,11 +13,12 @@ from pelk_mm.engine.sparsity_state import STATE_KEY, pack_state
 from pelk_mm.models import PeLK
 
 ARCH = dict(
-    depths=(1, 1, 1, 1), channels=(8, 8, 8, 16), kernel_sizes=(13, 9, 7, 5))
+    depths=(1, 1, 1, 1), channels=(8, 8, 8, 16), kernel_sizes=(13, 9, 7, 5)
+)
 
 
 def weights():
-    linear = torch.tensor([[0., 1., 2.], [3., 0., 0.]])
+    linear = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
     return {
         'a.weight': linear,
         'a.bias': torch.zeros(2),
@@ -30,10 +31,13 @@ def weights():
 def test_zeros_count_where_there_is_no_mask():
     for checkpoint in (weights(), dict(state_dict=weights(), meta={})):
         layers = checkpoint_densities(checkpoint)
-        assert [(x.name, x.shape, x.weights, x.live, x.masked, x.density)
-                for x in layers] == [
-                    ('a.weight', (2, 3), 6, 3, False, 0.5),
-                    ('b.weight', (4, 1, 3, 3), 36, 36, False, 1.0)]
+        assert [
+            (x.name, x.shape, x.weights, x.live, x.masked, x.density)
+            for x in layers
+        ] == [
+            ('a.weight', (2, 3), 6, 3, False, 0.5),
+            ('b.weight', (4, 1, 3, 3), 36, 36, False, 1.0),
+        ]
 
 
 def test_masks_count_where_they_are():
@@ -41,7 +45,8 @@ def test_masks_count_where_they_are():
     mask = weights()['a.weight'] != 0
     mask[0, 0] = True
     checkpoint = dict(
-        state_dict=weights(), **{STATE_KEY: pack_state({'a.weight': mask})})
+        state_dict=weights(), **{STATE_KEY: pack_state({'a.weight': mask})}
+    )
     layer, _ = checkpoint_densities(checkpoint)
     assert (layer.live, layer.masked) == (4, True)
     assert layer.as_dict()['density'] == 4 / 6
@@ -59,8 +64,9 @@ def sparse_pelk(small_kernel=5):
     with torch.no_grad():
         for param in model.parameters():
             if param.ndim in (2, 4):
-                param *= draw_mask(param.shape, round(0.6 * param.numel()),
-                                   generator)
+                param *= draw_mask(
+                    param.shape, round(0.6 * param.numel()), generator
+                )
     return model
 
 
@@ -78,7 +84,7 @@ def test_merging_fills_zeros_of_the_large_kernels_only():
             small = large[name.replace('large', 'small')]
             live = param != 0
             pad = (param.shape[-1] - 5) // 2
-            live[..., pad:pad + 5, pad:pad + 5] |= small != 0
+            live[..., pad : pad + 5, pad : pad + 5] |= small != 0
             expected[name] = int(live.sum())
     merged = merged_densities(model)
     assert {name: layer.live for name, layer in merged.items()} == expected
@@ -91,12 +97,14 @@ def test_merging_without_small_kernels_changes_nothing():
 
 def test_merging_says_so(monkeypatch):
     said = []
-    monkeypatch.setattr('pelk_mm.models.backbones.pelk.print_log',
-                        lambda message, **kwargs: said.append(message))
+    monkeypatch.setattr(
+        'pelk_mm.models.backbones.pelk.print_log',
+        lambda message, **kwargs: said.append(message),
+    )
     PeLK(ARCH).switch_to_deploy()
     assert said == []
     sparse_pelk().switch_to_deploy()
-    (message, ) = said
+    (message,) = said
     # All of the kernels' weights together, 60 % live before.
     assert 'the large ones from 59.97% to 73' in message
 

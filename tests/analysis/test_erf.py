@@ -32,8 +32,11 @@ def convolution(size: int, value: float) -> nn.Module:
 def test_of_one_convolution_it_is_the_kernel():
     conv = convolution(5, 0.5)
     conv.weight.data[:, 1] = -1
-    field = input_gradient(conv, torch.ones(1, 3, 32, 32) + torch.tensor(
-        [1., 0, 0])[None, :, None, None])
+    field = input_gradient(
+        conv,
+        torch.ones(1, 3, 32, 32)
+        + torch.tensor([1.0, 0, 0])[None, :, None, None],
+    )
     expected = np.zeros((32, 32))
     # Two channels out, two colours in whose weight is positive.
     expected[14:19, 14:19] = 2 * 2 * 0.5
@@ -41,7 +44,7 @@ def test_of_one_convolution_it_is_the_kernel():
 
 
 def test_what_relu_cuts_off_counts_nothing():
-    field = input_gradient(convolution(3, -1.), torch.ones(1, 3, 8, 8))
+    field = input_gradient(convolution(3, -1.0), torch.ones(1, 3, 8, 8))
     assert not field.any()
     with pytest.raises(ValueError, match='zero everywhere'):
         area_ratios(field)
@@ -51,7 +54,8 @@ def test_two_strided_convolutions():
     """The centre of the map lies half a stride beside that of the image."""
     net = nn.Sequential(
         nn.Conv2d(3, 1, 4, stride=4, bias=False),
-        nn.Conv2d(1, 1, 3, padding=1, bias=False))
+        nn.Conv2d(1, 1, 3, padding=1, bias=False),
+    )
     for conv in net:
         conv.weight.data.fill_(1)
     field = input_gradient(net, torch.ones(1, 3, 32, 32))
@@ -61,12 +65,10 @@ def test_two_strided_convolutions():
 
 
 def test_the_last_map_counts_and_vectors_are_refused():
-
     class Pyramid(nn.Module):
-
         def __init__(self, *sizes):
             super().__init__()
-            self.convs = nn.ModuleList(convolution(s, 1.) for s in sizes)
+            self.convs = nn.ModuleList(convolution(s, 1.0) for s in sizes)
 
         def forward(self, x):
             return tuple(conv(x) for conv in self.convs)
@@ -74,7 +76,8 @@ def test_the_last_map_counts_and_vectors_are_refused():
     image = torch.ones(1, 3, 16, 16)
     assert np.array_equal(
         input_gradient(Pyramid(3, 7), image),
-        input_gradient(convolution(7, 1.), image))
+        input_gradient(convolution(7, 1.0), image),
+    )
     vector = nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4))
     with pytest.raises(ValueError, match='expected a map'):
         input_gradient(vector, image)
@@ -92,10 +95,14 @@ def test_area_ratios_by_hand():
     mass[1, 5] = 71
     ratios = area_ratios(mass, (0.2, 0.21, 0.29, 0.3, 0.99, 1))
     assert ratios == {
-        '0.2': 0.01, '0.21': 0.01, '0.29': 0.09, '0.3': 0.81, '0.99': 0.81,
-        '1': 0.81
+        '0.2': 0.01,
+        '0.21': 0.01,
+        '0.29': 0.09,
+        '0.3': 0.81,
+        '0.99': 0.81,
+        '1': 0.81,
     }
-    assert area_ratios(np.ones((8, 8)), (1, ))['1'] == 1
+    assert area_ratios(np.ones((8, 8)), (1,))['1'] == 1
     # A uniform field: the paper's shares are the areas, to one pixel.
     for share, ratio in area_ratios(np.ones((101, 101))).items():
         assert ratio == pytest.approx(float(share), abs=0.025)
@@ -109,7 +116,8 @@ def images(tmp_path):
     for i in range(5):
         pixels = rng.integers(0, 255, (40, 50, 3), np.uint8)
         Image.fromarray(pixels).save(
-            folder / ('deep' if i % 2 else '.') / f'{i}.png')
+            folder / ('deep' if i % 2 else '.') / f'{i}.png'
+        )
     (folder / 'notes.txt').touch()
     return folder
 
@@ -127,26 +135,37 @@ def test_images_are_found_and_spread(images):
 def test_normalisation_is_the_config_s(images):
     path = find_images(images, 1)[0]
     rgb = np.asarray(Image.open(path)).mean((0, 1))
-    for settings, order in ((dict(to_rgb=True), [0, 1, 2]),
-                            (dict(bgr_to_rgb=False), [2, 1, 0])):
-        config = Config(dict(
-            data_preprocessor=dict(mean=[10] * 3, std=[2] * 3, **settings),
-            model=dict()))
+    for settings, order in (
+        (dict(to_rgb=True), [0, 1, 2]),
+        (dict(bgr_to_rgb=False), [2, 1, 0]),
+    ):
+        config = Config(
+            dict(
+                data_preprocessor=dict(mean=[10] * 3, std=[2] * 3, **settings),
+                model=dict(),
+            )
+        )
         image = Preprocessor.from_config(config, 64)(path)
         assert image.shape == (1, 3, 64, 64)
         assert image.dtype == torch.float32
         assert image.mean((0, 2, 3)).tolist() == pytest.approx(
-            ((rgb - 10) / 2)[order].tolist(), abs=1)
+            ((rgb - 10) / 2)[order].tolist(), abs=1
+        )
     with pytest.raises(ValueError, match='notes.txt is not an image'):
         Preprocessor(64)(images / 'notes.txt')
 
 
 def test_an_interrupted_sum_goes_on(images, tmp_path):
     paths, read = find_images(images, 5), Preprocessor(32)
-    net = nn.Sequential(convolution(3, 0.1), nn.Tanh(), nn.BatchNorm2d(2),
-                        nn.Conv2d(2, 4, 5, padding=2)).eval()
-    whole = compute_field('a', net, paths, read,
-                          FieldSum(tmp_path / 'whole.npz', 'key'), True)
+    net = nn.Sequential(
+        convolution(3, 0.1),
+        nn.Tanh(),
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 4, 5, padding=2),
+    ).eval()
+    whole = compute_field(
+        'a', net, paths, read, FieldSum(tmp_path / 'whole.npz', 'key'), True
+    )
 
     class InterruptionError(Exception):
         pass
@@ -157,8 +176,9 @@ def test_an_interrupted_sum_goes_on(images, tmp_path):
 
     partial = tmp_path / 'partial.npz'
     with pytest.raises(InterruptionError):
-        compute_field('a', net, paths, read, FieldSum(partial, 'key'), True,
-                      stop)
+        compute_field(
+            'a', net, paths, read, FieldSum(partial, 'key'), True, stop
+        )
     running = FieldSum(partial, 'key')
     assert running.count == 2
     seen = []
@@ -186,8 +206,7 @@ def test_backbones_return_maps_and_their_blocks_take_part():
     first = build_for_erf(Config(CLASSIFIER))
     assert first(torch.rand(1, 3, 64, 64))[-1].ndim == 4
     again = build_for_erf(Config(CLASSIFIER))
-    for one, other in zip(first.parameters(), again.parameters(),
-                          strict=True):
+    for one, other in zip(first.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
         assert not one.requires_grad
     assert first.stages[0].blocks[0].gamma.eq(1).all()
@@ -202,8 +221,13 @@ def test_weights_change_the_field_and_others_are_refused(tmp_path):
     net = build_for_erf(config)
     for parameter in net.parameters():
         parameter.data.normal_(std=0.1)
-    torch.save({f'backbone.{name}': value
-                for name, value in net.state_dict().items()}, path)
+    torch.save(
+        {
+            f'backbone.{name}': value
+            for name, value in net.state_dict().items()
+        },
+        path,
+    )
     loaded = build_for_erf(config, path)
     for one, other in zip(net.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -211,16 +235,27 @@ def test_weights_change_the_field_and_others_are_refused(tmp_path):
     other.model.backbone.arch = dict(ARCH, depths=(1, 2, 2, 1))
     with pytest.raises(RuntimeError, match='another arch'):
         build_for_erf(other, path)
-    resnet = Config(dict(default_scope='mmpretrain', model=dict(
-        backbone=dict(type='ResNet', depth=18))))
+    resnet = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(backbone=dict(type='ResNet', depth=18)),
+        )
+    )
     with pytest.raises(RuntimeError, match='no weights of a ResNet'):
         build_for_erf(resnet, path)
     small = build_for_erf(resnet)
-    torch.save(dict(state_dict={
-        f'backbone.{name}': value
-        for name, value in small.state_dict().items()}), path)
+    torch.save(
+        dict(
+            state_dict={
+                f'backbone.{name}': value
+                for name, value in small.state_dict().items()
+            }
+        ),
+        path,
+    )
     assert torch.equal(
-        build_for_erf(resnet, path).conv1.weight, small.conv1.weight)
+        build_for_erf(resnet, path).conv1.weight, small.conv1.weight
+    )
     resnet.model.backbone.depth = 34
     with pytest.raises(RuntimeError, match='is not of this ResNet.*missing'):
         build_for_erf(resnet, path)
@@ -235,11 +270,14 @@ def test_files_and_figure(tmp_path):
     field = Field('a net', matrix, 7, False)
     summary = save_field(field, tmp_path / 'out', dict(size=64))
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {
-        'a net.npy', 'a net.json'}
+        'a net.npy',
+        'a net.json',
+    }
     assert np.array_equal(np.load(tmp_path / 'out' / 'a net.npy'), matrix)
     assert summary['area_ratios']['0.99'] == pytest.approx(81 / 64**2)
     figure = draw_fields([field, field])
     assert figure.get_suptitle() == (
-        'Effective receptive fields, untrained: 7 images of 64 × 64 pixels')
+        'Effective receptive fields, untrained: 7 images of 64 × 64 pixels'
+    )
     assert len(figure.axes) == 3
     assert figure.axes[0].images[0].get_array().max() == 1

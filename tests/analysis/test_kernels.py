@@ -14,29 +14,43 @@ from tests.models.test_checkpoint import ARCH
 
 
 def filled(axes) -> list[Rectangle]:
-    return [patch for patch in axes.patches
-            if isinstance(patch, Rectangle) and patch.get_fill()]
+    return [
+        patch
+        for patch in axes.patches
+        if isinstance(patch, Rectangle) and patch.get_fill()
+    ]
 
 
-@pytest.mark.parametrize('grid', [
-    SharingGrid(51), SharingGrid(101, 3), SharingGrid(13), SharingGrid(5, 0),
-    SharingGrid(7, 3), SharingGrid(1, 0),
-    SharingGrid.from_sizes([3, 3, 3]),
-    SharingGrid.from_sizes([1, 1, 2, 4, 8, 1, 8, 4, 2, 1, 1])
-], ids=str)
+@pytest.mark.parametrize(
+    'grid',
+    [
+        SharingGrid(51),
+        SharingGrid(101, 3),
+        SharingGrid(13),
+        SharingGrid(5, 0),
+        SharingGrid(7, 3),
+        SharingGrid(1, 0),
+        SharingGrid.from_sizes([3, 3, 3]),
+        SharingGrid.from_sizes([1, 1, 2, 4, 8, 1, 8, 4, 2, 1, 1]),
+    ],
+    ids=str,
+)
 def test_cells_tile_the_kernel(grid):
     small, large = draw_grid(grid).axes
     for axes, size in ((small, grid.num_cells), (large, grid.kernel_size)):
         covered = np.zeros((size, size), int)
         for cell in filled(axes):
             left, top = (int(place) for place in cell.get_xy())
-            covered[top:top + int(cell.get_height()),
-                    left:left + int(cell.get_width())] += 1
+            covered[
+                top : top + int(cell.get_height()),
+                left : left + int(cell.get_width()),
+            ] += 1
         assert (covered == 1).all()
         focus = sum(
             np.allclose(cell.get_facecolor()[:3], to_rgb(STRONG))
-            for cell in filled(axes))
-        assert focus == max(2 * grid.unshared_radius + 1, 0)**2
+            for cell in filled(axes)
+        )
+        assert focus == max(2 * grid.unshared_radius + 1, 0) ** 2
     written = ' '.join(text.get_text() for text in large.texts)
     assert set(map(str, grid.sizes)) <= set(written.split())
     assert f'{grid.kernel_size} × {grid.kernel_size}' in written
@@ -50,11 +64,13 @@ def backbone():
     return model
 
 
-@pytest.mark.parametrize('per_stage, blocks', [(1, [1, 1, 2, 1]),
-                                               (2, [1, 1, 1, 2, 1])])
+@pytest.mark.parametrize(
+    'per_stage, blocks', [(1, [1, 1, 2, 1]), (2, [1, 1, 1, 2, 1])]
+)
 def test_kernels_are_the_executed_ones(backbone, per_stage, blocks):
-    before = {name: value.clone()
-              for name, value in backbone.state_dict().items()}
+    before = {
+        name: value.clone() for name, value in backbone.state_dict().items()
+    }
     found = collect_kernels(backbone, per_stage)
     assert backbone.training
     assert not backbone.deploy
@@ -72,16 +88,18 @@ def test_kernels_are_the_executed_ones(backbone, per_stage, blocks):
 def test_the_sheet_shows_compact_and_written_out(backbone, tmp_path):
     blocks = collect_kernels(backbone)
     figure = draw_kernels(blocks, channels=2)
-    images = [axis.images[0].get_array() for axis in figure.axes
-              if axis.images]
+    images = [
+        axis.images[0].get_array() for axis in figure.axes if axis.images
+    ]
     # The mean and two channels, in two rows, of four blocks.
     assert len(images) == 3 * 2 * 4
     compact, written = images[1], images[4]
     grid = blocks[0].grid
-    assert compact.shape == (grid.num_cells, ) * 2
+    assert compact.shape == (grid.num_cells,) * 2
     assert np.abs(compact).max() == pytest.approx(1)
     assert np.array_equal(
-        written, grid.expand(torch.as_tensor(np.asarray(compact))).numpy())
+        written, grid.expand(torch.as_tensor(np.asarray(compact))).numpy()
+    )
     path = save_figure(figure, tmp_path / 'new' / 'sheet.png', dpi=40)
     assert path.read_bytes()[1:4] == b'PNG'
     assert list(path.parent.iterdir()) == [path]

@@ -23,54 +23,73 @@ def counts():
 
 def test_the_published_convnext_is_among_them(counts):
     assert counts[0]['kernel_size'] == 7
-    assert counts[0]['params']['dense'] / 1e6 == pytest.approx(28.59, abs=.01)
-    assert counts[0]['macs']['dense'] / 1e9 == pytest.approx(4.46, abs=.01)
+    assert counts[0]['params']['dense'] / 1e6 == pytest.approx(28.59, abs=0.01)
+    assert counts[0]['macs']['dense'] / 1e9 == pytest.approx(4.46, abs=0.01)
 
 
 def test_only_the_kernels_differ(counts):
     first = counts[0]
-    pixels = [(224 // stride)**2 for stride in (4, 8, 16, 32)]
-    outputs = sum(depth * width * area for depth, width, area in zip(
-        (3, 3, 9, 3), (96, 192, 384, 768), pixels, strict=True))
+    pixels = [(224 // stride) ** 2 for stride in (4, 8, 16, 32)]
+    outputs = sum(
+        depth * width * area
+        for depth, width, area in zip(
+            (3, 3, 9, 3), (96, 192, 384, 768), pixels, strict=True
+        )
+    )
     for row in counts:
         size, cells = row['kernel_size'], row['cells']
         assert cells == paper_grid(size).num_cells
-        assert (row['params']['dense'] - first['params']['dense']
-                == KERNELS * (size**2 - 49))
-        assert (row['params']['dense'] - row['params']['peripheral']
-                == KERNELS * (size**2 - cells**2))
-        assert (row['macs']['dense'] - first['macs']['dense']
-                == outputs * (size**2 - 49))
+        assert row['params']['dense'] - first['params']['dense'] == KERNELS * (
+            size**2 - 49
+        )
+        assert row['params']['dense'] - row['params'][
+            'peripheral'
+        ] == KERNELS * (size**2 - cells**2)
+        assert row['macs']['dense'] - first['macs']['dense'] == outputs * (
+            size**2 - 49
+        )
         # The box sums come on top of the multiplications.
         assert row['macs']['peripheral'] >= (
-            row['macs']['dense'] - outputs * (size**2 - cells**2))
+            row['macs']['dense'] - outputs * (size**2 - cells**2)
+        )
     assert counts[2]['macs']['peripheral'] < 0.2 * counts[2]['macs']['dense']
 
 
 def test_candidates_agree_and_are_checked(monkeypatch):
     calls = candidates(13, (1, 3, 20, 18))
-    runs = {name for name, reason in available_backends('cpu').items()
-            if reason is None}
+    runs = {
+        name
+        for name, reason in available_backends('cpu').items()
+        if reason is None
+    }
     assert set(calls) == runs
     for call in calls.values():
         assert torch.allclose(call(), calls['dense'](), atol=1e-4)
-    monkeypatch.setattr(scaling, 'peripheral_conv2d',
-                        lambda image, *_, **__: image)
+    monkeypatch.setattr(
+        scaling, 'peripheral_conv2d', lambda image, *_, **__: image
+    )
     with pytest.raises(RuntimeError, match='its time would mean nothing'):
         candidates(13, (1, 3, 20, 18), ['fft'])
 
 
 @pytest.mark.parametrize('timed', [False, True])
 def test_every_series_is_drawn(counts, timed):
-    times = [dict(kernel_size=size, median_ms=dict(dense=size, fft=3.))
-             for size in (7, 51)] if timed else []
+    times = (
+        [
+            dict(kernel_size=size, median_ms=dict(dense=size, fft=3.0))
+            for size in (7, 51)
+        ]
+        if timed
+        else []
+    )
     figure = draw_scaling(counts, times, 'on a test')
     assert len(figure.axes) == 2 + timed
     for axis in figure.axes:
         assert (axis.get_xscale(), axis.get_yscale()) == ('log', 'log')
         assert axis.get_xlabel() and axis.get_ylabel()
-        styles = {(line.get_color(), line.get_linestyle())
-                  for line in axis.lines}
+        styles = {
+            (line.get_color(), line.get_linestyle()) for line in axis.lines
+        }
         assert len(styles) == len(axis.lines) == 2
     line = figure.axes[0].lines[0]
     assert list(line.get_xdata()) == [7, 51, 151]

@@ -11,7 +11,10 @@ from pelk_mm.analysis.stripe_convnext import StripeConv2d, StripeConvNeXt
 def test_one_pixel_spreads_as_a_cross():
     conv = StripeConv2d(1, 11).eval()
     assert [tuple(b[0].weight.shape[2:]) for b in conv.branches] == [
-        (11, 5), (5, 11), (5, 5)]
+        (11, 5),
+        (5, 11),
+        (5, 5),
+    ]
     for branch in conv.branches:
         torch.nn.init.ones_(branch[0].weight)
     image = torch.zeros(1, 1, 21, 21)
@@ -25,10 +28,13 @@ def test_one_pixel_spreads_as_a_cross():
 
 def test_the_config_builds_slaks_kernels(root):
     backbone = build_backbone(
-        Config.fromfile(root / 'configs/comparison/stripe_convnext_t_in1k.py'))
+        Config.fromfile(root / 'configs/comparison/stripe_convnext_t_in1k.py')
+    )
     kernels = {
-        max(branch[0].kernel_size) for stage in backbone.stages
-        for block in stage for branch in block.depthwise_conv.branches
+        max(branch[0].kernel_size)
+        for stage in backbone.stages
+        for block in stage
+        for branch in block.depthwise_conv.branches
     }
     assert kernels == {51, 49, 47, 13, 5}
     backbone.eval()

@@ -49,16 +49,18 @@ def test_model_and_optimizer_follow_the_recipe(size):
 
     assert model.backbone.arch == arch
     rates = [
-        block.drop_path.drop_prob for stage in model.backbone.stages
+        block.drop_path.drop_prob
+        for stage in model.backbone.stages
         for block in stage.blocks
     ]
     assert rates == sorted(rates)
     assert rates[0] == 0 and rates[-1] == drop_path
     assert config.model.backbone.layer_scale_init_value == 1
     assert model.neck.in_channels == PeLK.out_channels(arch)
-    assert [model.backbone.norm0.weight.numel(),
-            model.backbone.norm3.weight.numel()
-            ] == PeLK.out_channels(arch)[::3]
+    assert [
+        model.backbone.norm0.weight.numel(),
+        model.backbone.norm3.weight.numel(),
+    ] == PeLK.out_channels(arch)[::3]
     for head in model.roi_head.bbox_head:
         assert (head.num_shared_convs, head.num_shared_fcs) == (4, 1)
         assert type(head.loss_bbox).__name__ == 'GIoULoss'
@@ -73,7 +75,8 @@ def test_model_and_optimizer_follow_the_recipe(size):
     assert {group['weight_decay'] for group in groups} == {0, 0.05}
     assert max(group['lr'] for group in groups) == 2e-4
     assert min(group['lr'] for group in groups) == pytest.approx(
-        2e-4 * rate**(layers + 1))
+        2e-4 * rate ** (layers + 1)
+    )
     assert config.train_cfg.max_epochs == 36
     assert config.auto_scale_lr.base_batch_size == 16
     assert config.train_dataloader.batch_size == 2
@@ -116,8 +119,9 @@ TENSORS = {
 def test_layer_decay_table_of_the_detector():
     config = load('t')
     model = build(config)
-    groups = build_optim_wrapper(model,
-                                 config.optim_wrapper).optimizer.param_groups
+    groups = build_optim_wrapper(
+        model, config.optim_wrapper
+    ).optimizer.param_groups
     given = {}
     for group in groups:
         for name in group['param_names']:
@@ -128,11 +132,11 @@ def test_layer_decay_table_of_the_detector():
 
     counts = Counter()
     for name, (lr, weight_decay) in given.items():
-        depth = next(depth for pattern, depth in DEPTHS
-                     if re.match(pattern, name))
-        assert lr == pytest.approx(2e-4 * 0.7**(7 - depth)), name
-        decayed = (
-            parameters[name].ndim > 1 and not name.endswith('pos_embed'))
+        depth = next(
+            depth for pattern, depth in DEPTHS if re.match(pattern, name)
+        )
+        assert lr == pytest.approx(2e-4 * 0.7 ** (7 - depth)), name
+        decayed = parameters[name].ndim > 1 and not name.endswith('pos_embed')
         assert weight_decay == (0.05 if decayed else 0), name
         counts[depth, decayed] += 1
     assert {
@@ -145,14 +149,15 @@ def test_layer_decay_table_of_the_detector():
 def test_pipelines_and_metric_on_coco_images(size, sample_data):
     config = load(size)
     coco = sample_data / 'coco'
-    config.merge_from_dict({
-        'train_dataloader.dataset.data_root':
-        str(coco),
-        'val_dataloader.dataset.data_root':
-        str(coco),
-        'val_evaluator.ann_file':
-        str(coco / 'annotations/instances_val2017.json'),
-    })
+    config.merge_from_dict(
+        {
+            'train_dataloader.dataset.data_root': str(coco),
+            'val_dataloader.dataset.data_root': str(coco),
+            'val_evaluator.ann_file': str(
+                coco / 'annotations/instances_val2017.json'
+            ),
+        }
+    )
     train = DATASETS.build(config.train_dataloader.dataset)
     assert len(train) > 0
     sample = train[0]
@@ -170,7 +175,8 @@ def test_pipelines_and_metric_on_coco_images(size, sample_data):
     height, width = sample['data_samples'].img_shape
     assert min(height, width) == 800 or max(height, width) == 1333
     assert sample['data_samples'].scale_factor[0] == pytest.approx(
-        width / sample['data_samples'].ori_shape[1])
+        width / sample['data_samples'].ori_shape[1]
+    )
     metric = METRICS.build(config.val_evaluator)
     assert metric.metrics == ['bbox', 'segm']
 
@@ -179,30 +185,44 @@ def test_demo_starts_from_what_the_classification_demo_saves():
     """Same backbone, and the checkpoint's name is the last epoch's."""
     detection, classification = (
         Config.fromfile(ROOT / 'configs' / name)
-        for name in ('demo_cascade_mask_rcnn_pelk_digits.py',
-                     'demo_pelk_digits.py'))
+        for name in (
+            'demo_cascade_mask_rcnn_pelk_digits.py',
+            'demo_pelk_digits.py',
+        )
+    )
     assert detection.model.backbone.arch == classification.model.backbone.arch
     assert detection.model.backbone.init_cfg.checkpoint == (
         'work_dirs/demo_pelk_digits/'
-        f'epoch_{classification.train_cfg.max_epochs}.pth')
+        f'epoch_{classification.train_cfg.max_epochs}.pth'
+    )
 
 
 def test_demo_model_and_optimizer():
-    config = Config.fromfile(ROOT / 'configs' /
-                             'demo_cascade_mask_rcnn_pelk_digits.py')
+    config = Config.fromfile(
+        ROOT / 'configs' / 'demo_cascade_mask_rcnn_pelk_digits.py'
+    )
     init_default_scope(config.default_scope)
     model = build(config)
     check_channels(model)
-    groups = build_optim_wrapper(model,
-                                 config.optim_wrapper).optimizer.param_groups
+    groups = build_optim_wrapper(
+        model, config.optim_wrapper
+    ).optimizer.param_groups
     assert sum(len(group['params']) for group in groups) == len(
-        list(model.parameters()))
+        list(model.parameters())
+    )
     # Layer-wise: the stem learns slowest, all behind the backbone fully.
     rates = {
         name: group['lr_scale']
-        for group in groups for name in group['param_names']
+        for group in groups
+        for name in group['param_names']
     }
-    assert rates['backbone.downsample_layers.0.0.weight'] == min(
-        rates.values()) < 0.5
-    assert all(rate == 1 for name, rate in rates.items()
-               if not name.startswith('backbone.'))
+    assert (
+        rates['backbone.downsample_layers.0.0.weight']
+        == min(rates.values())
+        < 0.5
+    )
+    assert all(
+        rate == 1
+        for name, rate in rates.items()
+        if not name.startswith('backbone.')
+    )

@@ -1,5 +1,4 @@
-"""The configs for FSDP and DeepSpeed, as far as no second process is needed.
-"""
+"""The configs for FSDP and DeepSpeed, as far as no second process is needed."""
 
 import pytest
 from mmengine.config import Config
@@ -12,15 +11,17 @@ from pelk_mm.models.backbones.pelk import PeLKBlock
 
 BASE = 'upernet_pelk_b_101_ade20k'
 ADDED = {'runner_type', 'strategy'}
-SMALL = dict(depths=(1, 1, 3, 1), channels=(8, 16, 24, 32),
-             kernel_sizes=(13, 9, 7, 5))
+SMALL = dict(
+    depths=(1, 1, 3, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5)
+)
 
 
 @pytest.fixture(params=['fsdp', 'deepspeed'])
 def config(request, root) -> Config:
     init_default_scope('mmseg')
     return Config.fromfile(
-        root / 'configs' / 'distributed' / f'{BASE}_{request.param}.py')
+        root / 'configs' / 'distributed' / f'{BASE}_{request.param}.py'
+    )
 
 
 def test_only_what_shards_is_added(config, root):
@@ -30,13 +31,16 @@ def test_only_what_shards_is_added(config, root):
     assert differing <= {'optim_wrapper', 'default_hooks'}
     assert config.optim_wrapper.optimizer == base.optim_wrapper.optimizer
     assert config.optim_wrapper.paramwise_cfg == (
-        base.optim_wrapper.paramwise_cfg)
+        base.optim_wrapper.paramwise_cfg
+    )
 
 
 def test_every_config_is_tested(root):
-    assert {path.name for path in (root / 'configs/distributed').iterdir()
-            if path.suffix == '.py'} == {f'{BASE}_fsdp.py',
-                                         f'{BASE}_deepspeed.py'}
+    assert {
+        path.name
+        for path in (root / 'configs/distributed').iterdir()
+        if path.suffix == '.py'
+    } == {f'{BASE}_fsdp.py', f'{BASE}_deepspeed.py'}
 
 
 def test_the_strategy_fits(config, monkeypatch):
@@ -48,7 +52,7 @@ def test_the_strategy_fits(config, monkeypatch):
 def test_layers_decay(config):
     wrapper = build_optim_wrapper(PeLK(arch=SMALL), config.optim_wrapper)
     groups = wrapper.optimizer.param_groups
-    assert {group['weight_decay'] for group in groups} == {0., 0.05}
+    assert {group['weight_decay'] for group in groups} == {0.0, 0.05}
     assert len({group['lr'] for group in groups}) > 3
 
 
@@ -56,8 +60,11 @@ def test_blocks_are_units(root):
     config = Config.fromfile(root / 'configs/distributed' / f'{BASE}_fsdp.py')
     policy = FUNCTIONS.get(config.strategy.model_wrapper.auto_wrap_policy)
     backbone = PeLK(arch=SMALL)
-    units = [module for module in backbone.modules()
-             if policy(module, recurse=False, nonwrapped_numel=0)]
+    units = [
+        module
+        for module in backbone.modules()
+        if policy(module, recurse=False, nonwrapped_numel=0)
+    ]
     assert len(units) == sum(SMALL['depths'])
     assert all(isinstance(unit, PeLKBlock) for unit in units)
     assert policy(backbone, recurse=True, nonwrapped_numel=0)

@@ -52,14 +52,16 @@ def test_model_is_the_one_in_the_name(load, name):
     assert backbone.arch == arch
     assert backbone.init_cfg['type'] == 'TruncNormal'
     rates = [
-        getattr(block.drop_path, 'drop_prob', 0.) for stage in backbone.stages
+        getattr(block.drop_path, 'drop_prob', 0.0)
+        for stage in backbone.stages
         for block in stage.blocks
     ]
     assert rates[0] == 0 and rates[-1] == 0.4
     kept = sum(
-        value.numel() * (0.6 if key.startswith('backbone.') and
-                         value.ndim in (2, 4) else 1)
-        for key, value in model.named_parameters())
+        value.numel()
+        * (0.6 if key.startswith('backbone.') and value.ndim in (2, 4) else 1)
+        for key, value in model.named_parameters()
+    )
     assert kept / 1e6 == pytest.approx(millions, abs=0.1)
 
     model.eval()
@@ -77,7 +79,8 @@ def test_model_is_the_one_in_the_name(load, name):
 def test_layer_scale_starts_at_one(load):
     config = load('upernet_pelk_t_ade20k')
     config.model.backbone.arch = dict(
-        depths=(1, 1, 1, 1), channels=(8, ) * 4, kernel_sizes=(5, ) * 4)
+        depths=(1, 1, 1, 1), channels=(8,) * 4, kernel_sizes=(5,) * 4
+    )
     backbone = MODELS.build(config.model.backbone)
     for stage in backbone.stages:
         assert stage.blocks[0].gamma.eq(1).all()
@@ -109,9 +112,12 @@ def test_learning_rates_decay_by_stage(load, name):
     ):
         assert placed[key]['lr'] == pytest.approx(1e-4 * 0.9**power), key
         assert placed[key]['weight_decay'] == 0.05
-    for key in ('backbone.stages.0.pos_embed', 'backbone.norm3.weight',
-                'backbone.stages.2.blocks.0.gamma',
-                'decode_head.conv_seg.bias'):
+    for key in (
+        'backbone.stages.0.pos_embed',
+        'backbone.norm3.weight',
+        'backbone.stages.2.blocks.0.gamma',
+        'decode_head.conv_seg.bias',
+    ):
         assert placed[key]['weight_decay'] == 0
 
 
@@ -129,12 +135,16 @@ def test_recipe(load, name):
     # Mixed precision is asked for on the command line: it needs a GPU.
     assert config.optim_wrapper.type == 'OptimWrapper'
     assert config.model.test_cfg == dict(
-        mode='slide', crop_size=(512, 512), stride=(341, 341))
+        mode='slide', crop_size=(512, 512), stride=(341, 341)
+    )
     for head in (config.model.decode_head, config.model.auxiliary_head):
         assert head.norm_cfg.type == 'SyncBN'
     assert config.default_hooks.checkpoint.type == 'SafeCheckpointHook'
-    crop, = (step for step in config.train_dataloader.dataset.pipeline
-             if step.type == 'RandomCrop')
+    (crop,) = (
+        step
+        for step in config.train_dataloader.dataset.pipeline
+        if step.type == 'RandomCrop'
+    )
     assert crop.crop_size == config.model.data_preprocessor.size == (512, 512)
 
 
@@ -167,9 +177,11 @@ def scenes(tmp_path_factory):
         val_scenes=3,
         scene_size=128,
         train_digits=10,
-        val_digits=10)
+        val_digits=10,
+    )
     return make_digit_scenes(
-        tmp_path_factory.mktemp('scenes') / 'data', recipe, progress=False)
+        tmp_path_factory.mktemp('scenes') / 'data', recipe, progress=False
+    )
 
 
 def test_demo_reads_digit_scenes(load, scenes):
@@ -178,12 +190,14 @@ def test_demo_reads_digit_scenes(load, scenes):
         loader.dataset.data_root = str(scenes / ADE_ROOT)
     training, validation = (
         DATASETS.build(loader.dataset)
-        for loader in (config.train_dataloader, config.val_dataloader))
+        for loader in (config.train_dataloader, config.val_dataloader)
+    )
 
     assert len(training) == len(validation) == 3
     for key in ('classes', 'palette'):
         assert list(validation.metainfo[key]) == list(
-            SEGMENTATION_METAINFO[key])
+            SEGMENTATION_METAINFO[key]
+        )
     found = set()
     for item in validation:
         labels = item['data_samples'].gt_sem_seg.data
@@ -202,7 +216,8 @@ def test_pretrained_demo_differs_in_weights_and_decay_alone(load, root):
         type='Pretrained',
         prefix='backbone.',
         checkpoint='work_dirs/demo_pelk_digits/'
-        f'epoch_{classifier.train_cfg.max_epochs}.pth')
+        f'epoch_{classifier.train_cfg.max_epochs}.pth',
+    )
     assert plain.model.backbone.pop('init_cfg').type == 'Kaiming'
     assert plain.optim_wrapper.pop('paramwise_cfg') == dict(decay_rate=1.0)
     assert pretrained.optim_wrapper.pop('paramwise_cfg').decay_rate < 1
@@ -214,16 +229,22 @@ def test_starting_from_a_classification_checkpoint(load, tmp_path):
     weights = MODELS.build(config.model.backbone).state_dict()
     checkpoint = tmp_path / 'imagenet.pth'
     torch.save(
-        dict(state_dict={
-            f'backbone.{key}': torch.full_like(value, 3)
-            for key, value in weights.items()
-        }), checkpoint)
+        dict(
+            state_dict={
+                f'backbone.{key}': torch.full_like(value, 3)
+                for key, value in weights.items()
+            }
+        ),
+        checkpoint,
+    )
     # As the comment in the config says, from the command line.
-    config.merge_from_dict({
-        'model.backbone.init_cfg.type': 'Pretrained',
-        'model.backbone.init_cfg.prefix': 'backbone.',
-        'model.backbone.init_cfg.checkpoint': str(checkpoint),
-    })
+    config.merge_from_dict(
+        {
+            'model.backbone.init_cfg.type': 'Pretrained',
+            'model.backbone.init_cfg.prefix': 'backbone.',
+            'model.backbone.init_cfg.checkpoint': str(checkpoint),
+        }
+    )
     model = MODELS.build(config.model)
     model.init_weights()
 
@@ -238,7 +259,9 @@ def test_an_image_smaller_than_the_stride_is_refused(load):
         inputs=[torch.zeros(3, 20, 40, dtype=torch.uint8)],
         data_samples=[
             SegDataSample(
-                metainfo=dict(img_shape=(20, 40), ori_shape=(20, 40)))
-        ])
+                metainfo=dict(img_shape=(20, 40), ori_shape=(20, 40))
+            )
+        ],
+    )
     with pytest.raises(ValueError, match='20 x 40 pixels is too small'):
         model.test_step(small)

@@ -53,16 +53,20 @@ GOOD: dict[str, tuple[Callable[[], bytes], np.ndarray]] = {
     'grey.png': (lambda: _save(RGB.convert('L'), 'PNG'), _grey(PICTURE)),
     'grey16.png': (lambda: _png16(_grey(PICTURE)[..., 0]), _grey(PICTURE)),
     'rgb16.png': (lambda: _png16(PICTURE[..., ::-1]), PICTURE),
-    'palette.png': (lambda: _save(RGB.quantize(256), 'PNG'),
-                    np.asarray(RGB.quantize(256).convert('RGB'))),
+    'palette.png': (
+        lambda: _save(RGB.quantize(256), 'PNG'),
+        np.asarray(RGB.quantize(256).convert('RGB')),
+    ),
     'rgba.png': (lambda: _save(_ALPHA, 'PNG'), PICTURE),
     # Turned by a quarter to the right, upside down, mirrored.
     'exif6.jpg': (lambda: _turned(6), np.rot90(PICTURE, -1)),
     'exif3.jpg': (lambda: _turned(3), np.rot90(PICTURE, 2)),
     'exif2.jpg': (lambda: _turned(2), PICTURE[:, ::-1]),
     'png named.jpg': (lambda: _save(RGB, 'PNG'), PICTURE),
-    'animated.webp': (lambda: _save(RGB, 'WEBP', lossless=True, **_FRAMES),
-                      PICTURE),
+    'animated.webp': (
+        lambda: _save(RGB, 'WEBP', lossless=True, **_FRAMES),
+        PICTURE,
+    ),
 }
 #: Name: content, and what has to be said of it.
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -70,9 +74,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     'text.jpg': (lambda: b'<html>404</html>', 'is not an image'),
     'truncated.jpg': (lambda: _jpeg(RGB)[:-900], 'cannot be decoded'),
     'truncated.png': (lambda: _save(RGB, 'PNG')[:90], 'cannot be decoded'),
-    'float.tif': (lambda: _save(
-        Image.fromarray(PICTURE[..., 0].astype(np.float32)), 'TIFF'),
-                  'is a TIFF file that OpenCV'),
+    'float.tif': (
+        lambda: _save(
+            Image.fromarray(PICTURE[..., 0].astype(np.float32)), 'TIFF'
+        ),
+        'is a TIFF file that OpenCV',
+    ),
 }
 
 
@@ -96,8 +103,11 @@ def write_odd_sizes(folder: Path) -> list[Path]:
     """1 x 1, 20000 x 1 and 1 x 20000 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, size in (('one.png', (1, 1)), ('wide.png', (20000, 1)),
-                       ('tall.png', (1, 20000))):
+    for name, size in (
+        ('one.png', (1, 1)),
+        ('wide.png', (20000, 1)),
+        ('tall.png', (1, 20000)),
+    ):
         RGB.resize(size).save(folder / name)
         paths.append(folder / name)
     return paths

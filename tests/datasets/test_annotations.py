@@ -15,16 +15,30 @@ def good() -> dict:
     return dict(
         images=[
             dict(id=1, file_name='1.jpg', width=40, height=30),
-            dict(id=2, file_name='2.jpg', width=40, height=30)
+            dict(id=2, file_name='2.jpg', width=40, height=30),
         ],
         categories=[dict(id=7, name='a'), dict(id=3, name='b')],
         annotations=[
-            dict(id=1, image_id=1, category_id=7, bbox=[2, 2, 10, 10],
-                 area=100, segmentation=[SQUARE], iscrowd=0),
-            dict(id=2, image_id=2, category_id=3, bbox=[0, 0, 40, 30],
-                 area=1200, segmentation=dict(counts=[0, 1200], size=[30, 40]),
-                 iscrowd=1)
-        ])
+            dict(
+                id=1,
+                image_id=1,
+                category_id=7,
+                bbox=[2, 2, 10, 10],
+                area=100,
+                segmentation=[SQUARE],
+                iscrowd=0,
+            ),
+            dict(
+                id=2,
+                image_id=2,
+                category_id=3,
+                bbox=[0, 0, 40, 30],
+                area=1200,
+                segmentation=dict(counts=[0, 1200], size=[30, 40]),
+                iscrowd=1,
+            ),
+        ],
+    )
 
 
 def change(where: str, **fields) -> dict:
@@ -71,8 +85,11 @@ ERRORS = [
     ('annotations', dict(segmentation=[]), 'has no segmentation'),
     ('annotations', dict(segmentation='x'), 'neither polygons nor run'),
     ('annotations', dict(segmentation=[1, 2]), 'neither polygons nor run'),
-    ('annotations', dict(segmentation=dict(counts='x', size=[40, 30])),
-     'run lengths has another size'),
+    (
+        'annotations',
+        dict(segmentation=dict(counts='x', size=[40, 30])),
+        'run lengths has another size',
+    ),
 ]
 WARNINGS = [
     ('annotations', dict(bbox=[2, 2, 0, 10]), 'less than a pixel'),
@@ -84,8 +101,11 @@ WARNINGS = [
     ('annotations', dict(category_id=99), 'categories that are not used'),
     ('annotations', dict(segmentation=[[1, 2, 3, 4]]), 'less than three'),
     ('annotations', dict(segmentation=[[*SQUARE, 1]]), 'half a point'),
-    ('annotations', dict(segmentation=[[0, 0, 99, 0, 9, 9]]),
-     'reach outside the image'),
+    (
+        'annotations',
+        dict(segmentation=[[0, 0, 99, 0, 9, 9]]),
+        'reach outside the image',
+    ),
     ('annotations', dict(segmentation=dict(counts=[1])), 'without counts'),
 ]
 
@@ -102,47 +122,64 @@ def test_errors(where, fields, message):
 def test_warnings(where, fields, message):
     found = findings(change(where, **fields))
     assert not found.errors
-    line, = Findings.lines(found.warnings)
+    (line,) = Findings.lines(found.warnings)
     assert message in line and 'once, annotation 1' in line
 
 
 @pytest.mark.parametrize('where, fields, message', WARNINGS[:7])
 def test_what_is_warned_of_is_what_mmdetection_leaves_out(
-        where, fields, message, tmp_path):
+    where, fields, message, tmp_path
+):
     from mmdet.datasets import CocoDataset
+
     for content, kept in ((good(), 1), (change(where, **fields), 0)):
         path = tmp_path / 'coco.json'
         path.write_text(json.dumps(content))
         dataset = CocoDataset(
-            ann_file=str(path), metainfo=dict(classes=('a', 'b')),
-            data_prefix=dict(img=''), pipeline=[])
+            ann_file=str(path),
+            metainfo=dict(classes=('a', 'b')),
+            data_prefix=dict(img=''),
+            pipeline=[],
+        )
         # The crowd of the second image is always there.
         assert len(dataset) == 2
         assert len(dataset.get_data_info(0)['instances']) == kept
 
 
-@pytest.mark.parametrize('where, fields, message', [
-    case for case in ERRORS if ... in case[1].values()
-    and case[0] != 'categories'] + [
+@pytest.mark.parametrize(
+    'where, fields, message',
+    [
+        case
+        for case in ERRORS
+        if ... in case[1].values() and case[0] != 'categories'
+    ]
+    + [
         ('annotations', dict(bbox=[1, 2, 3]), ''),
         ('annotations', dict(bbox=[1, 2, 3, 'x']), ''),
-        ('images', dict(width='40'), '')])
+        ('images', dict(width='40'), ''),
+    ],
+)
 def test_what_is_an_error_ends_mmdetection(where, fields, message, tmp_path):
     from mmdet.datasets import CocoDataset
+
     path = tmp_path / 'coco.json'
     path.write_text(json.dumps(change(where, **fields)))
     with pytest.raises((KeyError, TypeError, ValueError)):
         CocoDataset(
-            ann_file=str(path), metainfo=dict(classes=('a', 'b')),
-            data_prefix=dict(img=''), pipeline=[])
+            ann_file=str(path),
+            metainfo=dict(classes=('a', 'b')),
+            data_prefix=dict(img=''),
+            pipeline=[],
+        )
 
 
 def test_counts_and_the_first():
     content = good()
     content['annotations'] += [
         dict(content['annotations'][0], id=i, bbox=[0, 0, 0, 0])
-        for i in range(10, 15)]
-    line, = Findings.lines(findings(content).warnings)
+        for i in range(10, 15)
+    ]
+    (line,) = Findings.lines(findings(content).warnings)
     assert '5 times, first annotation 10' in line
 
 
@@ -164,14 +201,16 @@ def test_masks_are_looked_at_only_where_they_are_learned():
 @pytest.mark.parametrize('key', ['images', 'annotations', 'categories'])
 @pytest.mark.parametrize('value', [{}, None, 'x', [1], [[]]])
 def test_lists_of_something_else(key, value):
-    assert f'{key} is not a list of objects' in findings(
-        dict(good(), **{key: value})).errors
+    assert (
+        f'{key} is not a list of objects'
+        in findings(dict(good(), **{key: value})).errors
+    )
 
 
 def test_order_of_the_categories():
     content = good()
     content['categories'].reverse()
-    line, = Findings.lines(findings(content).warnings)
+    (line,) = Findings.lines(findings(content).warnings)
     assert 'another order' in line and 'b, a instead of a, b' in line
 
 
@@ -185,30 +224,40 @@ def save(path, size, orientation=None):
 def test_files_and_their_sizes(tmp_path):
     save(tmp_path / '1.jpg', (40, 30))
     found = findings(good(), folder=str(tmp_path))
-    line, = Findings.lines(found.errors)
+    (line,) = Findings.lines(found.errors)
     assert 'not in the folder: once' in line and '2.jpg' in line
     save(tmp_path / '2.jpg', (40, 31))
-    line, = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
+    (line,) = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
     assert '(40, 31), the annotations say (40, 30)' in line
     # What is on disk as annotated is turned where it is loaded.
     save(tmp_path / '2.jpg', (40, 30), orientation=6)
-    line, = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
+    (line,) = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
     assert 'EXIF' in line
     save(tmp_path / '2.jpg', (30, 40), orientation=6)
     assert not findings(good(), folder=str(tmp_path)).errors
 
 
 class TestLabels:
-
-    def found(self, tmp_path, values, mode=None, size=(40, 30), classes=3,
-              orientation=None, **kwargs) -> list[str]:
+    def found(
+        self,
+        tmp_path,
+        values,
+        mode=None,
+        size=(40, 30),
+        classes=3,
+        orientation=None,
+        **kwargs,
+    ) -> list[str]:
         save(tmp_path / '0.jpg', size, orientation)
         label = Image.fromarray(np.asarray(values))
         (label if mode is None else label.convert(mode)).save(
-            tmp_path / '0.png')
+            tmp_path / '0.png'
+        )
         found = check_labels(
-            [(str(tmp_path / '0.jpg'), str(tmp_path / '0.png'))], classes,
-            **kwargs)
+            [(str(tmp_path / '0.jpg'), str(tmp_path / '0.png'))],
+            classes,
+            **kwargs,
+        )
         assert not found.warnings
         return list(Findings.lines(found.errors))
 
@@ -226,26 +275,28 @@ class TestLabels:
         assert not self.found(tmp_path, self.plane(255), mode='1')
 
     def test_labels_beyond_the_classes(self, tmp_path):
-        line, = self.found(tmp_path, self.plane(3))
+        (line,) = self.found(tmp_path, self.plane(3))
         assert 'expected to be 0 to 2, or 255' in line and 'has 3' in line
         assert not self.found(tmp_path, self.plane(3), reduce_zero_label=True)
-        line, = self.found(tmp_path, self.plane(4), reduce_zero_label=True)
+        (line,) = self.found(tmp_path, self.plane(4), reduce_zero_label=True)
         assert 'expected to be 0 to 3' in line
         assert not self.found(tmp_path, self.plane(9), ignore_index=9)
         assert not self.found(tmp_path, self.plane(200), classes=None)
 
     def test_16_bits_would_be_cut_to_8(self, tmp_path):
-        line, = self.found(tmp_path, self.plane(300, np.uint16), classes=None)
+        (line,) = self.found(
+            tmp_path, self.plane(300, np.uint16), classes=None
+        )
         assert 'up to 255' in line and 'has 300' in line
         assert not self.found(tmp_path, self.plane(2, np.uint16))
 
     @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA'])
     def test_colours(self, tmp_path, mode):
-        line, = self.found(tmp_path, self.plane(1), mode=mode)
+        (line,) = self.found(tmp_path, self.plane(1), mode=mode)
         assert f'mode {mode}' in line and 'mode as L or P' in line
 
     def test_another_size(self, tmp_path):
-        line, = self.found(tmp_path, self.plane(), size=(41, 30))
+        (line,) = self.found(tmp_path, self.plane(), size=(41, 30))
         assert '(40, 30)' in line and '(41, 30)' in line
-        line, = self.found(tmp_path, self.plane(), orientation=6)
+        (line,) = self.found(tmp_path, self.plane(), orientation=6)
         assert 'EXIF' in line

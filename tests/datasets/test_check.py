@@ -26,7 +26,10 @@ def test_what_is_there_is_accepted(data):
         loader(
             data_root=str(data),
             data_prefix=dict(img_path='images'),
-            ann_file='list.txt'), ['train', 'val'])
+            ann_file='list.txt',
+        ),
+        ['train', 'val'],
+    )
     check_data(loader(data_root=str(data), data_prefix='images'), ['train'])
     # A data set without files, one that was left out, one elsewhere.
     check_data(loader(type='Numbers'), ['train'])
@@ -41,7 +44,8 @@ def test_what_is_there_is_accepted(data):
         dict(data_prefix='absent'),
         dict(data_prefix=dict(img='images'), ann_file='absent'),
     ],
-    ids=['mmsegmentation', 'mmpretrain', 'mmdetection'])
+    ids=['mmsegmentation', 'mmpretrain', 'mmdetection'],
+)
 def test_a_missing_part_is_named(data, dataset):
     config = loader(data_root=str(data), **dataset)
     with pytest.raises(FileNotFoundError) as error:
@@ -62,28 +66,38 @@ def test_inner_data_sets_are_looked_at_and_equal_roots_said_once(tmp_path):
                 dataset=dict(
                     type='RepeatDataset',
                     dataset=dict(
-                        type='ConcatDataset', datasets=[inner, inner]))),
-            val_dataloader=dict(dataset=inner)))
+                        type='ConcatDataset', datasets=[inner, inner]
+                    ),
+                )
+            ),
+            val_dataloader=dict(dataset=inner),
+        )
+    )
     with pytest.raises(FileNotFoundError) as error:
         check_data(config, ['train', 'val'])
     message = str(error.value)
     assert message.count(root) == 1
-    for field in ('train_dataloader.dataset.dataset.datasets.0.data_root=',
-                  'train_dataloader.dataset.dataset.datasets.1.data_root=',
-                  'val_dataloader.dataset.data_root='):
+    for field in (
+        'train_dataloader.dataset.dataset.datasets.0.data_root=',
+        'train_dataloader.dataset.dataset.datasets.1.data_root=',
+        'val_dataloader.dataset.data_root=',
+    ):
         assert field in message
 
 
 def test_training_without_data_ends_in_one_clear_message(root, tmp_path):
     done = subprocess.run(
         [
-            sys.executable, root / 'tools/train.py',
-            root / 'configs/upernet_pelk_t_ade20k.py', '--work-dir',
-            tmp_path / 'work'
+            sys.executable,
+            root / 'tools/train.py',
+            root / 'configs/upernet_pelk_t_ade20k.py',
+            '--work-dir',
+            tmp_path / 'work',
         ],
         cwd=tmp_path,
         capture_output=True,
-        text=True)
+        text=True,
+    )
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     assert 'there is no data/ade/ADEChallengeData2016 ' in done.stderr

@@ -34,29 +34,40 @@ from pelk_mm.datasets.digit_scenes import (
     make_digit_scenes,
 )
 
-SMALL = Recipe(train_scenes=4, val_scenes=2, scene_size=96, train_digits=20,
-               val_digits=10, digit_size=32, seed=3)
+SMALL = Recipe(
+    train_scenes=4,
+    val_scenes=2,
+    scene_size=96,
+    train_digits=20,
+    val_digits=10,
+    digit_size=32,
+    seed=3,
+)
 
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory) -> Path:
     """A small data set, made once."""
     return make_digit_scenes(
-        tmp_path_factory.mktemp('data') / 'digits', SMALL, progress=False)
+        tmp_path_factory.mktemp('data') / 'digits', SMALL, progress=False
+    )
 
 
 def _contents(root: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(root)):
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob('*')) if path.is_file()
+        str(path.relative_to(root)): hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
     }
 
 
 def _coco(root: Path, split: str):
     coco = pytest.importorskip('pycocotools.coco')
     return coco.COCO(
-        str(root / COCO_ROOT / 'annotations' / f'instances_{split}2017.json'))
+        str(root / COCO_ROOT / 'annotations' / f'instances_{split}2017.json')
+    )
 
 
 def _rng(*seeds: int) -> np.random.Generator:
@@ -72,15 +83,15 @@ def test_no_handwriting_is_in_both_splits():
     assert not set(train.indices) & set(val.indices)
     assert len(train) + len(val) == 1797
     # Nor is there a copy of one under another number.
-    pictures = [{image.tobytes() for image in split.images}
-                for split in (train, val)]
+    pictures = [
+        {image.tobytes() for image in split.images} for split in (train, val)
+    ]
     assert not pictures[0] & pictures[1]
     for split, least in ((train, 130), (val, 30)):
         assert np.bincount(split.labels, minlength=10).min() >= least
 
 
-def test_pictures_of_a_split_use_its_handwritings_only(tmp_path,
-                                                       monkeypatch):
+def test_pictures_of_a_split_use_its_handwritings_only(tmp_path, monkeypatch):
     handwritings = load_handwritings()
     used = {'train': set(), 'val': set()}
 
@@ -100,8 +111,8 @@ def test_pictures_of_a_split_use_its_handwritings_only(tmp_path,
     make_digit_scenes(tmp_path / 'digits', SMALL, progress=False)
     assert used['train'] and used['val']
     # In the order of writing: training pictures first.
-    assert set(digits[:SMALL.train_digits]) <= used['train']
-    assert set(digits[SMALL.train_digits:]) <= used['val']
+    assert set(digits[: SMALL.train_digits]) <= used['train']
+    assert set(digits[SMALL.train_digits :]) <= used['val']
     assert len(digits) == SMALL.train_digits + SMALL.val_digits
 
 
@@ -122,18 +133,22 @@ def test_scenes_show_each_digit_well(size):
             assert 0.1 * size < height < 0.75 * size
             assert mask.sum() > 0.002 * size**2
             beside = _dilate(mask, size // 20) & (scene.owners == -1)
-            overlapped += (_dilate(mask, 1) & ~mask
-                           & (scene.owners != -1)).any()
+            overlapped += (
+                _dilate(mask, 1) & ~mask & (scene.owners != -1)
+            ).any()
             # A person must be able to read it.
-            contrast = abs(np.median(luma(scene.image[mask]))
-                           - np.median(luma(scene.image[beside])))
+            contrast = abs(
+                np.median(luma(scene.image[mask]))
+                - np.median(luma(scene.image[beside]))
+            )
             assert contrast > 0.1
     assert overlapped > 3
 
 
 def _dilate(mask: np.ndarray, radius: int) -> np.ndarray:
     grown = Image.fromarray(mask.astype(np.uint8)).filter(
-        ImageFilter.MaxFilter(2 * radius + 1))
+        ImageFilter.MaxFilter(2 * radius + 1)
+    )
     return np.asarray(grown).astype(bool)
 
 
@@ -141,21 +156,27 @@ def test_glyph_keeps_size_and_shape():
     samples = load_handwritings()['train']
     for size in (16, 40, 90):
         for index in range(0, 50, 7):
-            stroke, pressure = draw_glyph(_rng(index), samples.images[index],
-                                          size)
+            stroke, pressure = draw_glyph(
+                _rng(index), samples.images[index], size
+            )
             assert stroke.shape == pressure.shape
             assert 0.7 * size < stroke.shape[0] < 1.35 * size
             mask = stroke >= 0.5
             for border in (mask[0], mask[-1], mask[:, 0], mask[:, -1]):
                 assert border.any()
             # Bent straight and made small again, it is the sample, roughly.
-            small = np.asarray(Image.fromarray(stroke.astype(np.float32))
-                               .resize((8, 8), Image.Resampling.BOX))
+            small = np.asarray(
+                Image.fromarray(stroke.astype(np.float32)).resize(
+                    (8, 8), Image.Resampling.BOX
+                )
+            )
             ink = samples.images[index]
             columns = np.flatnonzero((ink > 0.3).any(axis=0))
-            cropped = np.asarray(Image.fromarray(
-                ink[:, columns[0]:columns[-1] + 1].astype(np.float32)).resize(
-                    (8, 8), Image.Resampling.BOX))
+            cropped = np.asarray(
+                Image.fromarray(
+                    ink[:, columns[0] : columns[-1] + 1].astype(np.float32)
+                ).resize((8, 8), Image.Resampling.BOX)
+            )
             assert np.corrcoef(small.ravel(), cropped.ravel())[0, 1] > 0.4
 
 
@@ -169,8 +190,10 @@ def test_same_recipe_gives_the_same_bytes(scenes, tmp_path):
 
 def test_another_seed_gives_other_pictures(scenes, tmp_path):
     other = make_digit_scenes(
-        tmp_path / 'other', Recipe(**{**SMALL.__dict__, 'seed': 4}),
-        progress=False)
+        tmp_path / 'other',
+        Recipe(**{**SMALL.__dict__, 'seed': 4}),
+        progress=False,
+    )
     before, after = _contents(scenes), _contents(other)
     assert before.keys() == after.keys()
     pictures = [name for name in before if name.endswith(('.jpg', '.png'))]
@@ -181,7 +204,8 @@ def test_a_larger_set_begins_with_the_smaller_one(scenes, tmp_path):
     larger = make_digit_scenes(
         tmp_path / 'larger',
         Recipe(**{**SMALL.__dict__, 'train_scenes': 5, 'train_digits': 23}),
-        progress=False)
+        progress=False,
+    )
     before, after = _contents(scenes), _contents(larger)
     for name, digest in before.items():
         if name.endswith(('.jpg', '.png')) or 'val2017' in name:
@@ -191,10 +215,14 @@ def test_a_larger_set_begins_with_the_smaller_one(scenes, tmp_path):
 
 def test_folders(scenes):
     contents = _contents(scenes)
-    assert 'ade/ADEChallengeData2016/images/training/ADE_train_00000004.jpg' \
+    assert (
+        'ade/ADEChallengeData2016/images/training/ADE_train_00000004.jpg'
         in contents
-    assert 'ade/ADEChallengeData2016/annotations/validation/' \
+    )
+    assert (
+        'ade/ADEChallengeData2016/annotations/validation/'
         'ADE_val_00000002.png' in contents
+    )
     assert 'coco/train2017/000000000004.jpg' in contents
     assert 'coco/annotations/instances_val2017.json' in contents
     assert 'imagenet/train/9/9_00000020.jpg' in contents
@@ -210,15 +238,18 @@ def test_folders(scenes):
 
 
 def test_coco_masks_agree_with_the_index_pictures(scenes):
-    for split, ade_split, count in (('train', 'training', 4),
-                                    ('val', 'validation', 2)):
+    for split, ade_split, count in (
+        ('train', 'training', 4),
+        ('val', 'validation', 2),
+    ):
         coco = _coco(scenes, split)
         assert len(coco.imgs) == count
         for image in coco.loadImgs(coco.getImgIds()):
             name = f'ADE_{split}_{image["id"]:08d}'
             folder = scenes / ADE_ROOT
             index = Image.open(
-                folder / 'annotations' / ade_split / f'{name}.png')
+                folder / 'annotations' / ade_split / f'{name}.png'
+            )
             assert index.mode == 'L'
             index = np.asarray(index)
             rebuilt = np.ones_like(index)
@@ -233,14 +264,19 @@ def test_coco_masks_agree_with_the_index_pictures(scenes):
                 assert annotation['iscrowd'] == 0
                 rows, columns = np.nonzero(mask)
                 assert annotation['bbox'] == [
-                    columns.min(), rows.min(),
-                    np.ptp(columns) + 1, np.ptp(rows) + 1]
+                    columns.min(),
+                    rows.min(),
+                    np.ptp(columns) + 1,
+                    np.ptp(rows) + 1,
+                ]
             assert covered.max() == 1
             np.testing.assert_array_equal(rebuilt, index)
             # The same scene, to the byte.
-            assert (folder / 'images' / ade_split / f'{name}.jpg'
-                    ).read_bytes() == (scenes / COCO_ROOT / f'{split}2017' /
-                                       image['file_name']).read_bytes()
+            assert (
+                folder / 'images' / ade_split / f'{name}.jpg'
+            ).read_bytes() == (
+                scenes / COCO_ROOT / f'{split}2017' / image['file_name']
+            ).read_bytes()
 
 
 def test_run_lengths_begin_with_zeros():
@@ -255,21 +291,24 @@ def test_mmsegmentation_reads_it(scenes):
     datasets = pytest.importorskip('mmseg.datasets')
     dataset = datasets.BaseSegDataset(
         data_root=str(scenes / ADE_ROOT),
-        data_prefix={'img_path': 'images/training',
-                     'seg_map_path': 'annotations/training'},
+        data_prefix={
+            'img_path': 'images/training',
+            'seg_map_path': 'annotations/training',
+        },
         metainfo=SEGMENTATION_METAINFO,
         reduce_zero_label=True,
-        pipeline=[{'type': 'mmseg.LoadImageFromFile'},
-                  {'type': 'mmseg.LoadAnnotations',
-                   'reduce_zero_label': True}])
+        pipeline=[
+            {'type': 'mmseg.LoadImageFromFile'},
+            {'type': 'mmseg.LoadAnnotations', 'reduce_zero_label': True},
+        ],
+    )
     assert len(dataset) == 4
     assert dataset.metainfo['classes'] == ('background', *DIGITS)
     assert len(dataset.metainfo['palette']) == 11
     coco = _coco(scenes, 'train')
     for number, sample in enumerate(dataset, 1):
         assert sample['img'].shape == (96, 96, 3)
-        shown = {coco.anns[i]['category_id']
-                 for i in coco.getAnnIds([number])}
+        shown = {coco.anns[i]['category_id'] for i in coco.getAnnIds([number])}
         assert set(np.unique(sample['gt_seg_map'])) == {0} | shown
 
 
@@ -281,9 +320,15 @@ def test_mmdetection_reads_it(scenes):
         data_prefix={'img': 'train2017/'},
         metainfo=DETECTION_METAINFO,
         filter_cfg={'filter_empty_gt': True, 'min_size': 32},
-        pipeline=[{'type': 'mmdet.LoadImageFromFile'},
-                  {'type': 'mmdet.LoadAnnotations', 'with_bbox': True,
-                   'with_mask': True}])
+        pipeline=[
+            {'type': 'mmdet.LoadImageFromFile'},
+            {
+                'type': 'mmdet.LoadAnnotations',
+                'with_bbox': True,
+                'with_mask': True,
+            },
+        ],
+    )
     assert len(dataset) == 4
     coco = _coco(scenes, 'train')
     for sample in dataset:
@@ -292,10 +337,12 @@ def test_mmdetection_reads_it(scenes):
         assert not any(sample['gt_ignore_flags'])
         # A class index is the digit.
         assert sample['gt_bboxes_labels'].tolist() == [
-            annotation['category_id'] - 1 for annotation in annotations]
+            annotation['category_id'] - 1 for annotation in annotations
+        ]
         np.testing.assert_array_equal(
             sample['gt_masks'].masks,
-            [coco.annToMask(annotation) for annotation in annotations])
+            [coco.annToMask(annotation) for annotation in annotations],
+        )
 
 
 def test_mmpretrain_reads_it(scenes):
@@ -305,11 +352,13 @@ def test_mmpretrain_reads_it(scenes):
             data_root=str(scenes / IMAGENET_ROOT),
             data_prefix=split,
             metainfo=CLASSIFICATION_METAINFO,
-            pipeline=[{'type': 'mmpretrain.LoadImageFromFile'}])
+            pipeline=[{'type': 'mmpretrain.LoadImageFromFile'}],
+        )
         assert len(dataset) == count
         assert tuple(dataset.metainfo['classes']) == DIGITS
-        assert np.bincount(dataset.get_gt_labels()).tolist() == \
-            [count // 10] * 10
+        assert (
+            np.bincount(dataset.get_gt_labels()).tolist() == [count // 10] * 10
+        )
         for sample in dataset:
             assert sample['img'].shape == (32, 32, 3)
             folder = Path(sample['img_path']).parent.name
@@ -321,8 +370,9 @@ def test_mmpretrain_reads_it(scenes):
 
 def test_a_complete_set_is_reused(tmp_path, monkeypatch):
     root = make_digit_scenes(tmp_path / 'digits', SMALL, progress=False)
-    monkeypatch.setattr(digit_scenes, 'load_handwritings',
-                        lambda: pytest.fail('made anew'))
+    monkeypatch.setattr(
+        digit_scenes, 'load_handwritings', lambda: pytest.fail('made anew')
+    )
     assert make_digit_scenes(root, SMALL) == root
 
 
@@ -330,9 +380,13 @@ def test_another_recipe_is_an_error_unless_overwritten(tmp_path):
     root = make_digit_scenes(tmp_path / 'digits', SMALL, progress=False)
     before = _contents(root)
     other = Recipe(**{**SMALL.__dict__, 'seed': 8, 'val_scenes': 1})
-    with pytest.raises(FileExistsError, match=(
+    with pytest.raises(
+        FileExistsError,
+        match=(
             r'val_scenes 2 \(wanted: 1\), seed 3 \(wanted: 8\); choose '
-            'another root, or overwrite')):
+            'another root, or overwrite'
+        ),
+    ):
         make_digit_scenes(root, other, progress=False)
     assert _contents(root) == before
     make_digit_scenes(root, other, overwrite=True, progress=False)
@@ -351,8 +405,9 @@ def test_a_set_with_missing_files_is_an_error(tmp_path):
     root = make_digit_scenes(tmp_path / 'digits', SMALL, progress=False)
     total = len(_contents(root))
     next((root / IMAGENET_ROOT).rglob('*.jpg')).unlink()
-    with pytest.raises(FileExistsError,
-                       match=f'{total - 2} of {total - 1} files'):
+    with pytest.raises(
+        FileExistsError, match=f'{total - 2} of {total - 1} files'
+    ):
         make_digit_scenes(root, SMALL)
     make_digit_scenes(root, SMALL, overwrite=True, progress=False)
     assert len(_contents(root)) == total
@@ -433,23 +488,27 @@ def test_missing_scikit_learn_says_what_to_install(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(('name', 'value', 'error', 'message'), [
-    ('scene_size', 63, ValueError, 'at least 64, got 63'),
-    ('digit_size', 31, ValueError, 'at least 32, got 31'),
-    ('train_scenes', 0, ValueError, 'at least 1, got 0'),
-    ('val_digits', 9, ValueError, 'at least 10, got 9'),
-    ('seed', -1, ValueError, 'at least 0, got -1'),
-    ('seed', 0.5, TypeError, r'an integer, got 0\.5 of type float'),
-    ('val_scenes', True, TypeError, 'an integer, got True of type bool'),
-])
+@pytest.mark.parametrize(
+    ('name', 'value', 'error', 'message'),
+    [
+        ('scene_size', 63, ValueError, 'at least 64, got 63'),
+        ('digit_size', 31, ValueError, 'at least 32, got 31'),
+        ('train_scenes', 0, ValueError, 'at least 1, got 0'),
+        ('val_digits', 9, ValueError, 'at least 10, got 9'),
+        ('seed', -1, ValueError, 'at least 0, got -1'),
+        ('seed', 0.5, TypeError, r'an integer, got 0\.5 of type float'),
+        ('val_scenes', True, TypeError, 'an integer, got True of type bool'),
+    ],
+)
 def test_bad_recipes(name, value, error, message):
     with pytest.raises(error, match=f'{name} must be {message}'):
         Recipe(**{name: value})
 
 
 def test_numpy_integers_are_integers(scenes):
-    recipe = Recipe(**{name: np.int64(value)
-                       for name, value in SMALL.__dict__.items()})
+    recipe = Recipe(
+        **{name: np.int64(value) for name, value in SMALL.__dict__.items()}
+    )
     assert make_digit_scenes(scenes, recipe) == scenes
 
 
@@ -457,16 +516,37 @@ def test_numpy_integers_are_integers(scenes):
 
 
 def _arguments(root: Path) -> list[str]:
-    return [str(root), '--train', '4', '--val', '2', '--size', '96',
-            '--train-digits', '20', '--val-digits', '10', '--digit-size',
-            '32', '--seed', '3']
+    return [
+        str(root),
+        '--train',
+        '4',
+        '--val',
+        '2',
+        '--size',
+        '96',
+        '--train-digits',
+        '20',
+        '--val-digits',
+        '10',
+        '--digit-size',
+        '32',
+        '--seed',
+        '3',
+    ]
 
 
 def test_command_line(scenes, tmp_path):
     result = subprocess.run(
-        [sys.executable, '-m', 'pelk_mm.datasets.digit_scenes',
-         *_arguments(tmp_path / 'digits')],
-        capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            '-m',
+            'pelk_mm.datasets.digit_scenes',
+            *_arguments(tmp_path / 'digits'),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     assert 'Warning' not in result.stderr
     assert '4 training and 2 validation scenes' in result.stdout
@@ -485,9 +565,9 @@ def test_command_line_errors(scenes, tmp_path, capsys):
     assert os.listdir(tmp_path) == ['file']
 
 
-def test_command_line_when_nothing_can_be_written(tmp_path, monkeypatch,
-                                                  capsys):
-
+def test_command_line_when_nothing_can_be_written(
+    tmp_path, monkeypatch, capsys
+):
     def full(*args, **kwargs):
         raise OSError(28, 'No space left on device')
 
@@ -498,7 +578,6 @@ def test_command_line_when_nothing_can_be_written(tmp_path, monkeypatch,
 
 
 def test_command_line_interrupted(tmp_path, monkeypatch, capsys):
-
     def interrupted(*args):
         raise KeyboardInterrupt
 

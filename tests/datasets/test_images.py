@@ -23,7 +23,7 @@ def assert_refused(read, path, message) -> None:
 
 @pytest.mark.parametrize('name', GOOD)
 def test_right_colours_the_right_way_round(name, tmp_path):
-    path, = write(tmp_path, name)
+    (path,) = write(tmp_path, name)
     image = read_image(path)
     expected = GOOD[name][1]
     assert image.dtype == np.uint8 and image.shape == expected.shape
@@ -36,7 +36,7 @@ def test_right_colours_the_right_way_round(name, tmp_path):
 
 @pytest.mark.parametrize('name', BAD)
 def test_broken_ones_are_named(name, tmp_path):
-    path, = write(tmp_path, name)
+    (path,) = write(tmp_path, name)
     for read in (read_image, check_image, Preprocessor(32)):
         assert_refused(read, path, BAD[name][1])
 
@@ -64,7 +64,7 @@ def test_no_file_a_folder_and_a_locked_one(tmp_path):
         read_image(tmp_path / 'gone.jpg')
     assert_refused(read_image, tmp_path, 'cannot be opened')
     if os.geteuid():
-        path, = write(tmp_path, 'rgb.jpg')
+        (path,) = write(tmp_path, 'rgb.jpg')
         path.chmod(0)
         assert_refused(read_image, path, 'cannot be opened')
 
@@ -74,15 +74,25 @@ def test_sort_out(tmp_path):
     good, bad = sort_out(paths)
     assert good == [paths[0], paths[2]]
     assert [line.split(' ')[0] for line in bad] == [
-        str(paths[1]), str(paths[3])]
+        str(paths[1]),
+        str(paths[3]),
+    ]
 
 
-@pytest.mark.parametrize('image', [
-    np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8),
-    np.zeros((4, 4, 3), np.uint16)])
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.uint16),
+    ],
+)
 def test_stretched_grey_says_what_it_takes(image):
-    with pytest.raises(ValueError, match=r'\(H, W, 3\) of uint8, got .* from '
-                       "a.png; .*color_type='color'"):
+    with pytest.raises(
+        ValueError,
+        match=r'\(H, W, 3\) of uint8, got .* from '
+        "a.png; .*color_type='color'",
+    ):
         StretchedGrey().transform(dict(img=image, img_path='a.png'))
 
 
@@ -90,4 +100,6 @@ def test_stretched_grey_says_what_it_takes(image):
 def test_stretched_grey_of_odd_sizes(size):
     image = np.full((*size, 3), 7, np.uint8)
     assert StretchedGrey().transform(dict(img=image))['img'].shape == (
-        *size, 3)
+        *size,
+        3,
+    )

@@ -8,7 +8,8 @@ import pelk_mm  # noqa: F401, registers the transform
 
 def stretch(image):
     return TRANSFORMS.build(dict(type='StretchedGrey'))(
-        dict(img=image.copy()))['img']
+        dict(img=image.copy())
+    )['img']
 
 
 def test_colours_go_and_contrast_is_full():

@@ -26,7 +26,8 @@ TINY = Recipe(
     scene_size=64,
     train_digits=10,
     val_digits=10,
-    digit_size=32)
+    digit_size=32,
+)
 #: Fields that make each demo a matter of seconds.
 ALL = {
     'train_dataloader.batch_size': 2,
@@ -37,14 +38,8 @@ ALL = {
     },
 }
 SHORT = {
-    'segmentation': {
-        'train_cfg.max_iters': 2,
-        'train_cfg.val_interval': 2,
-    },
-    'classification': {
-        'train_cfg.max_epochs': 2,
-        'train_cfg.val_interval': 2,
-    },
+    'segmentation': {'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2},
+    'classification': {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2},
     # Its weights come from a test of their own.
     'detection': {
         'train_cfg.max_iters': 2,
@@ -63,10 +58,8 @@ def test_demo_trains_evaluates_and_draws(task, tmp_path, root):
         data_root=tmp_path / 'data',
         work_dir=tmp_path / 'work',
         recipe=TINY,
-        options={
-            **ALL,
-            **SHORT[task]
-        })
+        options={**ALL, **SHORT[task]},
+    )
 
     assert list(result.figures) == list(TASKS[task].metrics)
     assert all(0 <= value <= 1 for value in result.figures.values())
@@ -77,8 +70,9 @@ def test_demo_trains_evaluates_and_draws(task, tmp_path, root):
     assert list((tmp_path / 'work').glob('*.pth'))
 
 
-def test_detection_starts_from_the_classification_demo(tmp_path, root,
-                                                       monkeypatch):
+def test_detection_starts_from_the_classification_demo(
+    tmp_path, root, monkeypatch
+):
     """It runs that demo where it was not run, and loads what it saved."""
     monkeypatch.chdir(tmp_path)
     weights = tmp_path / 'work_dirs/demo_pelk_digits/epoch_8.pth'
@@ -92,21 +86,35 @@ def test_detection_starts_from_the_classification_demo(tmp_path, root,
         for parameter in backbone.parameters():
             torch.nn.init.constant_(parameter, 0.125)
         weights.parent.mkdir(parents=True)
-        torch.save({
-            'state_dict': {
-                f'backbone.{key}': value
-                for key, value in backbone.state_dict().items()
-            }
-        }, weights)
+        torch.save(
+            {
+                'state_dict': {
+                    f'backbone.{key}': value
+                    for key, value in backbone.state_dict().items()
+                }
+            },
+            weights,
+        )
 
     config = Config.fromfile(root / 'configs' / TASKS['detection'].config)
     for _ in range(2):
         with monkeypatch.context() as patch:
             patch.setattr(run, 'run_demo', classify)
-            run._make_weights(TASKS['detection'], config, root / 'configs',
-                              tmp_path / 'data', TINY)
-    assert ran == [('classification', tmp_path / 'data',
-                    Path('work_dirs/demo_pelk_digits'), TINY)]
+            run._make_weights(
+                TASKS['detection'],
+                config,
+                root / 'configs',
+                tmp_path / 'data',
+                TINY,
+            )
+    assert ran == [
+        (
+            'classification',
+            tmp_path / 'data',
+            Path('work_dirs/demo_pelk_digits'),
+            TINY,
+        )
+    ]
 
     with DefaultScope.overwrite_default_scope('mmdet'):
         backbone = MODELS.build(config.model.backbone)
@@ -121,8 +129,9 @@ def test_weights_of_ones_own_are_not_made(tmp_path, root, monkeypatch):
     monkeypatch.setattr(run, 'run_demo', lambda *args: pytest.fail('ran'))
     config = Config.fromfile(root / 'configs' / TASKS['detection'].config)
     config.model.backbone.init_cfg.checkpoint = str(tmp_path / 'absent.pth')
-    run._make_weights(TASKS['detection'], config, root / 'configs',
-                      tmp_path, TINY)
+    run._make_weights(
+        TASKS['detection'], config, root / 'configs', tmp_path, TINY
+    )
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path, root):
@@ -130,8 +139,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path, root):
     own.parent.mkdir()
     own.write_text('mine')
     with pytest.raises(FileExistsError, match='not a folder of digit scenes'):
-        run_demo(
-            'segmentation', root / 'configs', data_root=own.parent)
+        run_demo('segmentation', root / 'configs', data_root=own.parent)
     assert own.read_text() == 'mine'
 
 
@@ -141,7 +149,9 @@ def test_the_data_root_is_replaced_wherever_it_stands():
             loader=dict(dataset=dict(data_root='data/digit_scenes/coco')),
             evaluators=[dict(ann_file='data/digit_scenes/a.json')],
             pair=('data/digit_scenes', 3),
-            other='data/digit_scenes_2/x'))
+            other='data/digit_scenes_2/x',
+        )
+    )
     _replace_root(config, '/elsewhere')
     assert config.loader.dataset.data_root == '/elsewhere/coco'
     assert config.evaluators[0].ann_file == '/elsewhere/a.json'
@@ -151,19 +161,29 @@ def test_the_data_root_is_replaced_wherever_it_stands():
 
 def test_labels_are_painted_and_ignored_pixels_white():
     painted = colour_labels(
-        np.array([[0, 1], [255, 2]]), [(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+        np.array([[0, 1], [255, 2]]), [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    )
     assert painted.dtype == np.uint8
-    assert painted.tolist() == [[[1, 2, 3], [4, 5, 6]],
-                                [[255, 255, 255], [7, 8, 9]]]
+    assert painted.tolist() == [
+        [[1, 2, 3], [4, 5, 6]],
+        [[255, 255, 255], [7, 8, 9]],
+    ]
 
 
 def test_instances_are_drawn_where_they_are():
     image = np.full((20, 30, 3), 100, np.uint8)
     mask = np.zeros((1, 20, 30), bool)
     mask[0, 8:12, 16:20] = True
-    drawn = draw_instances(image, np.array([[12., 5, 24, 15]]), np.array([1]),
-                           mask, [(0, 0, 0), (200, 0, 0)], ['a', 'b'],
-                           np.array([0.75]), scale=2)
+    drawn = draw_instances(
+        image,
+        np.array([[12.0, 5, 24, 15]]),
+        np.array([1]),
+        mask,
+        [(0, 0, 0), (200, 0, 0)],
+        ['a', 'b'],
+        np.array([0.75]),
+        scale=2,
+    )
     assert drawn.shape == (40, 60, 3) and drawn.dtype == np.uint8
     assert (image == 100).all()
     assert drawn[20, 36].tolist() == [150, 50, 50]
@@ -174,20 +194,31 @@ def test_instances_are_drawn_where_they_are():
 
 def test_nothing_found_draws_the_image():
     image = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
-    drawn = draw_instances(image, np.zeros((0, 4)), np.zeros(0, int),
-                           np.zeros((0, 3, 3), bool), [], [], np.zeros(0))
+    drawn = draw_instances(
+        image,
+        np.zeros((0, 4)),
+        np.zeros(0, int),
+        np.zeros((0, 3, 3), bool),
+        [],
+        [],
+        np.zeros(0),
+    )
     assert (drawn[::3, ::3] == image).all()
 
 
 @pytest.mark.parametrize('count', [1, 3, 4, 7])
 def test_every_panel_is_drawn(tmp_path, count):
     colours = [(40 + 30 * i, 0, 255 - 30 * i) for i in range(count)]
-    rows = [[
-        Panel(np.full((8, 8, 3), colour, np.uint8), 'a'),
-        Panel(np.full((8, 8, 3), (0, 255, 0), np.uint8), 'b')
-    ] for colour in colours]
-    path = draw_rows(rows, tmp_path / 'new' / 'picture.png', 'title',
-                     {'green': (0, 255, 0)})
+    rows = [
+        [
+            Panel(np.full((8, 8, 3), colour, np.uint8), 'a'),
+            Panel(np.full((8, 8, 3), (0, 255, 0), np.uint8), 'b'),
+        ]
+        for colour in colours
+    ]
+    path = draw_rows(
+        rows, tmp_path / 'new' / 'picture.png', 'title', {'green': (0, 255, 0)}
+    )
 
     pixels = np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3)
     for colour in [*colours, (0, 255, 0)]:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pelk_mm.engine.conversion import build_model
 
-BACKBONE = '''dict(
+BACKBONE = """dict(
         type='PeLK',
         arch=dict(
             depths=(1, 1, 1, 1), channels=(48, 24, 32, 48),
@@ -17,20 +17,22 @@ BACKBONE = '''dict(
         norm_cfg=dict(type='SyncBN'),
         layer_scale_init_value=1.0,
         init_cfg=dict(type='Pretrained', checkpoint='none.pth'),
-        {more})'''
+        {more})"""
 MAPS = 'out_indices=(0, 1, 2, 3), gap_before_final_norm=False'
 CONFIGS = dict(
-    classifier='''
+    classifier="""
 default_scope = 'mmpretrain'
 data_preprocessor = dict(mean=[120, 110, 100], std=[60, 50, 40], to_rgb=True)
 model = dict(
     type='ImageClassifier',
-    backbone=''' + BACKBONE.format(more='') + ''',
+    backbone="""
+    + BACKBONE.format(more='')
+    + """,
     head=dict(type='LinearClsHead', num_classes=5, in_channels=48))
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
 custom_hooks = [dict(type='EMAHook')]
-''',
-    segmentor='''
+""",
+    segmentor="""
 default_scope = 'mmseg'
 norm = dict(type='SyncBN')
 model = dict(
@@ -38,7 +40,9 @@ model = dict(
     data_preprocessor=dict(
         type='SegDataPreProcessor', mean=[0.] * 3, std=[255.] * 3,
         bgr_to_rgb=True),
-    backbone=''' + BACKBONE.format(more=MAPS) + ''',
+    backbone="""
+    + BACKBONE.format(more=MAPS)
+    + """,
     decode_head=dict(
         type='UPerHead', in_channels=[48, 24, 32, 48], in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6), channels=8, num_classes=4, norm_cfg=norm,
@@ -48,14 +52,16 @@ model = dict(
         num_classes=4, norm_cfg=norm),
     train_cfg=dict(),
     test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(32, 32)))
-''',
-    detector='''
+""",
+    detector="""
 default_scope = 'mmdet'
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
         type='DetDataPreprocessor', mean=[0.] * 3, std=[255.] * 3),
-    backbone=''' + BACKBONE.format(more=MAPS) + ''',
+    backbone="""
+    + BACKBONE.format(more=MAPS)
+    + """,
     neck=dict(
         type='FPN', in_channels=[48, 24, 32, 48], out_channels=8, num_outs=5),
     bbox_head=dict(
@@ -64,7 +70,8 @@ model = dict(
         anchor_generator=dict(
             type='AnchorGenerator', ratios=[1.0], octave_base_scale=4,
             scales_per_octave=1, strides=[4, 8, 16, 32, 64])))
-''')
+""",
+)
 
 
 @torch.no_grad()
@@ -85,10 +92,14 @@ def train(config: Config) -> dict:
         meta=dict(
             epoch=3,
             dataset_meta=dict(classes=('a', 'b')),
-            cfg='work_dir = "/home/somebody"'),
-        state_dict={f'module.{name}': value
-                    for name, value in model.state_dict().items()},
-        optimizer=dict(state={}))
+            cfg='work_dir = "/home/somebody"',
+        ),
+        state_dict={
+            f'module.{name}': value
+            for name, value in model.state_dict().items()
+        },
+        optimizer=dict(state={}),
+    )
 
 
 @pytest.fixture(scope='session')

@@ -20,9 +20,12 @@ from pelk_mm.engine.launch import LaunchError, load_config
 def test_merged_files_stand_alone(task, trained, tmp_path):
     config, checkpoint = trained(task)
     merged = reparameterize(
-        load_config(str(config)), str(checkpoint), tmp_path, (64, 64))
+        load_config(str(config)), str(checkpoint), tmp_path, (64, 64)
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f'{task}_deploy.pth', f'{task}_deploy.py']
+        f'{task}_deploy.pth',
+        f'{task}_deploy.py',
+    ]
     assert max(found.relative for found in merged.differences) < 1e-5
     assert merged.parameters[1] < merged.parameters[0]
     written = load_config(str(merged.config))
@@ -32,7 +35,8 @@ def test_merged_files_stand_alone(task, trained, tmp_path):
     assert after.merged and not before.merged
     for name, expected in before.outputs(images).items():
         torch.testing.assert_close(
-            after.outputs(images)[name], expected, atol=1e-4, rtol=1e-4)
+            after.outputs(images)[name], expected, atol=1e-4, rtol=1e-4
+        )
     loaded = torch.load(merged.checkpoint)
     assert loaded['meta']['dataset_meta']['classes'] == ('a', 'b')
     assert 'somebody' not in str(loaded['meta'])
@@ -47,13 +51,17 @@ def test_merged_files_predict(trained, tmp_path):
     """The library's inferencer takes them as any other."""
     config, checkpoint = trained('classifier')
     loaded = Config.fromfile(config)
-    loaded.test_dataloader = dict(dataset=dict(pipeline=[
-        dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+    loaded.test_dataloader = dict(
+        dataset=dict(
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+        )
+    )
     merged = reparameterize(loaded, str(checkpoint), tmp_path)
     predictor = build_predictor(
-        Config.fromfile(merged.config), str(merged.checkpoint), 'cpu')
+        Config.fromfile(merged.config), str(merged.checkpoint), 'cpu'
+    )
     image = (torch.rand(64, 64, 3) * 255).byte().numpy()
-    sample, = predictor.predict([image])
+    (sample,) = predictor.predict([image])
     assert sample.pred_score.sum() == pytest.approx(1, abs=1e-5)
 
 
@@ -65,8 +73,14 @@ def test_refuses(trained, tmp_path):
     written = load_config(str(merged.config))
     wrong = load_config(config)
     wrong.model.backbone.arch.depths = (1, 1, 2, 1)
-    other = Config(dict(default_scope='mmpretrain', model=dict(
-        type='ImageClassifier', backbone=dict(type='ResNet', depth=18))))
+    other = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(
+                type='ImageClassifier', backbone=dict(type='ResNet', depth=18)
+            ),
+        )
+    )
     for settings, weights, message in (
         (written, merged.checkpoint, 'merged already'),
         (training, merged.checkpoint, 'holds merged weights'),
@@ -95,11 +109,11 @@ def test_a_wrong_merge_is_not_written(trained, tmp_path, monkeypatch):
             block.conv.merge(None)
         stage.pos_embed = None
 
-    monkeypatch.setattr('pelk_mm.models.backbones.pelk.PeLKStage.merge',
-                        merge)
+    monkeypatch.setattr('pelk_mm.models.backbones.pelk.PeLKStage.merge', merge)
     with pytest.raises(RuntimeError, match='nothing is written'):
-        reparameterize(load_config(str(config)), str(checkpoint),
-                       tmp_path / 'out')
+        reparameterize(
+            load_config(str(config)), str(checkpoint), tmp_path / 'out'
+        )
     assert not (tmp_path / 'out').exists()
 
 

@@ -29,18 +29,21 @@ def kernels(path) -> list[int]:
     model = onnx.load(path)
     shapes = {value.name: value.dims for value in model.graph.initializer}
     return sorted(
-        shapes[node.input[1]][2] for node in model.graph.node
-        if node.op_type == 'Conv' and shapes[node.input[1]][1] == 1)
+        shapes[node.input[1]][2]
+        for node in model.graph.node
+        if node.op_type == 'Conv' and shapes[node.input[1]][1] == 1
+    )
 
 
 @pytest.mark.parametrize('network', ['classifier'], indirect=True)
 def test_dense_dynamic_classifier(network, tmp_path):
     path = tmp_path / 'new' / 'dense.onnx'
     exported = export_onnx(
-        network, path, (64, 96), dynamic=True, metadata=dict(library='mm'))
+        network, path, (64, 96), dynamic=True, metadata=dict(library='mm')
+    )
     assert [found.name for found in exported.differences] == ['logits']
     model = onnx.load(path)
-    opset, = model.opset_import
+    (opset,) = model.opset_import
     assert (opset.domain, opset.version) == ('', onnx_export.OPSET)
     assert {node.domain for node in model.graph.node} == {''}
     assert not model.functions
@@ -49,11 +52,15 @@ def test_dense_dynamic_classifier(network, tmp_path):
     assert kernels(path) == [5, 9, 13, 23]
     runner = OnnxRunner(path)
     assert runner.metadata == dict(
-        library='mm', form='dense', precision='fp32', shape=[64, 96],
-        dynamic=True)
+        library='mm',
+        form='dense',
+        precision='fp32',
+        shape=[64, 96],
+        dynamic=True,
+    )
     for shape, num in (((32, 32), 3), ((160, 64), 1)):
         images = random_images(shape, num)
-        found, = compare(network.outputs(images), runner(images))
+        (found,) = compare(network.outputs(images), runner(images))
         assert found.relative < 1e-5
     assert list(path.parent.iterdir()) == [path]
 
@@ -64,13 +71,14 @@ def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
     monkeypatch.setattr('pelk_mm.deployment.plain._LEAST_ROWS', 2)
     path = tmp_path / 'compact.onnx'
     exported = export_onnx(
-        network, path, (64, 96), form='compact', dynamic=True)
+        network, path, (64, 96), form='compact', dynamic=True
+    )
     assert not any('::' in name for name in exported.operators)
     assert max(kernels(path)) <= 9
     runner = OnnxRunner(path)
     for shape, num in (((96, 64), 2), ((160, 160), 1)):
         images = random_images(shape, num)
-        found, = compare(network.outputs(images), runner(images))
+        (found,) = compare(network.outputs(images), runner(images))
         assert found.name == 'logits' and found.relative < 1e-5
         assert runner(images)['logits'].shape == (num, 4, *shape)
 
@@ -78,17 +86,21 @@ def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
 @pytest.mark.parametrize('network', ['detector'], indirect=True)
 def test_half_detector(network, tmp_path):
     path = tmp_path / 'half.onnx'
-    exported = export_onnx(
-        network, path, (64, 64), form='compact', half=True)
+    exported = export_onnx(network, path, (64, 64), form='compact', half=True)
     assert [found.name for found in exported.differences] == [
-        f'level_{i}' for i in range(5)]
-    assert all(1e-5 < found.relative < onnx_export.TOLERANCE['fp16']
-               for found in exported.differences)
+        f'level_{i}' for i in range(5)
+    ]
+    assert all(
+        1e-5 < found.relative < onnx_export.TOLERANCE['fp16']
+        for found in exported.differences
+    )
     model = onnx.load(path)
-    large = [value for value in model.graph.initializer
-             if len(value.dims) == 4]
-    assert large and all(value.data_type == onnx.TensorProto.FLOAT16
-                         for value in large)
+    large = [
+        value for value in model.graph.initializer if len(value.dims) == 4
+    ]
+    assert large and all(
+        value.data_type == onnx.TensorProto.FLOAT16 for value in large
+    )
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     # One image of one size.
@@ -120,7 +132,8 @@ def test_nothing_wrong_is_written(network, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match='nothing is written'):
         export_onnx(network, path, (32, 32))
     assert [file.read_text() for file in path.parent.iterdir()] == [
-        'what was there']
+        'what was there'
+    ]
 
 
 def test_a_file_that_is_none(tmp_path):

@@ -48,8 +48,12 @@ def test_convolutions(grid, least):
 def test_box_sums_save_work():
     layer = PeripheralConv2d(1, SharingGrid(101, 3))
     taps = {
-        least: sum(value.numel() for value in PlainPeripheralConv2d(
-            layer, *least).state_dict().values())
+        least: sum(
+            value.numel()
+            for value in PlainPeripheralConv2d(layer, *least)
+            .state_dict()
+            .values()
+        )
         for least in ((102, 102), (16, 2), (1, 1))
     }
     # Weights are multiply-adds an output; one of them is the bias.
@@ -64,26 +68,36 @@ def test_adaptive_pooling(bins):
         x = torch.randn(2, 3, *shape, dtype=torch.float64)
         torch.testing.assert_close(
             PlainAdaptiveAvgPool2d(bins)(x),
-            nn.AdaptiveAvgPool2d(bins)(x), atol=1e-6, rtol=1e-6)
+            nn.AdaptiveAvgPool2d(bins)(x),
+            atol=1e-6,
+            rtol=1e-6,
+        )
 
 
 @pytest.mark.parametrize('form', ['dense', 'compact'])
-@pytest.mark.parametrize('channels, options', [
-    (24, dict()),
-    # All channels are convolved: there is none to fill a block with.
-    (8, dict(conv_ratio=1.0)),
-    # The small kernel does not fit into the unshared centre and stays.
-    (48, dict(center=1)),
-    # Even the centre is shared: no kernel leaves a channel as it is.
-    (48, dict(sizes=(1, 3, 1))),
-])
+@pytest.mark.parametrize(
+    'channels, options',
+    [
+        (24, dict()),
+        # All channels are convolved: there is none to fill a block with.
+        (8, dict(conv_ratio=1.0)),
+        # The small kernel does not fit into the unshared centre and stays.
+        (48, dict(center=1)),
+        # Even the centre is shared: no kernel leaves a channel as it is.
+        (48, dict(sizes=(1, 3, 1))),
+    ],
+)
 def test_blocks(form, channels, options):
     options = dict(options)
     sizes = options.pop('sizes', None)
-    grid = (SharingGrid.from_sizes(sizes) if sizes else
-            SharingGrid(13, options.pop('center', 2)))
+    grid = (
+        SharingGrid.from_sizes(sizes)
+        if sizes
+        else SharingGrid(13, options.pop('center', 2))
+    )
     block = nn.Sequential(
-        PartialPeripheralConv2d(channels, grid, backend='dense', **options))
+        PartialPeripheralConv2d(channels, grid, backend='dense', **options)
+    )
     block.eval()
     for norm in (block[0].large_norm, block[0].small_norm):
         norm.running_mean.uniform_(-1, 1)
@@ -95,8 +109,10 @@ def test_blocks(form, channels, options):
     x = torch.randn(2, channels, 9, 12)
     plain = to_plain(block, form)
     torch.testing.assert_close(plain(x), block(x), atol=1e-5, rtol=1e-5)
-    assert not any(isinstance(module, (PeripheralConv2d, SmallConv2d))
-                   for module in plain.modules())
+    assert not any(
+        isinstance(module, (PeripheralConv2d, SmallConv2d))
+        for module in plain.modules()
+    )
     assert list(block.state_dict()) == names
     convolved = int(options.get('conv_ratio', 0.375) * channels)
     filled = 16 * -(-convolved // 16)
@@ -105,11 +121,18 @@ def test_blocks(form, channels, options):
 
 
 def test_whole_backbone_has_none_of_our_layers():
-    model = PeLK(dict(depths=(1, 1, 1, 1), channels=(16, 24, 32, 48),
-                      kernel_sizes=(23, 13, 9, 5)), backend='dense')
+    model = PeLK(
+        dict(
+            depths=(1, 1, 1, 1),
+            channels=(16, 24, 32, 48),
+            kernel_sizes=(23, 13, 9, 5),
+        ),
+        backend='dense',
+    )
     model.switch_to_deploy()
     plain = to_plain(model, 'compact')
-    assert not any(isinstance(module, PeripheralConv2d)
-                   for module in plain.modules())
+    assert not any(
+        isinstance(module, PeripheralConv2d) for module in plain.modules()
+    )
     with pytest.raises(ValueError, match='dense.*compact'):
         to_plain(model, 'sparse')

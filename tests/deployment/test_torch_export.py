@@ -12,7 +12,7 @@ from pelk_mm.deployment.runners import TorchRunner
 from pelk_mm.deployment.torch_export import export_torch
 from pelk_mm.engine.launch import load_config
 
-LOAD = '''
+LOAD = """
 import sys
 import torch
 import pelk_mm.ops
@@ -26,20 +26,29 @@ else:
 with torch.no_grad():
     print(*(f'{output.double().sum().item():.6e}'
             for output in network(image)))
-'''
+"""
 
 
-@pytest.mark.parametrize('task, kind', [
-    ('segmentor', 'exported'),
-    pytest.param('classifier', 'compiled', marks=pytest.mark.slow),
-    pytest.param('detector', 'compiled', marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    'task, kind',
+    [
+        ('segmentor', 'exported'),
+        pytest.param('classifier', 'compiled', marks=pytest.mark.slow),
+        pytest.param('detector', 'compiled', marks=pytest.mark.slow),
+    ],
+)
 def test_package(task, kind, trained, tmp_path):
     config, checkpoint = map(str, trained(task))
     network = load_network(load_config(config), checkpoint)
     path = tmp_path / 'new' / 'network.pt2'
-    export_torch(network, path, (64, 64), kind=kind, dynamic=True,
-                 metadata=dict(library='mm'))
+    export_torch(
+        network,
+        path,
+        (64, 64),
+        kind=kind,
+        dynamic=True,
+        metadata=dict(library='mm'),
+    )
     assert list(path.parent.iterdir()) == [path]
     runner = TorchRunner(path)
     assert runner.metadata['library'] == 'mm'
@@ -51,18 +60,27 @@ def test_package(task, kind, trained, tmp_path):
         with pytest.raises(RuntimeError, match='does not take images'):
             runner(random_images((60, 64)))
         graph = torch.export.load(path).graph
-        calls = [node for node in graph.nodes
-                 if 'peripheral_conv2d' in str(node.target)]
+        calls = [
+            node
+            for node in graph.nodes
+            if 'peripheral_conv2d' in str(node.target)
+        ]
         assert len(calls) == 4
     # As somebody would who has the file and the operator alone.
-    result = subprocess.run([sys.executable, '-c', LOAD, path, kind],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, '-c', LOAD, path, kind],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     with torch.no_grad():
-        expected = [float(output.double().sum())
-                    for output in network(torch.ones(1, 3, 64, 64))]
+        expected = [
+            float(output.double().sum())
+            for output in network(torch.ones(1, 3, 64, 64))
+        ]
     assert [float(value) for value in result.stdout.split()] == (
-        pytest.approx(expected, rel=1e-4, abs=1e-4))
+        pytest.approx(expected, rel=1e-4, abs=1e-4)
+    )
 
 
 def test_refuses(trained, tmp_path):
@@ -82,7 +100,7 @@ def test_refuses(trained, tmp_path):
     (tmp_path / 'broken.pt2').write_bytes(b'no package')
     with pytest.raises(RuntimeError, match='broken.pt2'):
         TorchRunner(tmp_path / 'broken.pt2')
-    foreign = torch.export.export(torch.nn.ReLU(), (torch.ones(2), ))
+    foreign = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
     torch.export.save(foreign, tmp_path / 'foreign.pt2')
     with pytest.raises(RuntimeError, match=r'export_torch\.py'):
         TorchRunner(tmp_path / 'foreign.pt2')

@@ -34,20 +34,27 @@ class MadeUp:
         package.mkdir()
         (package / '__init__.py').write_text(text)
 
-    def add_distribution(self, name: str, version: str = '1.0',
-                         requires: str = '') -> None:
+    def add_distribution(
+        self, name: str, version: str = '1.0', requires: str = ''
+    ) -> None:
         """What pip would know of."""
         folder = self.site / f'{name.replace("-", "_")}-{version}.dist-info'
         folder.mkdir()
         (folder / 'METADATA').write_text(
             f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
-            + (f'Requires-Dist: {requires}\n' if requires else ''))
+            + (f'Requires-Dist: {requires}\n' if requires else '')
+        )
 
     def run(self, *args: str, **variables: str) -> subprocess.CompletedProcess:
         """Its Python, in the repository, knowing nothing of this one."""
         return subprocess.run(
-            [str(self.python), *args], cwd=ROOT, text=True, timeout=120,
-            capture_output=True, env={'PATH': os.environ['PATH'], **variables})
+            [str(self.python), *args],
+            cwd=ROOT,
+            text=True,
+            timeout=120,
+            capture_output=True,
+            env={'PATH': os.environ['PATH'], **variables},
+        )
 
     def examine(self) -> dict:
         """The doctor's JSON, whose verdict its exit status repeats."""

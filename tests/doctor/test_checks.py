@@ -9,15 +9,27 @@ from pelk_mm.doctor.checks import NOTE, TROUBLE, Environment, examine
 from pelk_mm.doctor.processes import NEEDS, Outcome
 
 SOUND = {
-    'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0',
-    'mmsegmentation': '1.2.2', 'mmpretrain': '1.2.0', 'ftfy': '6.3.1',
-    'regex': '2026.1.1', 'opencv-python': '4.11.0.86',
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+    'ftfy': '6.3.1',
+    'regex': '2026.1.1',
+    'opencv-python': '4.11.0.86',
 }
 FACTS = {
     'torch': {'cuda': '12.8', 'gpus': []},
     'mmcv_ops': {'cuda': None},
-    'operator': {'backends': {'cpu': {
-        'triton': 'it needs an NVIDIA GPU', 'cpp': None, 'dense': None}}},
+    'operator': {
+        'backends': {
+            'cpu': {
+                'triton': 'it needs an NVIDIA GPU',
+                'cpp': None,
+                'dense': None,
+            }
+        }
+    },
 }
 GPU = {'name': 'GPU 9', 'capability': [9, 0], 'memory_gib': 80.0}
 
@@ -27,89 +39,270 @@ def _no_real_libraries(monkeypatch):
     monkeypatch.setattr(checks, 'declared_limits', lambda module: [])
 
 
-def environment(packages=None, without=(), outcomes=None, compiler='c++ 12',
-                **others):
+def environment(
+    packages=None, without=(), outcomes=None, compiler='c++ 12', **others
+):
     names = {**SOUND, **(packages or {})}
     for name in without:
         del names[name]
     found = {name: Outcome('works', FACTS.get(name, {})) for name in NEEDS}
-    return Environment(packages=names, outcomes={**found, **(outcomes or {})},
-                       compiler=compiler, python=others.pop(
-                           'python', (3, 11)), **others)
+    return Environment(
+        packages=names,
+        outcomes={**found, **(outcomes or {})},
+        compiler=compiler,
+        python=others.pop('python', (3, 11)),
+        **others,
+    )
 
 
 def fails(message, state='fails'):
     return Outcome(state, message=message)
 
 
-@pytest.mark.parametrize('facts', [
-    {},
-    # As the fork's mmdetection brings it.
-    dict(packages={'opencv-python-headless': '4.11.0.86'}),
-    dict(gpus_of_driver=['GPU 0: X'], outcomes={
-        'torch': Outcome('works', {'cuda': '12.8', 'gpus': [GPU]}),
-        'mmcv_ops': Outcome('works', {'cuda': '12.8'})}),
-])
+@pytest.mark.parametrize(
+    'facts',
+    [
+        {},
+        # As the fork's mmdetection brings it.
+        dict(packages={'opencv-python-headless': '4.11.0.86'}),
+        dict(
+            gpus_of_driver=['GPU 0: X'],
+            outcomes={
+                'torch': Outcome('works', {'cuda': '12.8', 'gpus': [GPU]}),
+                'mmcv_ops': Outcome('works', {'cuda': '12.8'}),
+            },
+        ),
+    ],
+)
 def test_nothing_to_find(facts):
     assert examine(environment(**facts)) == []
 
 
-@pytest.mark.parametrize(('facts', 'check', 'level', 'text', 'advice'), [
-    (dict(python=(3, 9)), 'python', TROUBLE, '3.9', 'python3.12'),
-    (dict(python=(3, 13)), 'python', NOTE, '3.13', 'python3.12'),
-    (dict(packages={'onedl-mmdetection': '3.5.1'}), 'mmdet', TROUBLE,
-     'mmdet and onedl-mmdetection are both', 'pip uninstall -y mmdet onedl'),
-    (dict(packages={'mmcv-lite': '2.1.0'}), 'mmcv', TROUBLE,
-     'mmcv and mmcv-lite are both', 'pip uninstall -y mmcv mmcv-lite'),
-    (dict(packages={'onedl-mmcv': '2.3.6'}, without=['mmcv']), 'rows', NOTE,
-     'openmmlab and onedl are mixed', 'requirements/'),
-    (dict(packages={'opencv-python-headless': '4.9'}), 'cv2', TROUBLE,
-     'different versions', 'pip uninstall -y opencv'),
-    (dict(without=['ftfy']), 'mmseg', TROUBLE, 'needs ftfy,',
-     'pip install ftfy$'),
-    (dict(without=['ftfy', 'regex']), 'mmseg', TROUBLE, 'ftfy and regex',
-     'pip install ftfy regex$'),
-    (dict(outcomes={'mmdet': fails('it is not installed', 'absent')}),
-     'mmdet', NOTE, 'not installed', r'openmmlab\.txt.* if its models'),
-    (dict(outcomes={'mmcv': fails('it is not installed', 'absent')}),
-     'mmcv', TROUBLE, 'not installed', r'requirements/openmmlab-mmcv\.txt'),
-    (dict(outcomes={'mmcv_ops': fails(
-        "ModuleNotFoundError: No module named 'mmcv._ext'")}), 'mmcv.ops',
-     TROUBLE, '_ext', '^MMCV_WITH_OPS=1 pip install --no-build-isolation'),
-    (dict(outcomes={'mmcv_ops': fails('ImportError: undefined symbol: _Z')}),
-     'mmcv.ops', TROUBLE, 'undefined', 'for another torch: MMCV_WITH_OPS=1'),
-    (dict(outcomes={'torchvision': fails(
-        'RuntimeError: operator torchvision::nms does not exist')}),
-     'torchvision', TROUBLE, 'nms', 'built for another torch'),
-    (dict(outcomes={'torch_numpy': fails('RuntimeError: Numpy is not')}),
-     'torch_numpy', TROUBLE, 'Numpy', 'another numpy'),
-    (dict(outcomes={'cv2': fails('ImportError: libGL.so.1: cannot open')}),
-     'cv2', TROUBLE, 'libGL', 'opencv-python-headless'),
-    (dict(outcomes={'mmengine': fails(
-        "ModuleNotFoundError: No module named 'pkg_resources'")}),
-     'mmengine', TROUBLE, 'pkg_resources', 'setuptools<81'),
-    (dict(outcomes={'operator': fails('has not ended after 600 seconds')}),
-     'operator', TROUBLE, '600', 'pelk_mm.ops.backends'),
-    (dict(gpus_of_driver=['GPU 0: X']), 'gpu', TROUBLE, 'torch sees no GPU',
-     'CUDA_VISIBLE_DEVICES'),
-    (dict(gpus_of_driver=['GPU 0: X'], outcomes={'torch': Outcome(
-        'works', {'cuda': None, 'gpus': []})}), 'gpu', NOTE, 'without CUDA',
-     'built with CUDA'),
-    (dict(gpus_of_driver=['GPU 0: X'], outcomes={'torch': Outcome(
-        'works', {'cuda': '12.8', 'gpus': [GPU]})}), 'mmcv.ops', TROUBLE,
-     'without CUDA', '^FORCE_CUDA=1 MMCV_WITH_OPS=1'),
-    (dict(outcomes={'operator': Outcome('works', {'backends': {'cpu': {
-        'cpp': 'no ninja', 'dense': None}}})}), 'backend cpp', TROUBLE,
-     'no ninja', 'pelk_mm.ops.backends'),
-    (dict(compiler=None, outcomes={'operator': Outcome('works', {
-        'backends': {'cpu': {'cpp': 'x', 'dense': None}}})}), 'backend cpp',
-     TROUBLE, 'x', r'apt-get install g\+\+'),
-    (dict(outcomes={'operator': Outcome('works', {'backends': {
-        'cpu': {'cpp': None}, 'cuda': {'triton': 'too old'}}})}),
-     'backend triton', NOTE, 'on cuda: too old', 'another backend'),
-])
+@pytest.mark.parametrize(
+    ('facts', 'check', 'level', 'text', 'advice'),
+    [
+        (dict(python=(3, 9)), 'python', TROUBLE, '3.9', 'python3.12'),
+        (dict(python=(3, 13)), 'python', NOTE, '3.13', 'python3.12'),
+        (
+            dict(packages={'onedl-mmdetection': '3.5.1'}),
+            'mmdet',
+            TROUBLE,
+            'mmdet and onedl-mmdetection are both',
+            'pip uninstall -y mmdet onedl',
+        ),
+        (
+            dict(packages={'mmcv-lite': '2.1.0'}),
+            'mmcv',
+            TROUBLE,
+            'mmcv and mmcv-lite are both',
+            'pip uninstall -y mmcv mmcv-lite',
+        ),
+        (
+            dict(packages={'onedl-mmcv': '2.3.6'}, without=['mmcv']),
+            'rows',
+            NOTE,
+            'openmmlab and onedl are mixed',
+            'requirements/',
+        ),
+        (
+            dict(packages={'opencv-python-headless': '4.9'}),
+            'cv2',
+            TROUBLE,
+            'different versions',
+            'pip uninstall -y opencv',
+        ),
+        (
+            dict(without=['ftfy']),
+            'mmseg',
+            TROUBLE,
+            'needs ftfy,',
+            'pip install ftfy$',
+        ),
+        (
+            dict(without=['ftfy', 'regex']),
+            'mmseg',
+            TROUBLE,
+            'ftfy and regex',
+            'pip install ftfy regex$',
+        ),
+        (
+            dict(outcomes={'mmdet': fails('it is not installed', 'absent')}),
+            'mmdet',
+            NOTE,
+            'not installed',
+            r'openmmlab\.txt.* if its models',
+        ),
+        (
+            dict(outcomes={'mmcv': fails('it is not installed', 'absent')}),
+            'mmcv',
+            TROUBLE,
+            'not installed',
+            r'requirements/openmmlab-mmcv\.txt',
+        ),
+        (
+            dict(
+                outcomes={
+                    'mmcv_ops': fails(
+                        "ModuleNotFoundError: No module named 'mmcv._ext'"
+                    )
+                }
+            ),
+            'mmcv.ops',
+            TROUBLE,
+            '_ext',
+            '^MMCV_WITH_OPS=1 pip install --no-build-isolation',
+        ),
+        (
+            dict(
+                outcomes={
+                    'mmcv_ops': fails('ImportError: undefined symbol: _Z')
+                }
+            ),
+            'mmcv.ops',
+            TROUBLE,
+            'undefined',
+            'for another torch: MMCV_WITH_OPS=1',
+        ),
+        (
+            dict(
+                outcomes={
+                    'torchvision': fails(
+                        'RuntimeError: operator torchvision::nms does not exist'
+                    )
+                }
+            ),
+            'torchvision',
+            TROUBLE,
+            'nms',
+            'built for another torch',
+        ),
+        (
+            dict(
+                outcomes={'torch_numpy': fails('RuntimeError: Numpy is not')}
+            ),
+            'torch_numpy',
+            TROUBLE,
+            'Numpy',
+            'another numpy',
+        ),
+        (
+            dict(
+                outcomes={'cv2': fails('ImportError: libGL.so.1: cannot open')}
+            ),
+            'cv2',
+            TROUBLE,
+            'libGL',
+            'opencv-python-headless',
+        ),
+        (
+            dict(
+                outcomes={
+                    'mmengine': fails(
+                        "ModuleNotFoundError: No module named 'pkg_resources'"
+                    )
+                }
+            ),
+            'mmengine',
+            TROUBLE,
+            'pkg_resources',
+            'setuptools<81',
+        ),
+        (
+            dict(
+                outcomes={'operator': fails('has not ended after 600 seconds')}
+            ),
+            'operator',
+            TROUBLE,
+            '600',
+            'pelk_mm.ops.backends',
+        ),
+        (
+            dict(gpus_of_driver=['GPU 0: X']),
+            'gpu',
+            TROUBLE,
+            'torch sees no GPU',
+            'CUDA_VISIBLE_DEVICES',
+        ),
+        (
+            dict(
+                gpus_of_driver=['GPU 0: X'],
+                outcomes={
+                    'torch': Outcome('works', {'cuda': None, 'gpus': []})
+                },
+            ),
+            'gpu',
+            NOTE,
+            'without CUDA',
+            'built with CUDA',
+        ),
+        (
+            dict(
+                gpus_of_driver=['GPU 0: X'],
+                outcomes={
+                    'torch': Outcome('works', {'cuda': '12.8', 'gpus': [GPU]})
+                },
+            ),
+            'mmcv.ops',
+            TROUBLE,
+            'without CUDA',
+            '^FORCE_CUDA=1 MMCV_WITH_OPS=1',
+        ),
+        (
+            dict(
+                outcomes={
+                    'operator': Outcome(
+                        'works',
+                        {
+                            'backends': {
+                                'cpu': {'cpp': 'no ninja', 'dense': None}
+                            }
+                        },
+                    )
+                }
+            ),
+            'backend cpp',
+            TROUBLE,
+            'no ninja',
+            'pelk_mm.ops.backends',
+        ),
+        (
+            dict(
+                compiler=None,
+                outcomes={
+                    'operator': Outcome(
+                        'works',
+                        {'backends': {'cpu': {'cpp': 'x', 'dense': None}}},
+                    )
+                },
+            ),
+            'backend cpp',
+            TROUBLE,
+            'x',
+            r'apt-get install g\+\+',
+        ),
+        (
+            dict(
+                outcomes={
+                    'operator': Outcome(
+                        'works',
+                        {
+                            'backends': {
+                                'cpu': {'cpp': None},
+                                'cuda': {'triton': 'too old'},
+                            }
+                        },
+                    )
+                }
+            ),
+            'backend triton',
+            NOTE,
+            'on cuda: too old',
+            'another backend',
+        ),
+    ],
+)
 def test_finding(facts, check, level, text, advice):
-    finding, = examine(environment(**facts))
+    (finding,) = examine(environment(**facts))
     assert (finding.check, finding.level) == (check, level)
     assert text in finding.text
     assert re.search(advice, finding.advice)
@@ -117,11 +310,24 @@ def test_finding(facts, check, level, text, advice):
 
 
 def test_advice_is_for_the_row_that_is_installed():
-    onedl = {f'onedl-{name}': '1.0' for name in (
-        'mmengine', 'mmcv', 'mmdetection', 'mmsegmentation', 'mmpretrain')}
-    finding, = examine(Environment(
-        packages=onedl, compiler=None, python=(3, 12),
-        outcomes={'mmcv_ops': fails('undefined symbol')}))
+    onedl = {
+        f'onedl-{name}': '1.0'
+        for name in (
+            'mmengine',
+            'mmcv',
+            'mmdetection',
+            'mmsegmentation',
+            'mmpretrain',
+        )
+    }
+    (finding,) = examine(
+        Environment(
+            packages=onedl,
+            compiler=None,
+            python=(3, 12),
+            outcomes={'mmcv_ops': fails('undefined symbol')},
+        )
+    )
     assert 'requirements/onedl-mmcv.txt' in finding.advice
 
 
@@ -138,6 +344,8 @@ def test_a_failing_check_stops_no_other(monkeypatch):
 
 
 def test_troubles_come_first():
-    levels = [finding.level for finding in examine(environment(
-        python=(3, 13), without=['ftfy']))]
+    levels = [
+        finding.level
+        for finding in examine(environment(python=(3, 13), without=['ftfy']))
+    ]
     assert levels == [TROUBLE, NOTE]

@@ -13,20 +13,25 @@ CRASH = 'import os, signal; os.kill(os.getpid(), signal.SIGSEGV)'
 
 
 def findings(found, check):
-    return [finding for finding in found['findings']
-            if finding['check'] == check]
+    return [
+        finding for finding in found['findings'] if finding['check'] == check
+    ]
 
 
 def only(found, check):
-    finding, = findings(found, check)
+    (finding,) = findings(found, check)
     assert finding['advice'] and '\n' not in finding['advice']
     return finding
 
 
 def test_this_environment_is_sound(root):
     done = subprocess.run(
-        [sys.executable, '-m', 'pelk_mm.doctor', '--json'], cwd=root,
-        text=True, capture_output=True, timeout=900)
+        [sys.executable, '-m', 'pelk_mm.doctor', '--json'],
+        cwd=root,
+        text=True,
+        capture_output=True,
+        timeout=900,
+    )
     found = json.loads(done.stdout)
     assert done.returncode == 0, found['findings']
     assert found['ok']
@@ -61,10 +66,13 @@ def test_a_crash_stops_nothing_but_itself(made_up):
     assert [f['check'] for f in found['findings']] == ['torch']
 
 
-@pytest.mark.parametrize(('text', 'said'), [
-    ("raise OSError('libcudart.so.12: cannot open')", 'libcudart'),
-    ("import os; print('farewell'); os._exit(4)", 'status 4'),
-])
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ("raise OSError('libcudart.so.12: cannot open')", 'libcudart'),
+        ("import os; print('farewell'); os._exit(4)", 'status 4'),
+    ],
+)
 def test_broken_imports(made_up, text, said):
     made_up.add_module('numpy')
     made_up.add_module('torch', text)
@@ -84,10 +92,14 @@ def test_both_forks_at_once(made_up):
 def test_limits_of_a_library(with_packaging):
     with_packaging.add_distribution('mmcv', '2.2.0')
     with_packaging.add_distribution('mmdet', '3.3.0')
-    with_packaging.add_module('mmdet', (
-        "mmcv_minimum_version = '2.0.0rc4'\n"
-        "mmcv_maximum_version = '2.2.0'\n"
-        "raise AssertionError('this need not be imported')\n"))
+    with_packaging.add_module(
+        'mmdet',
+        (
+            "mmcv_minimum_version = '2.0.0rc4'\n"
+            "mmcv_maximum_version = '2.2.0'\n"
+            "raise AssertionError('this need not be imported')\n"
+        ),
+    )
     finding = only(with_packaging.examine(), 'mmdet')
     assert '>= 2.0.0rc4, < 2.2.0' in finding['text']
     assert 'mmcv 2.2.0' in finding['text']
@@ -96,16 +108,18 @@ def test_limits_of_a_library(with_packaging):
 
 def test_torchvision_of_another_torch(with_packaging):
     with_packaging.add_distribution('torch', '2.10.0+cpu')
-    with_packaging.add_distribution('torchvision', '0.24.0',
-                                    requires='torch (==2.9.0)')
+    with_packaging.add_distribution(
+        'torchvision', '0.24.0', requires='torch (==2.9.0)'
+    )
     finding = only(with_packaging.examine(), 'torchvision')
     assert '==2.9.0' in finding['text'] and '2.10.0+cpu' in finding['text']
 
 
 def test_torchvision_of_another_cuda(with_packaging):
     with_packaging.add_distribution('torch', '2.10.0+cpu')
-    with_packaging.add_distribution('torchvision', '0.25.0+cu128',
-                                    requires='torch (==2.10.0)')
+    with_packaging.add_distribution(
+        'torchvision', '0.25.0+cu128', requires='torch (==2.10.0)'
+    )
     assert 'for cpu' in only(with_packaging.examine(), 'torchvision')['text']
 
 
@@ -125,26 +139,33 @@ def test_without_packaging_versions_are_not_compared(made_up):
 
 def test_importing_the_package_still_raises(made_up):
     """Only the doctor is spared; the same words as an argument are not."""
-    for args in (('-c', 'import pelk_mm'),
-                 ('-m', 'pelk_mm.ops.backends', 'pelk_mm.doctor'),
-                 ('-c', 'import pelk_mm.doctor', '-m', 'pelk_mm.doctor')):
+    for args in (
+        ('-c', 'import pelk_mm'),
+        ('-m', 'pelk_mm.ops.backends', 'pelk_mm.doctor'),
+        ('-c', 'import pelk_mm.doctor', '-m', 'pelk_mm.doctor'),
+    ):
         done = made_up.run(*args)
         assert done.returncode == 1
         assert 'RuntimeError: pelk_mm cannot be imported' in done.stderr
         assert '"python -m pelk_mm.doctor" says what to do' in done.stderr
-    for args in (('-mpelk_mm.doctor', '--help'),
-                 ('-W', 'ignore', '-m', 'pelk_mm.doctor', '--help')):
+    for args in (
+        ('-mpelk_mm.doctor', '--help'),
+        ('-W', 'ignore', '-m', 'pelk_mm.doctor', '--help'),
+    ):
         assert made_up.run(*args).returncode == 0
 
 
-@pytest.mark.parametrize(('have', 'row', 'room'), [
-    ((), 'onedl', True),
-    (('mmcv', ), 'openmmlab', True),
-    (('mmcv', ), 'onedl', False),
-    (('mmcv-lite', ), 'onedl', False),
-    (('onedl-mmengine', ), 'onedl', True),
-    (('onedl-mmengine', ), 'openmmlab', False),
-])
+@pytest.mark.parametrize(
+    ('have', 'row', 'room'),
+    [
+        ((), 'onedl', True),
+        (('mmcv',), 'openmmlab', True),
+        (('mmcv',), 'onedl', False),
+        (('mmcv-lite',), 'onedl', False),
+        (('onedl-mmengine',), 'onedl', True),
+        (('onedl-mmengine',), 'openmmlab', False),
+    ],
+)
 def test_room_for_a_row(made_up, have, row, room):
     for name in have:
         made_up.add_distribution(name)
@@ -160,10 +181,18 @@ class TestInstaller:
         # As if a former installation was whole: there is room on the disk.
         (made_up.folder / '.installed').touch()
         return subprocess.run(
-            ['bash', str(ROOT / 'tools' / 'install.sh'), *args], cwd=ROOT,
-            text=True, capture_output=True, timeout=120,
-            env={'PATH': '/usr/local/bin:/usr/bin:/bin',
-                 'PYTHON': str(made_up.python), 'CXX': 'true', **variables})
+            ['bash', str(ROOT / 'tools' / 'install.sh'), *args],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            timeout=120,
+            env={
+                'PATH': '/usr/local/bin:/usr/bin:/bin',
+                'PYTHON': str(made_up.python),
+                'CXX': 'true',
+                **variables,
+            },
+        )
 
     def test_refuses_to_put_one_row_over_the_other(self, made_up):
         made_up.add_distribution('mmcv')

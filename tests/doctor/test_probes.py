@@ -22,6 +22,7 @@ def test_facts():
 
 def test_a_wrong_result_is_found(monkeypatch):
     import pelk_mm.ops as ops
+
     right = ops.peripheral_conv2d
 
     def wrong(input, weight, grid, backend):
@@ -42,12 +43,21 @@ def test_results_file(tmp_path, monkeypatch):
     def leaves():
         raise SystemExit(3)
 
-    monkeypatch.setattr(probes, 'PROBES', dict(
-        one=lambda: {'a': 1}, two=leaves, three=lambda: {}))
+    monkeypatch.setattr(
+        probes,
+        'PROBES',
+        dict(one=lambda: {'a': 1}, two=leaves, three=lambda: {}),
+    )
     probes._try_all(tmp_path / 'results', ['one', 'two', 'three'])
-    entries = [json.loads(line) for line in
-               (tmp_path / 'results').read_text().splitlines()]
+    entries = [
+        json.loads(line)
+        for line in (tmp_path / 'results').read_text().splitlines()
+    ]
     assert [(entry['probe'], entry['event']) for entry in entries] == [
-        ('one', 'start'), ('one', 'end'), ('two', 'start'), ('two', 'error')]
+        ('one', 'start'),
+        ('one', 'end'),
+        ('two', 'start'),
+        ('two', 'error'),
+    ]
     assert entries[1]['facts'] == {'a': 1}
     assert (entries[3]['kind'], entries[3]['message']) == ('SystemExit', '3')

@@ -14,9 +14,12 @@ GPU = {'name': 'Some GPU', 'capability': [9, 0], 'memory_gib': 79.1}
 FACTS = {
     'torch': {'cuda': '12.8', 'gpus': [GPU]},
     'mmcv_ops': {'cuda': '12.8'},
-    'operator': {'backends': {
-        'cpu': {'triton': 'it needs a GPU', 'cpp': None},
-        'cuda': {'triton': None, 'cpp': 'it runs on CPU only'}}},
+    'operator': {
+        'backends': {
+            'cpu': {'triton': 'it needs a GPU', 'cpp': None},
+            'cuda': {'triton': None, 'cpp': 'it runs on CPU only'},
+        }
+    },
 }
 
 
@@ -25,13 +28,14 @@ def doctor(monkeypatch, capsys):
     """Its command line, with the probes' outcomes and packages given."""
 
     def run(*args, outcomes=None, packages=None):
-        found = {name: Outcome('works', FACTS.get(name, {}))
-                 for name in NEEDS}
+        found = {name: Outcome('works', FACTS.get(name, {})) for name in NEEDS}
         monkeypatch.setattr(
-            module, 'run_probes', lambda: {**found, **(outcomes or {})})
+            module, 'run_probes', lambda: {**found, **(outcomes or {})}
+        )
         for place in (module, command):
             monkeypatch.setattr(
-                place, 'installed', lambda: packages or {'torch': '2.10.0'})
+                place, 'installed', lambda: packages or {'torch': '2.10.0'}
+            )
         monkeypatch.setattr(sys, 'argv', ['doctor', *args])
         return command.main(), capsys.readouterr()
 
@@ -51,19 +55,20 @@ def test_text(doctor):
 
 
 def test_json(doctor):
-    status, (out, err) = doctor('--json', outcomes={
-        'mmcv': Outcome('fails', message='ImportError: broken')})
+    status, (out, err) = doctor(
+        '--json',
+        outcomes={'mmcv': Outcome('fails', message='ImportError: broken')},
+    )
     found = json.loads(out)
     assert status == 1 and not found['ok']
-    finding, = found['findings']
+    (finding,) = found['findings']
     assert finding['text'] == 'ImportError: broken'
     assert 'up to some minutes' in err
 
 
 def test_room(doctor):
     packages = {'onedl-mmcv': '2.3.6'}
-    status, (_, err) = doctor('--has-room-for', 'openmmlab',
-                              packages=packages)
+    status, (_, err) = doctor('--has-room-for', 'openmmlab', packages=packages)
     assert status == 1 and 'onedl-mmcv' in err
     status, _ = doctor('--has-room-for', 'onedl', packages=packages)
     assert status == 0

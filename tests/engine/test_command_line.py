@@ -29,19 +29,30 @@ def building(**config) -> Exception:
     return error.value
 
 
-@pytest.mark.parametrize('config, message', [
-    (dict(type='PeLK', arch='tinny'), "PeLK: unknown arch 'tinny'"),
-    (dict(type='PeLK', out_indices=7),
-     'PeLK: out_indices must be -4 to 3, got 7'),
-    (dict(type='PeLKK'), "there is no PeLKK in the registry "
-     "mmengine::model (did you mean 'PeLK'?)"),
-    (dict(type='PeLK', drop_pth_rate=1), "PeLK has no argument "
-     "'drop_pth_rate' (did you mean 'drop_path_rate'?); it has arch, "),
-    (dict(type='Broken', how=KeyError), 'Broken: KeyError: is wrong'),
-    (dict(type='Broken', how=ValueError, text=''), 'Broken: ValueError: '),
-    (dict(kind='PeLK'), 'must contain the key "type"'),
-    (dict(type=3), 'type must be a str'),
-])
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(type='PeLK', arch='tinny'), "PeLK: unknown arch 'tinny'"),
+        (
+            dict(type='PeLK', out_indices=7),
+            'PeLK: out_indices must be -4 to 3, got 7',
+        ),
+        (
+            dict(type='PeLKK'),
+            'there is no PeLKK in the registry '
+            "mmengine::model (did you mean 'PeLK'?)",
+        ),
+        (
+            dict(type='PeLK', drop_pth_rate=1),
+            'PeLK has no argument '
+            "'drop_pth_rate' (did you mean 'drop_path_rate'?); it has arch, ",
+        ),
+        (dict(type='Broken', how=KeyError), 'Broken: KeyError: is wrong'),
+        (dict(type='Broken', how=ValueError, text=''), 'Broken: ValueError: '),
+        (dict(kind='PeLK'), 'must contain the key "type"'),
+        (dict(type=3), 'type must be a str'),
+    ],
+)
 def test_explanations(config, message):
     error = building(**config)
     assert from_config(error)
@@ -51,7 +62,8 @@ def test_explanations(config, message):
 def test_explanation_of_a_part_names_the_part():
     init_default_scope('mmpretrain')
     error = building(
-        type='ImageClassifier', backbone=dict(type='PeLK', arch='tinny'))
+        type='ImageClassifier', backbone=dict(type='PeLK', arch='tinny')
+    )
     assert explain(error).startswith('PeLK: unknown arch')
 
 
@@ -65,11 +77,14 @@ def ends(error: Exception, *expected, **kwargs) -> str:
 def test_what_is_raised_for_people_is_all_they_see():
     assert ends(LaunchError('say why')) == 'error: say why'
     assert ends(OSError('no disk'), OSError) == (
-        f'error: no disk ({TRACEBACK}=1 shows where)')
-    assert ends(RuntimeError('has none'), RuntimeError,
-                about='x.pth').startswith('error: x.pth: has none')
-    assert ends(RuntimeError('x.pth has none'), RuntimeError,
-                about='x.pth').startswith('error: x.pth has none')
+        f'error: no disk ({TRACEBACK}=1 shows where)'
+    )
+    assert ends(
+        RuntimeError('has none'), RuntimeError, about='x.pth'
+    ).startswith('error: x.pth: has none')
+    assert ends(
+        RuntimeError('x.pth has none'), RuntimeError, about='x.pth'
+    ).startswith('error: x.pth has none')
 
 
 def test_defects_are_not_hidden():
@@ -86,12 +101,14 @@ def test_the_traceback_on_demand(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end, command():
         MODELS.build(dict(type='Broken', how=ValueError))
     assert end.value.code == (
-        'error: the config cannot be built: Broken: is wrong')
+        'error: the config cannot be built: Broken: is wrong'
+    )
     assert 'Traceback' in capsys.readouterr().err
 
 
 def test_nothing_runs_code_in_a_command(tmp_path):
     from tests.hostile import detonate, poison
+
     path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
     poison(path, marker)
     with pytest.raises(Exception, match='(?i)weights'), command():
@@ -109,41 +126,67 @@ def test_config_options(capsys):
     assert "expected KEY=VALUE, got 'a.b'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('options, message', [
-    (['model.type=ToyModell'], "did you mean 'ToyModel'"),
-    (['model.width=3'], "ToyModel has no argument 'width'"),
-    (['optim_wrapper.optimizer.type=AddamW'], "did you mean 'AdamW'"),
-    (['optim_wrapper.optimizer.lr=x'], 'AdamW: '),
-    (['train_dataloader.dataset.lenght=3'], 'lenght'),
-    (['param_scheduler.type=PolyLRR'], "did you mean 'PolyLR'"),
-    (['default_hooks.sparse.type=DynamicSparsityHook',
-      'default_hooks.sparse.sparsity=2'],
-     'DynamicSparsityHook: sparsity must be 0 to 1, got 2'),
-    (['default_hooks.sparse.type=DynamicSparsityHook',
-      'default_hooks.sparse.init=snap'], "did you mean 'snip'"),
-    (['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor'],
-     'optim_wrapper: paramwise_cfg needs a decay_rate in (0, 1]'),
-    (['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor',
-      'optim_wrapper.paramwise_cfg.decay_rat=1'], "did you mean 'decay_rate'"),
-    (['val_evaluator.type=ToyAcuracy'], "did you mean 'ToyAccuracy'"),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['model.type=ToyModell'], "did you mean 'ToyModel'"),
+        (['model.width=3'], "ToyModel has no argument 'width'"),
+        (['optim_wrapper.optimizer.type=AddamW'], "did you mean 'AdamW'"),
+        (['optim_wrapper.optimizer.lr=x'], 'AdamW: '),
+        (['train_dataloader.dataset.lenght=3'], 'lenght'),
+        (['param_scheduler.type=PolyLRR'], "did you mean 'PolyLR'"),
+        (
+            [
+                'default_hooks.sparse.type=DynamicSparsityHook',
+                'default_hooks.sparse.sparsity=2',
+            ],
+            'DynamicSparsityHook: sparsity must be 0 to 1, got 2',
+        ),
+        (
+            [
+                'default_hooks.sparse.type=DynamicSparsityHook',
+                'default_hooks.sparse.init=snap',
+            ],
+            "did you mean 'snip'",
+        ),
+        (
+            ['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor'],
+            'optim_wrapper: paramwise_cfg needs a decay_rate in (0, 1]',
+        ),
+        (
+            [
+                'optim_wrapper.constructor=LayerDecayOptimWrapperConstructor',
+                'optim_wrapper.paramwise_cfg.decay_rat=1',
+            ],
+            "did you mean 'decay_rate'",
+        ),
+        (['val_evaluator.type=ToyAcuracy'], "did you mean 'ToyAccuracy'"),
+    ],
+)
 def test_training_with_a_wrong_config_ends_in_one_line(
-        options, message, tmp_path, run_tool, monkeypatch):
+    options, message, tmp_path, run_tool, monkeypatch
+):
     # The stream that a logger of an earlier test writes to is closed.
     monkeypatch.setattr(logging, 'raiseExceptions', False)
     path = tmp_path / 'toy.py'
     path.write_text(TOY_CONFIG)
     status, _, stderr = run_tool(
-        'train.py', path, '--work-dir', tmp_path / 'work', '--cfg-options',
-        *options)
+        'train.py',
+        path,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *options,
+    )
     assert status == 1
     errors = [line for line in stderr.splitlines() if 'error: ' in line]
     assert len(errors) == 1 and message in errors[0], stderr
     assert 'Traceback' not in stderr
 
 
-def test_training_that_fails_keeps_its_traceback(tmp_path, run_tool,
-                                                 monkeypatch):
+def test_training_that_fails_keeps_its_traceback(
+    tmp_path, run_tool, monkeypatch
+):
     from tests.toy_task import ToyModel
 
     def forward(*args, **kwargs):

@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import get_file_backend
 
-from pelk_mm.engine.fileio import (
-    ATOMIC_BACKEND,
-    atomic_path,
-    remove_leftovers,
-)
+from pelk_mm.engine.fileio import ATOMIC_BACKEND, atomic_path, remove_leftovers
 
 
 def test_appears_whole_under_its_own_suffix(tmp_path):
@@ -24,8 +20,9 @@ def test_appears_whole_under_its_own_suffix(tmp_path):
     assert os.listdir(target.parent) == ['figure.png']
 
 
-@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'),
-                                   KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    'error', [OSError(28, 'No space left on device'), KeyboardInterrupt()]
+)
 @pytest.mark.parametrize('step', ['body', 'fsync', 'replace'])
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch, step, error):
     target = tmp_path / 'model.pth'
@@ -72,8 +69,10 @@ def test_mmengine_backend(tmp_path, monkeypatch):
 
 def test_an_error_names_the_file(tmp_path):
     """The system does not, where writing fails and not opening."""
-    with (pytest.raises(OSError, match='model.pth') as caught,
-          atomic_path(tmp_path / 'model.pth')):
+    with (
+        pytest.raises(OSError, match='model.pth') as caught,
+        atomic_path(tmp_path / 'model.pth'),
+    ):
         raise OSError(28, 'No space left on device')
     assert caught.value.filename == str(tmp_path / 'model.pth')
 
@@ -83,8 +82,11 @@ def test_what_killed_processes_leave_is_removed(tmp_path):
     dead.wait()
     leave = [
         f'.iter_3.{os.getppid()}.pth',  # a process that runs
-        f'.iter_3.{dead.pid}.txt', 'iter_3.pth', f'iter_4.{dead.pid}.pth',
-        '.hidden.pth', '.iter_3.x.pth'
+        f'.iter_3.{dead.pid}.txt',
+        'iter_3.pth',
+        f'iter_4.{dead.pid}.pth',
+        '.hidden.pth',
+        '.iter_3.x.pth',
     ]
     take = [f'.iter_3.{dead.pid}.pth', f'.best_acc_iter_3.{os.getpid()}.pth']
     for name in leave + take:

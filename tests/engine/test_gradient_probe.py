@@ -28,8 +28,8 @@ class Noisy(BaseModel):
         return dict(loss=(x * torch.rand(3) * noise).exp().sum())
 
 
-def probe(model, batch, scale=1.):
-    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.))
+def probe(model, batch, scale=1.0):
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
     weights = dict(a=model.layer.weight, b=model.unused.weight)
     return probe_snip_scores(model, batch, wrapper, weights, scale)
 
@@ -49,33 +49,34 @@ def test_scores_are_those_of_the_loss():
 def test_scale_is_a_factor():
     model, batch = Noisy(), [torch.randn(5, 4)]
     torch.testing.assert_close(
-        probe(model, batch, 64.)['a'],
-        probe(model, batch)['a'] * 64)
+        probe(model, batch, 64.0)['a'], probe(model, batch)['a'] * 64
+    )
 
 
 def test_nothing_is_left_behind():
     model, batch = Noisy(), [torch.randn(5, 4)]
-    model.layer.weight.grad = torch.full((3, 4), 7.)
+    model.layer.weight.grad = torch.full((3, 4), 7.0)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     inputs = batch[0].clone()
 
     def chance():
-        return (random.getstate(), np.random.get_state()[1].tolist(),
-                torch.get_rng_state().tolist())
+        return (
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            torch.get_rng_state().tolist(),
+        )
 
     before = chance()
     probe(model, batch)
     assert chance() == before
     assert all(v.equal(state[k]) for k, v in model.state_dict().items())
     assert batch[0].equal(inputs)
-    assert model.layer.weight.grad.unique().tolist() == [7.]
+    assert model.layer.weight.grad.unique().tolist() == [7.0]
     assert model.norm.weight.grad is None
 
 
 def test_a_model_without_a_loss_is_refused():
-
     class Silent(Noisy):
-
         def train_step(self, data, optim_wrapper):
             return {}
 
@@ -87,7 +88,6 @@ def test_a_model_may_take_its_steps_itself():
     """As those with several losses do; here they only go backward."""
 
     class OwnSteps(Noisy):
-
         def train_step(self, data, optim_wrapper):
             with optim_wrapper.optim_context(self):
                 loss = self(*data)['loss']

@@ -35,11 +35,14 @@ def test_load_config_overrides_and_names_the_work_dir(tmp_path):
     assert config.work_dir.endswith('my_model')
 
 
-@pytest.mark.parametrize('text, expected', [
-    ('x = 1', 'has no model'),
-    ('model = (', 'cannot be read as a config'),
-    ("_base_ = ['missing.py']", 'cannot be read as a config'),
-])
+@pytest.mark.parametrize(
+    'text, expected',
+    [
+        ('x = 1', 'has no model'),
+        ('model = (', 'cannot be read as a config'),
+        ("_base_ = ['missing.py']", 'cannot be read as a config'),
+    ],
+)
 def test_load_config_refuses_what_is_no_config(tmp_path, text, expected):
     path = tmp_path / 'broken.py'
     path.write_text(text)
@@ -60,8 +63,9 @@ def test_resume_needs_a_checkpoint(config, tmp_path):
 
 
 def test_resume_auto_takes_the_newest_whole_checkpoint(config, tmp_path):
-    torch.save(dict(state_dict={}, meta={}, message_hub={}),
-               tmp_path / 'iter_3.pth')
+    torch.save(
+        dict(state_dict={}, meta={}, message_hub={}), tmp_path / 'iter_3.pth'
+    )
     (tmp_path / 'iter_6.pth').write_bytes(b'torn')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_6.pth'))
     prepare_training(config, work_dir=str(tmp_path), resume='auto')
@@ -76,7 +80,6 @@ def test_resume_refuses_weights_alone(config, tmp_path):
 
 
 class _Payload:
-
     def __reduce__(self):
         return print, ('executed',)
 
@@ -110,7 +113,7 @@ def test_amp_changes_the_wrapper(config, monkeypatch):
 
 def test_amp_knows_what_it_works_on(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    own = dict(type='AmpOptimWrapper', loss_scale=512., dtype='bfloat16')
+    own = dict(type='AmpOptimWrapper', loss_scale=512.0, dtype='bfloat16')
     config.optim_wrapper.update(own)
     prepare_training(config, amp=True)
     assert {key: config.optim_wrapper[key] for key in own} == own
@@ -127,8 +130,13 @@ def test_processes_without_a_gpu(config, monkeypatch):
     MMLogger.get_current_instance()  # asks for its rank when it is made
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     config.sync_bn = 'torch'
-    config.model.update(norm_cfg=dict(type='SyncBN'), parts=[
-        dict(norm_cfg=dict(type='SyncBN', eps=1e-3)), dict(type='ReLU')])
+    config.model.update(
+        norm_cfg=dict(type='SyncBN'),
+        parts=[
+            dict(norm_cfg=dict(type='SyncBN', eps=1e-3)),
+            dict(type='ReLU'),
+        ],
+    )
     prepare_training(config, launcher='pytorch')
     assert config.launcher == 'pytorch'
     assert config.model_wrapper_cfg.type == 'MMDistributedDataParallel'
@@ -136,7 +144,9 @@ def test_processes_without_a_gpu(config, monkeypatch):
     assert 'sync_bn' not in config
     assert config.model.norm_cfg == dict(type='BN')
     assert config.model.parts == [
-        dict(norm_cfg=dict(type='BN', eps=1e-3)), dict(type='ReLU')]
+        dict(norm_cfg=dict(type='BN', eps=1e-3)),
+        dict(type='ReLU'),
+    ]
     # One's own wrapper is left alone.
     config.model_wrapper_cfg = dict(type='Mine')
     prepare_training(config, launcher='pytorch')
@@ -151,13 +161,17 @@ def test_auto_scale_lr(config):
     assert config.auto_scale_lr.enable is True
 
 
-@pytest.mark.parametrize('scope, expected', [
-    ('mmseg', dict(type='SegVisualizationHook', draw=True)),
-    ('mmdet', dict(type='DetVisualizationHook', draw=True)),
-    ('mmpretrain', dict(type='VisualizationHook', enable=True)),
-])
-def test_show_dir_draws_with_the_hook_of_the_library(config, tmp_path, scope,
-                                                     expected):
+@pytest.mark.parametrize(
+    'scope, expected',
+    [
+        ('mmseg', dict(type='SegVisualizationHook', draw=True)),
+        ('mmdet', dict(type='DetVisualizationHook', draw=True)),
+        ('mmpretrain', dict(type='VisualizationHook', enable=True)),
+    ],
+)
+def test_show_dir_draws_with_the_hook_of_the_library(
+    config, tmp_path, scope, expected
+):
     checkpoint = tmp_path / 'model.pth'
     torch.save(dict(state_dict={}), checkpoint)
     config.default_scope = scope
@@ -181,27 +195,43 @@ def test_out_adds_to_the_metrics(config, tmp_path):
     with pytest.raises(LaunchError, match='pkl'):
         prepare_testing(config, str(checkpoint), out='results.json')
     prepare_testing(config, str(checkpoint), out='results.pkl')
-    assert [metric.type for metric in config.test_evaluator
-            ] == ['ToyAccuracy', 'DumpResults']
+    assert [metric.type for metric in config.test_evaluator] == [
+        'ToyAccuracy',
+        'DumpResults',
+    ]
 
 
 SHARDED = dict(
-    runner_type='FlexibleRunner', strategy=dict(type='FullStateFSDPStrategy'))
+    runner_type='FlexibleRunner', strategy=dict(type='FullStateFSDPStrategy')
+)
 
 
-@pytest.mark.parametrize('changes, expected', [
-    (dict(strategy=dict(type='FSDPStrategy')), 'FlexibleRunner'),
-    (dict(SHARDED, strategy=dict(type='FSDPStrategy')),
-     'FullStateFSDPStrategy'),
-    (dict(SHARDED, custom_hooks=[dict(type='EMAHook')]),
-     'EMAHook needs whole parameters'),
-    (dict(SHARDED, custom_hooks=[dict(type='pelk_mm.DynamicSparsityHook')]),
-     'DynamicSparsityHook needs whole parameters'),
-    (dict(SHARDED, strategy=dict(type='DeepSpeedStrategy')),
-     'not installed|past the hooks'),
-])
-def test_strategies_that_would_not_do_what_is_asked(config, changes,
-                                                    expected):
+@pytest.mark.parametrize(
+    'changes, expected',
+    [
+        (dict(strategy=dict(type='FSDPStrategy')), 'FlexibleRunner'),
+        (
+            dict(SHARDED, strategy=dict(type='FSDPStrategy')),
+            'FullStateFSDPStrategy',
+        ),
+        (
+            dict(SHARDED, custom_hooks=[dict(type='EMAHook')]),
+            'EMAHook needs whole parameters',
+        ),
+        (
+            dict(
+                SHARDED,
+                custom_hooks=[dict(type='pelk_mm.DynamicSparsityHook')],
+            ),
+            'DynamicSparsityHook needs whole parameters',
+        ),
+        (
+            dict(SHARDED, strategy=dict(type='DeepSpeedStrategy')),
+            'not installed|past the hooks',
+        ),
+    ],
+)
+def test_strategies_that_would_not_do_what_is_asked(config, changes, expected):
     config.merge_from_dict(changes)
     with pytest.raises(LaunchError, match=expected):
         prepare_training(config)
@@ -232,19 +262,29 @@ def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
     prepare_training(config, resume=f'{folder}/')
     assert config.resume == str(folder)
     assert config.load_from is None
-    with weights_only(), pytest.raises(
-            LaunchError, match='with pickle.*set TORCH_FORCE_NO_WEIGHTS_ONLY'):
+    with (
+        weights_only(),
+        pytest.raises(
+            LaunchError, match='with pickle.*set TORCH_FORCE_NO_WEIGHTS_ONLY'
+        ),
+    ):
         prepare_training(config, resume=str(folder))
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     with weights_only():
         prepare_training(config, resume=str(folder))
 
 
-@pytest.mark.parametrize('has, expected', [
-    (None, 'not installed'), ('runtime/fp16', 'too new'),
-    ('runtime/fp16/onebit', None)])
-def test_deepspeed_has_to_be_one_that_mmengine_knows(tmp_path, monkeypatch,
-                                                     has, expected):
+@pytest.mark.parametrize(
+    'has, expected',
+    [
+        (None, 'not installed'),
+        ('runtime/fp16', 'too new'),
+        ('runtime/fp16/onebit', None),
+    ],
+)
+def test_deepspeed_has_to_be_one_that_mmengine_knows(
+    tmp_path, monkeypatch, has, expected
+):
     spec = None
     if has is not None:
         (tmp_path / has).mkdir(parents=True)
@@ -259,19 +299,20 @@ def test_deepspeed_has_to_be_one_that_mmengine_knows(tmp_path, monkeypatch,
 
 def test_a_full_disk_is_one_line(config, monkeypatch):
     class FullDisk:
-
         def train(self):
             raise OSError(errno.ENOSPC, 'No space left on device', 'x.pth')
 
     monkeypatch.setattr(launch, 'build_runner', lambda config: FullDisk())
-    with pytest.raises(LaunchError, match='cannot write x.pth: No space left '
-                       'on device. no checkpoint had been saved yet'):
+    with pytest.raises(
+        LaunchError,
+        match='cannot write x.pth: No space left '
+        'on device. no checkpoint had been saved yet',
+    ):
         launch.train(config)
 
 
 def test_other_errors_pass(config, monkeypatch):
     class Missing:
-
         def train(self):
             raise FileNotFoundError(errno.ENOENT, 'No such file', 'x.jpg')
 
@@ -282,6 +323,9 @@ def test_other_errors_pass(config, monkeypatch):
 
 def test_the_work_dir_is_tried_beforehand(config, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(LaunchError, match=r'cannot write to the work dir .*'
-                       'run: Not a directory; name another one'):
+    with pytest.raises(
+        LaunchError,
+        match=r'cannot write to the work dir .*'
+        'run: Not a directory; name another one',
+    ):
         prepare_training(config, work_dir=str(tmp_path / 'file' / 'run'))

@@ -24,8 +24,9 @@ class Shake(Optimizer):
 
 
 def make(optimizer=lambda params: AdamW(params, lr=0.1), averaged=()):
-    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(),
-                          nn.Linear(8, 4, bias=False))
+    model = nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False)
+    )
     weights = dict(model.named_parameters())
     generator = torch.Generator().manual_seed(0)
     masks = {
@@ -34,8 +35,9 @@ def make(optimizer=lambda params: AdamW(params, lr=0.1), averaged=()):
     }
     optimizer = optimizer(model.parameters())
     averaged = [build(model) for build in averaged]
-    keeper = MaskKeeper(masks, weights, [optimizer],
-                        [average.module for average in averaged])
+    keeper = MaskKeeper(
+        masks, weights, [optimizer], [average.module for average in averaged]
+    )
     keeper.attach()
     return model, optimizer, keeper, averaged
 
@@ -63,21 +65,31 @@ def test_attaching_zeroes_dead_weights_only():
     assert model[0].weight.equal(torch.where(mask, before, 0))
 
 
-@pytest.mark.parametrize('optimizer', [
-    lambda p: AdamW(p, lr=0.1, weight_decay=0.05),
-    lambda p: Adam(p, lr=0.1, amsgrad=True),
-    lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
-    lambda p: RMSprop(p, lr=0.1, momentum=0.9),
-    Shake,
-])
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        lambda p: AdamW(p, lr=0.1, weight_decay=0.05),
+        lambda p: Adam(p, lr=0.1, amsgrad=True),
+        lambda p: SGD(
+            p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True
+        ),
+        lambda p: RMSprop(p, lr=0.1, momentum=0.9),
+        Shake,
+    ],
+)
 def test_dead_weights_stay_zero_and_feed_no_moments(optimizer):
     model, optimizer, keeper, _ = make(optimizer)
     for seed in range(5):
         step(model, optimizer, seed)
         weights = dict(model.named_parameters())
         assert_dead_are_zero(keeper, weights)
-        for key in ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq',
-                    'momentum_buffer', 'square_avg'):
+        for key in (
+            'exp_avg',
+            'exp_avg_sq',
+            'max_exp_avg_sq',
+            'momentum_buffer',
+            'square_avg',
+        ):
             moments = {
                 name: optimizer.state[param][key]
                 for name, param in weights.items()
@@ -93,15 +105,17 @@ def test_gradients_are_masked_before_clipping_and_overflow_checks():
     x = torch.randn(16, 6)
     weight, mask = model[2].weight, keeper.masks['2.weight']
     dense = torch.autograd.grad(
-        model[2](model[1](model[0](x))).square().mean(), weight)[0]
+        model[2](model[1](model[0](x))).square().mean(), weight
+    )[0]
     keeper.detach()
     free = torch.autograd.grad(
-        model[2](model[1](model[0](x))).square().mean(), weight)[0]
+        model[2](model[1](model[0](x))).square().mean(), weight
+    )[0]
     assert (free[~mask] != 0).any()
     assert dense.equal(torch.where(mask, free, 0))
     keeper.attach()
     # An overflow among dead weights only concerns nobody.
-    (weight * torch.where(mask, 1., float('inf'))).sum().backward()
+    (weight * torch.where(mask, 1.0, float('inf'))).sum().backward()
     assert weight.grad.isfinite().all()
 
 
@@ -121,8 +135,10 @@ def test_move_drops_the_smallest_and_grows_from_zero():
         assert dropped.sum() == grown.sum() == count
         dropped_in_all += count
         kept = before & mask
-        assert (weights[name][dropped].abs().max()
-                <= weights[name][kept].abs().min())
+        assert (
+            weights[name][dropped].abs().max()
+            <= weights[name][kept].abs().min()
+        )
         assert param[kept].equal(weights[name][kept])
         assert (param[~kept] == 0).all()
         assert (state[name]['exp_avg'][~kept] == 0).all()
@@ -176,7 +192,7 @@ def test_gradients_of_several_passes_add_up_and_can_be_forgotten():
     keeper.gathering = True
     for _ in range(2):
         model(torch.ones(1, 6)).sum().backward()
-    keeper.fold_gradients(scale=2.)
+    keeper.fold_gradients(scale=2.0)
     twice = keeper.momentum.copy()
     keeper.momentum.clear()
     model(torch.ones(1, 6)).sum().backward()
@@ -191,16 +207,19 @@ def test_gradients_of_several_passes_add_up_and_can_be_forgotten():
 
 
 def test_averages_are_as_sparse_as_the_model():
-    model, optimizer, keeper, (average, ) = make(
-        averaged=[lambda m: ExponentialMovingAverage(m, momentum=0.3)])
+    model, optimizer, keeper, (average,) = make(
+        averaged=[lambda m: ExponentialMovingAverage(m, momentum=0.3)]
+    )
     for seed in range(6):
         step(model, optimizer, seed)
         if seed % 2:
             keeper.move(0.5, torch.Generator().manual_seed(seed))
         average.update_parameters(model)
         assert_dead_are_zero(keeper, dict(average.module.named_parameters()))
-        assert all((p[keeper.masks[n]] != 0).any()
-                   for n, p in average.module.named_parameters())
+        assert all(
+            (p[keeper.masks[n]] != 0).any()
+            for n, p in average.module.named_parameters()
+        )
 
 
 def test_detached_keeper_lets_go():
@@ -216,4 +235,5 @@ def test_summary_names_the_extremes():
     assert keeper.density == pytest.approx(48 / 80)
     assert keeper.summary() == (
         'density 0.6000 over 2 weights, most dense 0.weight 0.6042, least '
-        'dense 2.weight 0.5938')
+        'dense 2.weight 0.5938'
+    )

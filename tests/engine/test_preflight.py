@@ -13,19 +13,15 @@ from pelk_mm.engine.conversion import build_model
 from pelk_mm.engine.launch import LaunchError
 from pelk_mm.engine.preflight import preflight
 from pelk_mm.models import PeLK
-from tests.models.test_checkpoint import (
-    ARCH,
-    CLASSIFIER,
-    DETECTOR,
-    SEGMENTOR,
-)
+from tests.models.test_checkpoint import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.toy_task import TOY_CONFIG
 
 
 def draw(path, size=40):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(
-        0, 255, (size, size, 3), dtype=np.uint8)
+        0, 255, (size, size, 3), dtype=np.uint8
+    )
     Image.fromarray(noise).save(path)
 
 
@@ -41,20 +37,24 @@ def classification(tmp_path) -> Config:
         type='CustomDataset',
         data_root=str(tmp_path / 'data'),
         data_prefix='train',
-        metainfo=dict(classes=tuple('abc')))
+        metainfo=dict(classes=tuple('abc')),
+    )
     return Config(
         dict(
             CLASSIFIER,
             train_dataloader=loader(dataset),
             val_dataloader=loader(dataset),
-            test_dataloader=loader(dataset)))
+            test_dataloader=loader(dataset),
+        )
+    )
 
 
 @pytest.fixture
 def segmentation(tmp_path) -> Config:
     draw(tmp_path / 'img' / '0.jpg')
     Image.fromarray(np.zeros((40, 40), np.uint8)).save(
-        tmp_path / 'img' / '0.png')
+        tmp_path / 'img' / '0.png'
+    )
     return Config(
         dict(
             SEGMENTOR,
@@ -63,7 +63,11 @@ def segmentation(tmp_path) -> Config:
                     type='BaseSegDataset',
                     data_root=str(tmp_path),
                     data_prefix=dict(img_path='img', seg_map_path='img'),
-                    metainfo=dict(classes=tuple('abc'))))))
+                    metainfo=dict(classes=tuple('abc')),
+                )
+            ),
+        )
+    )
 
 
 @pytest.fixture
@@ -74,7 +78,10 @@ def detection(tmp_path) -> Config:
             dict(
                 images=[dict(id=0, file_name='0.jpg', width=40, height=40)],
                 annotations=[],
-                categories=[dict(id=1, name='a'), dict(id=2, name='b')])))
+                categories=[dict(id=1, name='a'), dict(id=2, name='b')],
+            )
+        )
+    )
     return Config(
         dict(
             DETECTOR,
@@ -88,7 +95,12 @@ def detection(tmp_path) -> Config:
                         data_root=str(tmp_path),
                         ann_file='coco.json',
                         data_prefix=dict(img='img'),
-                        metainfo=dict(classes=('a', 'b')))))))
+                        metainfo=dict(classes=('a', 'b')),
+                    ),
+                )
+            ),
+        )
+    )
 
 
 def refuses(config: Config, message: str, **kwargs) -> str:
@@ -97,8 +109,9 @@ def refuses(config: Config, message: str, **kwargs) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize('task',
-                         ['classification', 'segmentation', 'detection'])
+@pytest.mark.parametrize(
+    'task', ['classification', 'segmentation', 'detection']
+)
 def test_right_configs_pass_unchanged(task, request):
     config = request.getfixturevalue(task)
     before = config.pretty_text
@@ -113,7 +126,8 @@ def test_configs_of_other_kinds_pass():
 def test_archives_are_left_to_their_data_set(classification, tmp_path):
     (tmp_path / 'cifar').mkdir()
     classification.train_dataloader.dataset = dict(
-        type='CIFAR10', data_prefix=str(tmp_path / 'cifar'))
+        type='CIFAR10', data_prefix=str(tmp_path / 'cifar')
+    )
     # Only its ten classes are compared.
     refuses(classification, 'has 10 classes')
 
@@ -135,11 +149,13 @@ def test_folder_without_images(segmentation, tmp_path):
 def test_images_that_cannot_be_decoded(damage, classification, tmp_path):
     path = tmp_path / 'data' / 'train' / 'b' / '0.jpg'
     content = path.read_bytes()
-    path.write_bytes({
-        'truncated': content[:len(content) // 2],
-        'text': b'<html>404</html>',
-        'nothing': b''
-    }[damage])
+    path.write_bytes(
+        {
+            'truncated': content[: len(content) // 2],
+            'text': b'<html>404</html>',
+            'nothing': b'',
+        }[damage]
+    )
     refuses(classification, r'b/0\.jpg (cannot be decoded|is not an image)')
 
 
@@ -148,15 +164,23 @@ def test_a_folder_too_many(classification, tmp_path):
     refuses(classification, '4 subfolders and the data set 3 classes')
 
 
-@pytest.mark.parametrize('content, message', [
-    ('not json', 'is no JSON'),
-    ('[]', 'it has no annotations, categories, images'),
-    ('{"images": [], "annotations": []}', 'it has no categories'),
-    ('{"images": [], "annotations": [], "categories": '
-     '[{"name": "a"}, {"name": "b"}]}', 'names no image'),
-    ('{"images": [{}], "annotations": [], "categories": [{"name": "a"}]}',
-     'no category b of the classes'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('not json', 'is no JSON'),
+        ('[]', 'it has no annotations, categories, images'),
+        ('{"images": [], "annotations": []}', 'it has no categories'),
+        (
+            '{"images": [], "annotations": [], "categories": '
+            '[{"name": "a"}, {"name": "b"}]}',
+            'names no image',
+        ),
+        (
+            '{"images": [{}], "annotations": [], "categories": [{"name": "a"}]}',
+            'no category b of the classes',
+        ),
+    ],
+)
 def test_annotations_that_are_not_coco(content, message, detection, tmp_path):
     (tmp_path / 'coco.json').write_text(content)
     refuses(detection, message)
@@ -164,8 +188,10 @@ def test_annotations_that_are_not_coco(content, message, detection, tmp_path):
 
 def test_classes_of_data_and_head(detection):
     detection.model.bbox_head.num_classes = 80
-    refuses(detection,
-            r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b')
+    refuses(
+        detection,
+        r'model\.bbox_head\.num_classes is 80, .* has 2 classes: a, b',
+    )
 
 
 def test_heads_that_count_something_else(detection):
@@ -185,7 +211,8 @@ def save_weights(config: Config, path) -> dict:
 
 
 def test_a_head_of_other_classes_starts_anew_only_if_asked(
-        classification, tmp_path):
+    classification, tmp_path
+):
     other = Config(CLASSIFIER)
     other.model.head.num_classes = 7
     other.model.backbone.layer_scale_init_value = 0.5
@@ -201,8 +228,10 @@ def test_a_head_of_other_classes_starts_anew_only_if_asked(
     loaded = load_checkpoint(model, str(tmp_path / 'seven.pth'))
     assert torch.equal(model.head.fc.weight, before)
     name = 'stages.0.blocks.0.gamma'
-    assert torch.equal(model.backbone.state_dict()[name],
-                       loaded['state_dict'][f'backbone.{name}'])
+    assert torch.equal(
+        model.backbone.state_dict()[name],
+        loaded['state_dict'][f'backbone.{name}'],
+    )
     # Neither a resumed training nor a test can have another head.
     refuses(classification, 'does not fit', training=False)
     classification.resume = True
@@ -229,14 +258,18 @@ def test_a_test_needs_every_weight(classification, tmp_path):
     del state['head.fc.bias']
     torch.save(state, tmp_path / 'x.pth')
     preflight(classification)
-    refuses(classification, r'lacks 1 of the \d+ entries.*head\.fc\.bias',
-            training=False)
+    refuses(
+        classification,
+        r'lacks 1 of the \d+ entries.*head\.fc\.bias',
+        training=False,
+    )
 
 
 def test_pretrained_backbones(segmentation, tmp_path):
     path = tmp_path / 'backbone.pth'
     segmentation.model.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint=str(path), prefix='backbone.')
+        type='Pretrained', checkpoint=str(path), prefix='backbone.'
+    )
     refuses(segmentation, r'model\.backbone\.init_cfg: .*backbone\.pth')
     torch.save(PeLK(dict(ARCH, channels=(8, 12, 16, 24))).state_dict(), path)
     refuses(segmentation, 'another arch')
@@ -251,20 +284,29 @@ def test_all_problems_are_named_at_once(classification, tmp_path):
     assert '4 subfolders' in message and 'in_channels=3' in message
 
 
-@pytest.mark.parametrize('field, value, message', [
-    ('arch', 'tinny', r"PeLK: unknown arch 'tinny' \(did you mean 'tiny'\?\)"),
-    ('drop_path_rate', 'much', "PeLK: drop_path_rate must be a number"),
-    ('small_kernels', 5, r"no argument 'small_kernels' \(did you mean"),
-    ('type', 'PeKL', r"no PeKL in the registry .*did you mean 'PeLK'"),
-])
+@pytest.mark.parametrize(
+    'field, value, message',
+    [
+        (
+            'arch',
+            'tinny',
+            r"PeLK: unknown arch 'tinny' \(did you mean 'tiny'\?\)",
+        ),
+        ('drop_path_rate', 'much', 'PeLK: drop_path_rate must be a number'),
+        ('small_kernels', 5, r"no argument 'small_kernels' \(did you mean"),
+        ('type', 'PeKL', r"no PeKL in the registry .*did you mean 'PeLK'"),
+    ],
+)
 def test_models_that_cannot_be_built(field, value, message, classification):
     classification.model.backbone[field] = value
     refuses(classification, f'^the model cannot be built: .*{message}')
 
 
 def test_models_for_real_devices_only_are_checked_too(
-        classification, monkeypatch):
+    classification, monkeypatch
+):
     from pelk_mm.engine import preflight as module
+
     build = module.build_model
 
     def build_on_real_devices(config, device='cpu'):
@@ -278,23 +320,31 @@ def test_models_for_real_devices_only_are_checked_too(
     refuses(classification, 'in_channels=3')
 
 
-@pytest.mark.parametrize('paramwise, message', [
-    (dict(decay_rate='x'), 'optim_wrapper: decay_rate must be a number'),
-    (dict(decay_rate=0.7, num_layers=99), 'num_layers=99, but the backbone'),
-])
+@pytest.mark.parametrize(
+    'paramwise, message',
+    [
+        (dict(decay_rate='x'), 'optim_wrapper: decay_rate must be a number'),
+        (
+            dict(decay_rate=0.7, num_layers=99),
+            'num_layers=99, but the backbone',
+        ),
+    ],
+)
 def test_layer_decay(paramwise, message, classification):
     classification.optim_wrapper = dict(
         optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
         constructor='LayerDecayOptimWrapperConstructor',
-        paramwise_cfg=paramwise)
+        paramwise_cfg=paramwise,
+    )
     refuses(classification, message)
     classification.optim_wrapper.paramwise_cfg = dict(decay_rate=0.7)
     preflight(classification)
 
 
 def annotate(tmp_path, **fields) -> None:
-    annotation = dict(id=1, image_id=0, category_id=1, bbox=[1, 1, 9, 9],
-                      area=81)
+    annotation = dict(
+        id=1, image_id=0, category_id=1, bbox=[1, 1, 9, 9], area=81
+    )
     content = json.loads((tmp_path / 'coco.json').read_text())
     content['annotations'] = [annotation, {**annotation, 'id': 2, **fields}]
     (tmp_path / 'coco.json').write_text(json.dumps(content))
@@ -312,15 +362,18 @@ def test_annotations_that_would_end_the_training(detection, tmp_path):
     refuses(detection, 'another width and height than its file')
 
 
-def test_annotations_that_are_left_out_are_counted(detection, tmp_path,
-                                                   monkeypatch):
+def test_annotations_that_are_left_out_are_counted(
+    detection, tmp_path, monkeypatch
+):
     from pelk_mm.engine import preflight as module
+
     lines = []
-    monkeypatch.setattr(module, 'print_log',
-                        lambda line, *_, **__: lines.append(line))
+    monkeypatch.setattr(
+        module, 'print_log', lambda line, *_, **__: lines.append(line)
+    )
     annotate(tmp_path, bbox=[1, 1, 0, 9])
     preflight(detection)
-    line, = [line for line in lines if 'left out' in line]
+    (line,) = [line for line in lines if 'left out' in line]
     assert 'coco.json' in line and 'annotation 2' in line
 
 

@@ -38,11 +38,11 @@ def mask_of(text):
 
 
 class Model(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5))
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+        )
         self.backbone.map = nn.Parameter(torch.zeros(1, 3, 3))
         self.backbone.gamma = nn.Parameter(torch.zeros(5))
         self.backbone.volume = nn.Conv3d(1, 1, 2, bias=False)
@@ -51,7 +51,9 @@ class Model(nn.Module):
 
 def test_select_takes_2d_and_4d_weights_only():
     assert list(select_weights(Model(), ['.'])) == [
-        'backbone.0.weight', 'backbone.2.weight', 'head.weight'
+        'backbone.0.weight',
+        'backbone.2.weight',
+        'head.weight',
     ]
 
 
@@ -62,12 +64,16 @@ def test_select_exclude_wins_over_include():
     assert weights['head.weight'] is model.head.weight
 
 
-@pytest.mark.parametrize('include, exclude, guilty', [
-    (['backbone', 'neck'], [], "include pattern 'neck'"),
-    (['backbone'], ['bias'], "exclude pattern 'bias'"),
-])
+@pytest.mark.parametrize(
+    'include, exclude, guilty',
+    [
+        (['backbone', 'neck'], [], "include pattern 'neck'"),
+        (['backbone'], ['bias'], "exclude pattern 'bias'"),
+    ],
+)
 def test_select_names_the_pattern_that_matches_nothing(
-        include, exclude, guilty):
+    include, exclude, guilty
+):
     with pytest.raises(ValueError, match=guilty):
         select_weights(Model(), include, exclude)
 
@@ -87,7 +93,8 @@ def overall(densities, shapes):
 
 def test_uniform_densities():
     assert uniform_densities(SHAPES, 0.6) == dict(
-        stem=0.6, depthwise=0.6, wide=0.6)
+        stem=0.6, depthwise=0.6, wide=0.6
+    )
 
 
 def test_erk_densities_follow_the_shape():
@@ -95,7 +102,8 @@ def test_erk_densities_follow_the_shape():
     shapes = dict(a=(100, 100), b=(300, 100))
     densities = erk_densities(shapes, 0.1)
     assert densities['a'] / densities['b'] == pytest.approx(
-        (200 / 10000) / (400 / 30000))
+        (200 / 10000) / (400 / 30000)
+    )
     assert overall(densities, shapes) == pytest.approx(0.1)
 
 
@@ -107,32 +115,33 @@ def test_erk_densities_fill_small_layers_and_keep_the_total():
 
 
 def test_erk_densities_of_a_dense_network():
-    assert erk_densities(SHAPES, 1.) == dict(stem=1, depthwise=1, wide=1)
+    assert erk_densities(SHAPES, 1.0) == dict(stem=1, depthwise=1, wide=1)
 
 
 def test_snip_scores_are_the_sensitivity():
-    weight = torch.tensor([[1., -2.], [0., 3.]])
-    gradient = torch.tensor([[-4., -5.], [6., 0.]])
+    weight = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
+    gradient = torch.tensor([[-4.0, -5.0], [6.0, 0.0]])
     assert snip_scores(weight, gradient).tolist() == [[4, 10], [0, 0]]
 
 
 def test_snip_densities_count_the_best_of_all_layers():
     scores = dict(
-        a=torch.tensor([9., 8., 7., 0.]),
-        b=torch.tensor([[6., 5.], [4., 3.]]),
-        c=torch.tensor([1., 2.]))
-    assert snip_densities(scores, 0.5) == dict(a=0.75, b=0.5, c=0.)
+        a=torch.tensor([9.0, 8.0, 7.0, 0.0]),
+        b=torch.tensor([[6.0, 5.0], [4.0, 3.0]]),
+        c=torch.tensor([1.0, 2.0]),
+    )
+    assert snip_densities(scores, 0.5) == dict(a=0.75, b=0.5, c=0.0)
 
 
 def test_snip_densities_with_ties_keep_exactly_as_many():
     scores = dict(a=torch.ones(6), b=torch.ones(4))
     densities = snip_densities(scores, 0.7)
-    assert overall(densities, dict(a=(6, ), b=(4, ))) == pytest.approx(0.7)
+    assert overall(densities, dict(a=(6,), b=(4,))) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize('value', [float('inf'), float('nan')])
 def test_snip_densities_refuse_what_is_not_finite(value):
-    scores = dict(good=torch.ones(3), bad=torch.tensor([1., value]))
+    scores = dict(good=torch.ones(3), bad=torch.tensor([1.0, value]))
     with pytest.raises(ValueError, match="'bad'"):
         snip_densities(scores, 0.5)
 
@@ -142,13 +151,10 @@ def test_snip_densities_refuse_no_gradient_at_all():
         snip_densities(dict(a=torch.zeros(3)), 0.5)
 
 
-@pytest.mark.parametrize('density, numel, count', [
-    (0.6, 10, 6),
-    (0.6, 961, 577),
-    (1.0, 7, 7),
-    (0.0, 7, 1),
-    (1e-9, 7, 1),
-])
+@pytest.mark.parametrize(
+    'density, numel, count',
+    [(0.6, 10, 6), (0.6, 961, 577), (1.0, 7, 7), (0.0, 7, 1), (1e-9, 7, 1)],
+)
 def test_live_count(density, numel, count):
     assert live_count(density, numel) == count
 
@@ -165,7 +171,7 @@ def test_draw_mask_has_the_count_and_depends_on_the_seed(count):
 
 def test_draw_mask_is_even():
     source = generator()
-    hits = sum(draw_mask((10, ), 6, source).int() for _ in range(2000))
+    hits = sum(draw_mask((10,), 6, source).int() for _ in range(2000))
     # 1200 expected, standard deviation 22.
     assert hits.min() > 1090 and hits.max() < 1310
 
@@ -183,7 +189,7 @@ def test_spawned_generators_differ_and_repeat():
 
 
 def test_mask_from_zeros():
-    weight = nn.Parameter(torch.tensor([[0., 1e-30], [-2., -0.]]))
+    weight = nn.Parameter(torch.tensor([[0.0, 1e-30], [-2.0, -0.0]]))
     mask = mask_from_zeros(weight)
     assert mask.tolist() == [[False, True], [True, False]]
     assert not mask.requires_grad
@@ -194,25 +200,29 @@ def test_prune_rate_is_a_cosine():
     assert rates[0] == 0.5
     assert rates[50] == pytest.approx((0.5 + 0.005) / 2)
     assert rates[25] == pytest.approx(
-        0.005 + 0.495 * (1 + math.cos(math.pi / 4)) / 2)
+        0.005 + 0.495 * (1 + math.cos(math.pi / 4)) / 2
+    )
     assert rates[100] == rates[149] == pytest.approx(0.005)
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize('text, rate, count', [
-    ('xxxxxx....', 0.5, 3),
-    ('xxxxxx....', 1.0, 4),
-    ('xxxxxx....', 0.0, 0),
-    ('xxxxxxxxx.', 0.5, 1),
-    ('xxxxxxxxxx', 0.5, 0),
-    ('x.........', 0.3, 0),
-])
+@pytest.mark.parametrize(
+    'text, rate, count',
+    [
+        ('xxxxxx....', 0.5, 3),
+        ('xxxxxx....', 1.0, 4),
+        ('xxxxxx....', 0.0, 0),
+        ('xxxxxxxxx.', 0.5, 1),
+        ('xxxxxxxxxx', 0.5, 0),
+        ('x.........', 0.3, 0),
+    ],
+)
 def test_turnover_is_bounded_by_the_dead(text, rate, count):
     assert turnover(mask_of(text), rate) == count
 
 
 def test_drop_takes_the_smallest_live_weights():
-    weight = torch.tensor([5., -0.1, 0.3, -4., 0., 0.01, 2., 0.])
+    weight = torch.tensor([5.0, -0.1, 0.3, -4.0, 0.0, 0.01, 2.0, 0.0])
     mask = mask_of('xxxx.xx.')
     # Smallest first: 0.01, -0.1, 0.3; the dead zeros do not count.
     assert drop_smallest(weight, mask, 0).equal(mask)
@@ -222,10 +232,12 @@ def test_drop_takes_the_smallest_live_weights():
 
 
 def test_drop_prefers_live_zeros_in_order():
-    weight = torch.tensor([[0., 0.], [0., 1.]])
+    weight = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     mask = torch.ones(2, 2, dtype=torch.bool)
-    assert drop_smallest(weight, mask, 2).tolist() == [[False, False],
-                                                       [True, True]]
+    assert drop_smallest(weight, mask, 2).tolist() == [
+        [False, False],
+        [True, True],
+    ]
 
 
 def test_grow_random_adds_candidates_only():
@@ -237,14 +249,16 @@ def test_grow_random_adds_candidates_only():
     assert mask.equal(mask_of('xx......'))
     seen = sum(
         grow_random(mask, candidates, 2, generator(seed)).int()
-        for seed in range(40))
+        for seed in range(40)
+    )
     assert (seen[4:] > 0).all() and (seen[2:4] == 0).all()
 
 
 def test_grow_largest_takes_the_best_candidates():
-    score = torch.tensor([9., 1., 7., 3., float('nan'), 5.])
+    score = torch.tensor([9.0, 1.0, 7.0, 3.0, float('nan'), 5.0])
     grown = grow_largest(
-        mask_of('x.....'), mask_of('.xxxxx'), 3, score, generator())
+        mask_of('x.....'), mask_of('.xxxxx'), 3, score, generator()
+    )
     assert grown.equal(mask_of('x.xx.x'))
 
 
@@ -253,24 +267,24 @@ def test_grow_largest_breaks_ties_at_random():
     results = {
         tuple(
             grow_largest(
-                mask_of('x.....'), mask_of('.xxxxx'), 2, score,
-                generator(seed)).tolist())
+                mask_of('x.....'), mask_of('.xxxxx'), 2, score, generator(seed)
+            ).tolist()
+        )
         for seed in range(20)
     }
     assert len(results) > 3
 
 
 def test_silence_leaves_no_negative_zero_and_no_nan():
-    weight = torch.tensor([-1., -2., float('nan'), 4.])
-    counter = torch.tensor(7.)
+    weight = torch.tensor([-1.0, -2.0, float('nan'), 4.0])
+    counter = torch.tensor(7.0)
     silence_([weight, counter], mask_of('x..x'))
     assert weight.tolist() == [-1, 0, 0, 4]
     assert not torch.signbit(weight[1])
     assert counter == 7
 
 
-@pytest.mark.parametrize('shape', [(1, ), (8, ), (9, ), (3, 5, 7), (16, 1, 5,
-                                                                   5)])
+@pytest.mark.parametrize('shape', [(1,), (8,), (9,), (3, 5, 7), (16, 1, 5, 5)])
 def test_pack_and_unpack(shape):
     mask = torch.rand(shape, generator=generator()) < 0.6
     packed = pack_mask(mask)
@@ -287,9 +301,9 @@ def test_pack_reads_a_transposed_mask_in_its_own_order():
 def test_unpack_refuses_another_size():
     packed = pack_mask(torch.ones(20, dtype=torch.bool))
     with pytest.raises(ValueError, match='takes 5 bytes of uint8, got 3'):
-        unpack_mask(packed, (40, ))
+        unpack_mask(packed, (40,))
     with pytest.raises(ValueError, match='float32'):
-        unpack_mask(packed.float(), (20, ))
+        unpack_mask(packed.float(), (20,))
 
 
 def test_digest_tells_masks_apart():

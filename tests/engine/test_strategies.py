@@ -12,20 +12,28 @@ from pelk_mm.engine.strategies import (
 )
 
 
-@pytest.mark.parametrize('name', [
-    'backbone.stages.0.blocks.1.gamma',
-    '_fsdp_wrapped_module.backbone.stages.0.blocks.1.gamma',
-    'backbone.stages.0.blocks.1._fsdp_wrapped_module.gamma',
-    'backbone.stages.0._checkpoint_wrapped_module.blocks.1.gamma',
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'backbone.stages.0.blocks.1.gamma',
+        '_fsdp_wrapped_module.backbone.stages.0.blocks.1.gamma',
+        'backbone.stages.0.blocks.1._fsdp_wrapped_module.gamma',
+        'backbone.stages.0._checkpoint_wrapped_module.blocks.1.gamma',
+    ],
+)
 def test_plain_name(name):
     assert plain_name(name) == 'backbone.stages.0.blocks.1.gamma'
 
 
-@pytest.mark.parametrize('config', [
-    dict(type='DeepSpeedStrategy'), ConfigDict(type='mm.DeepSpeedStrategy'),
-    dict(type=type('DeepSpeedStrategy', (), {})),
-    type('DeepSpeedStrategy', (), {})()])
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(type='DeepSpeedStrategy'),
+        ConfigDict(type='mm.DeepSpeedStrategy'),
+        dict(type=type('DeepSpeedStrategy', (), {})),
+        type('DeepSpeedStrategy', (), {})(),
+    ],
+)
 def test_type_name(config):
     assert type_name(config) == 'DeepSpeedStrategy'
 
@@ -35,10 +43,13 @@ def test_other_models_are_left_alone():
         pass
 
 
-@pytest.mark.parametrize('arguments, expected', [
-    (dict(state_dict_cfg='local'), "must be 'full', got 'local'"),
-    (dict(model_wrapper=dict(use_orig_params=False)), 'must be True'),
-])
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (dict(state_dict_cfg='local'), "must be 'full', got 'local'"),
+        (dict(model_wrapper=dict(use_orig_params=False)), 'must be True'),
+    ],
+)
 def test_fsdp_refuses(arguments, expected):
     with pytest.raises(ValueError, match=expected):
         FullStateFSDPStrategy(**arguments)

@@ -34,7 +34,9 @@ CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([__name__])
 
 #: Sparse, with an optimizer and a schedule that have a memory; saves always.
-CONFIG = toy_task.TOY_CONFIG + '''
+CONFIG = (
+    toy_task.TOY_CONFIG
+    + """
 train_cfg = dict(
     type='IterBasedTrainLoop', max_iters={iters}, val_interval=1000)
 param_scheduler = dict(type='PolyLR', by_epoch=False, end={iters})
@@ -47,12 +49,17 @@ default_hooks = dict(
         type='SafeCheckpointHook', by_epoch=False, interval=1,
         max_keep_ckpts={keep}),
     logger=dict(type='LoggerHook', interval=10))
-'''
+"""
+)
 
 
-def start(config: Path, work_dir: Path, *options: str,
-          trouble: Callable | None = None, arguments: tuple = ()
-          ) -> BaseProcess:
+def start(
+    config: Path,
+    work_dir: Path,
+    *options: str,
+    trouble: Callable | None = None,
+    arguments: tuple = (),
+) -> BaseProcess:
     """Start to train; what it prints goes to ``work_dir`` + '.log'.
 
     Args:
@@ -65,9 +72,14 @@ def start(config: Path, work_dir: Path, *options: str,
     """
     process = CONTEXT.Process(
         target=_live,
-        args=([str(config), '--work-dir', str(work_dir), *options],
-              log_of(work_dir), trouble, arguments),
-        daemon=True)
+        args=(
+            [str(config), '--work-dir', str(work_dir), *options],
+            log_of(work_dir),
+            trouble,
+            arguments,
+        ),
+        daemon=True,
+    )
     process.start()
     return process
 
@@ -86,22 +98,28 @@ def finish(process: BaseProcess, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def _live(arguments: list[str], log: Path, trouble: Callable | None,
-          trouble_arguments: tuple) -> None:
+def _live(
+    arguments: list[str],
+    log: Path,
+    trouble: Callable | None,
+    trouble_arguments: tuple,
+) -> None:
     torch.set_num_threads(1)
     os.chdir(ROOT)
     sys.argv = ['tools/train.py', *arguments]
+
     # Asking the compiler for its version and the like takes a second a run,
     # and so does the layout of the config, which is in every checkpoint. The
     # fork of mmengine imports what does that at each use.
     def as_it_is(text: str, **_) -> tuple[str, bool]:
         return text, True
 
-    with (_all_printed_to(log),
-          mock.patch('mmengine.runner.runner.collect_env', dict),
-          mock.patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
-          mock.patch('mmengine.config.config.FormatCode', as_it_is,
-                     create=True)):
+    with (
+        _all_printed_to(log),
+        mock.patch('mmengine.runner.runner.collect_env', dict),
+        mock.patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
+        mock.patch('mmengine.config.config.FormatCode', as_it_is, create=True),
+    ):
         if trouble is not None:
             trouble(*trouble_arguments)
         runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
@@ -149,8 +167,11 @@ def slow_disk(seconds: float) -> None:
     def write(path: Path, data: bytes) -> None:
         with open(path, 'wb') as file:
             for share in range(10):
-                file.write(data[len(data) * share // 10:
-                                len(data) * (share + 1) // 10])
+                file.write(
+                    data[
+                        len(data) * share // 10 : len(data) * (share + 1) // 10
+                    ]
+                )
                 file.flush()
                 time.sleep(seconds / 10)
 
@@ -159,8 +180,10 @@ def slow_disk(seconds: float) -> None:
 
 def small_files(size: int) -> None:
     """No file may grow beyond so many bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (
-        size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE,
+        (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]),
+    )
 
 
 def die_at(step: str, name: str) -> None:
@@ -172,9 +195,10 @@ def die_at(step: str, name: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def half_written(path: Path, data: bytes) -> None:
-        ours = (step == 'half written'
-                and path.name.startswith(f'.{Path(name).stem}.'))
-        write(path, data[:len(data) // 2] if ours else data)
+        ours = step == 'half written' and path.name.startswith(
+            f'.{Path(name).stem}.'
+        )
+        write(path, data[: len(data) // 2] if ours else data)
         if ours:
             die()
 
@@ -188,15 +212,20 @@ def die_at(step: str, name: str) -> None:
 
     def pointed(file, mode='r', *args, **kwargs):
         result = opened(file, mode, *args, **kwargs)
-        if (step == 'pointer torn' and 'w' in mode
-                and Path(file).name == 'last_checkpoint'
-                and (Path(file).parent / name).exists()):
+        if (
+            step == 'pointer torn'
+            and 'w' in mode
+            and Path(file).name == 'last_checkpoint'
+            and (Path(file).parent / name).exists()
+        ):
             die()
         return result
 
     def removed(path, *args, **kwargs) -> None:
-        if step == 'before the removal' and (Path(path).parent /
-                                             name).exists():
+        if (
+            step == 'before the removal'
+            and (Path(path).parent / name).exists()
+        ):
             die()
         unlink(path, *args, **kwargs)
 

@@ -27,8 +27,9 @@ class RankRecorder(Hook):
         with open(f'{self.path}.pid', 'w') as file:
             file.write(str(os.getpid()))
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None,
-                         outputs=None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ) -> None:
         self.losses.append(outputs['loss'].item())
 
     def after_train(self, runner) -> None:
@@ -46,7 +47,10 @@ class RankRecorder(Hook):
                 losses=torch.tensor(self.losses, dtype=torch.float64),
                 parameters=digests(dict(model.named_parameters())),
                 buffers=digests(dict(model.named_buffers())),
-                masks=digests(masks)), f'{self.path}.pt')
+                masks=digests(masks),
+            ),
+            f'{self.path}.pt',
+        )
 
 
 @HOOKS.register_module()
@@ -66,7 +70,8 @@ class LastBits(Hook):
 def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     return {
         name: hashlib.sha256(
-            tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+            tensor.detach().contiguous().numpy().tobytes()
+        ).hexdigest()
         for name, tensor in tensors.items()
     }
 
@@ -93,4 +98,4 @@ class RankOrderSampler(InfiniteSampler):
         while True:
             step = list(islice(indices, self.batch))
             for rank in range(self.ranks):
-                yield from step[rank::self.ranks]
+                yield from step[rank :: self.ranks]

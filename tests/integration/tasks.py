@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 BATCH = 8
 ITERS = 6
 
-_COMMON = '''
+_COMMON = """
 custom_imports = dict(
     imports=['pelk_mm', 'tests.integration.ranks'],
     allow_failed_imports=False)
@@ -29,9 +29,9 @@ small_arch = dict(
     depths=(1, 1, 1, 1),
     channels=[16, 32, 48, 64],
     kernel_sizes=(13, 9, 7, 5))
-'''
+"""
 
-_CLASSIFICATION = '''
+_CLASSIFICATION = """
 _base_ = '{root}/configs/demo_pelk_digits.py'
 model = dict(
     backbone=dict(
@@ -45,9 +45,9 @@ train_dataloader = dict(
     dataset=dict(
         data_root='{data}/imagenet',
         pipeline={{{{_base_.test_pipeline}}}}))
-'''
+"""
 
-_SEGMENTATION = '''
+_SEGMENTATION = """
 _base_ = '{root}/configs/demo_upernet_pelk_digits.py'
 model = dict(
     backbone=dict(arch=small_arch, small_kernel={small_kernel}),
@@ -61,10 +61,10 @@ train_dataloader = dict(
     dataset=dict(
         data_root='{data}/ade/ADEChallengeData2016',
         pipeline={{{{_base_.test_pipeline}}}}))
-'''
+"""
 
 # All anchors and proposals are taken, so that none is drawn by chance.
-_DETECTION = '''
+_DETECTION = """
 _base_ = '{root}/configs/demo_cascade_mask_rcnn_pelk_digits.py'
 everything = dict(type='RandomSampler', num=100000, pos_fraction=1.)
 model = dict(
@@ -100,16 +100,18 @@ train_dataloader = dict(
             dict(type='StretchedGrey'),
             dict(type='PackDetInputs')
         ]))
-'''
+"""
 
 _TASKS = dict(
     classification=_CLASSIFICATION,
     segmentation=_SEGMENTATION,
-    detection=_DETECTION)
+    detection=_DETECTION,
+)
 
 
-def write_config(folder: Path, data: Path, task: str, *,
-                 batch_norm: bool) -> Path:
+def write_config(
+    folder: Path, data: Path, task: str, *, batch_norm: bool
+) -> Path:
     """A config of a task, with BatchNorm or with LayerNorm and the like only.
 
     Without its small kernel PeLK has no BatchNorm; the heads of the
@@ -120,8 +122,10 @@ def write_config(folder: Path, data: Path, task: str, *,
         data=data,
         iters=ITERS,
         small_kernel=5 if batch_norm else None,
-        norm_cfg=(dict(type='BN') if batch_norm else dict(
-            type='GN', num_groups=4)))
+        norm_cfg=(
+            dict(type='BN') if batch_norm else dict(type='GN', num_groups=4)
+        ),
+    )
     path = folder / f'{task}_{"bn" if batch_norm else "ln"}.py'
     path.write_text(text)
     return path

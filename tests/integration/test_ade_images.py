@@ -12,7 +12,8 @@ CROP = (128, 128)
 def test_overfits_two_images(root, sample_data, tmp_path):
     data = str(sample_data / 'ade/ADEChallengeData2016')
     config = load_config(
-        str(root / 'configs' / 'upernet_pelk_t_ade20k.py'), {
+        str(root / 'configs' / 'upernet_pelk_t_ade20k.py'),
+        {
             'train_dataloader.dataset.data_root': data,
             'train_dataloader.num_workers': 0,
             'train_dataloader.persistent_workers': False,
@@ -31,16 +32,16 @@ def test_overfits_two_images(root, sample_data, tmp_path):
             'default_hooks.checkpoint.interval': 100,
             'default_hooks.checkpoint.save_last': False,
             'default_hooks.checkpoint.save_best': None,
-        })
+        },
+    )
     config.train_dataloader.dataset.pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='LoadAnnotations', reduce_zero_label=True),
         dict(type='Resize', scale=CROP, keep_ratio=False),
-        dict(type='PackSegInputs')
+        dict(type='PackSegInputs'),
     ]
     config.randomness = dict(seed=0)
-    runner = build_runner(
-        prepare_training(config, work_dir=str(tmp_path)))
+    runner = build_runner(prepare_training(config, work_dir=str(tmp_path)))
     runner.train()
 
     losses = runner.message_hub.get_scalar('train/loss').data[0]

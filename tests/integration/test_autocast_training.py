@@ -13,16 +13,25 @@ from pelk_mm.engine.conversion import build_model
 from pelk_mm.engine.quiet import quiet
 
 #: PeLK-T's kernels in a network that trains in no time.
-ARCH = dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 48),
-            kernel_sizes=(51, 49, 47, 13))
+ARCH = dict(
+    depths=(1, 1, 2, 1),
+    channels=(16, 24, 32, 48),
+    kernel_sizes=(51, 49, 47, 13),
+)
 #: The small model of each library, and the channels that follow the arch.
 TASKS = {
     'classification': ('demo_pelk_digits', dict(head=dict(in_channels=48))),
-    'segmentation': ('demo_upernet_pelk_digits', dict(
-        decode_head=dict(in_channels=[*ARCH['channels']], channels=16),
-        auxiliary_head=dict(in_channels=32, channels=16))),
-    'detection': ('demo_cascade_mask_rcnn_pelk_digits', dict(
-        neck=dict(in_channels=[*ARCH['channels']]))),
+    'segmentation': (
+        'demo_upernet_pelk_digits',
+        dict(
+            decode_head=dict(in_channels=[*ARCH['channels']], channels=16),
+            auxiliary_head=dict(in_channels=32, channels=16),
+        ),
+    ),
+    'detection': (
+        'demo_cascade_mask_rcnn_pelk_digits',
+        dict(neck=dict(in_channels=[*ARCH['channels']])),
+    ),
 }
 #: Maps of the four stages that are smaller than their kernels; and such that
 #: the first two are wider than theirs one way and smaller the other way.
@@ -36,7 +45,7 @@ def build(root, task: str, device: str) -> BaseModel:
     config.merge_from_dict(dict(model=exchanged))
     init_default_scope(config.default_scope)
     backbone = config.model.backbone
-    backbone.update(arch=ARCH, layer_scale_init_value=1., drop_path_rate=0.1)
+    backbone.update(arch=ARCH, layer_scale_init_value=1.0, drop_path_rate=0.1)
     if task == 'detection':  # its demo starts from another demo's weights
         backbone.init_cfg = None
     if task == 'segmentation':
@@ -53,23 +62,40 @@ def batch(task: str, size: tuple[int, int]) -> dict:
     height, width = size
     if task == 'classification':
         from mmpretrain.structures import DataSample
+
         return dict(
             inputs=torch.rand(2, 3, *size) * 255,
-            data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+            data_samples=[DataSample().set_gt_label(i) for i in range(2)],
+        )
     if task == 'detection':
         from mmdet.testing import demo_mm_inputs
-        return demo_mm_inputs(2, [[3, *size]] * 2, num_classes=10,
-                              with_mask=True, num_items=[2, 2])
+
+        return demo_mm_inputs(
+            2,
+            [[3, *size]] * 2,
+            num_classes=10,
+            with_mask=True,
+            num_items=[2, 2],
+        )
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     labels = torch.arange(height)[:, None] * 11 // height + torch.zeros(
-        1, width, dtype=torch.long)
+        1, width, dtype=torch.long
+    )
     return dict(
-        inputs=[torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-                for _ in range(2)],
-        data_samples=[SegDataSample(
-            gt_sem_seg=PixelData(data=labels[None]),
-            metainfo=dict(img_shape=size, ori_shape=size)) for _ in range(2)])
+        inputs=[
+            torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+            for _ in range(2)
+        ],
+        data_samples=[
+            SegDataSample(
+                gt_sem_seg=PixelData(data=labels[None]),
+                metainfo=dict(img_shape=size, ori_shape=size),
+            )
+            for _ in range(2)
+        ],
+    )
 
 
 class Watch:
@@ -84,7 +110,9 @@ class Watch:
         for name, module in model.named_modules():
             module.register_forward_hook(
                 lambda module, _, output, name=name: self.check(
-                    f'output of {name or "the model"}', output))
+                    f'output of {name or "the model"}', output
+                )
+            )
 
     def check(self, what: str, value: object) -> None:
         """Fail unless all numbers in nested tensors are finite."""
@@ -99,8 +127,14 @@ class Watch:
                 self.check(what, part)
 
 
-def train(model: BaseModel, data: dict, steps: int, device: str,
-          dtype: torch.dtype, whole: bool) -> list[float]:
+def train(
+    model: BaseModel,
+    data: dict,
+    steps: int,
+    device: str,
+    dtype: torch.dtype,
+    whole: bool,
+) -> list[float]:
     """Plain steps under autocast with all numbers watched.
 
     mmengine's ``AmpOptimWrapper`` takes the same steps, but on GPUs only. The
@@ -120,27 +154,34 @@ def train(model: BaseModel, data: dict, steps: int, device: str,
         list[float]: The loss of every step.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scaler = torch.amp.GradScaler(device, init_scale=2.**10,
-                                  growth_interval=10**9,
-                                  enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(
+        device,
+        init_scale=2.0**10,
+        growth_interval=10**9,
+        enabled=dtype == torch.float16,
+    )
     backbone = model.backbone
     if not whole:
         backbone.forward = torch.autocast(device, dtype)(backbone.forward)
     watch, losses, seen = Watch(model), [], []
     backbone.stages[0].blocks[0].conv.large.register_forward_hook(
-        lambda module, inputs, output: seen.append(output.dtype))
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
     for watch.step in range(steps):
         batch = model.data_preprocessor(data, training=True)
         with torch.autocast(device, dtype, enabled=whole):
             loss, parts = model.parse_losses(
-                model.loss(batch['inputs'], batch['data_samples']))
+                model.loss(batch['inputs'], batch['data_samples'])
+            )
         watch.check('loss', dict(parts))
         optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        watch.check('gradient', {name: value.grad for name, value
-                                 in model.named_parameters()})
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 10.)
+        watch.check(
+            'gradient',
+            {name: value.grad for name, value in model.named_parameters()},
+        )
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         watch.check('gradient norm', norm)
         scaler.step(optimizer)
         scaler.update()
@@ -150,19 +191,28 @@ def train(model: BaseModel, data: dict, steps: int, device: str,
     return losses
 
 
-def train_on_cpu(root, task: str, size: tuple[int, int],
-                 dtype: torch.dtype, steps: int) -> list[float]:
+def train_on_cpu(
+    root, task: str, size: tuple[int, int], dtype: torch.dtype, steps: int
+) -> list[float]:
     # mmcv's RoIAlign takes float32 alone on CPU, and torch's convolutions
     # take seconds in float16 there: then only the backbone is under autocast.
     whole = dtype == torch.bfloat16 and task != 'detection'
-    return train(build(root, task, 'cpu'), batch(task, size), steps, 'cpu',
-                 dtype, whole)
+    return train(
+        build(root, task, 'cpu'), batch(task, size), steps, 'cpu', dtype, whole
+    )
 
 
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize(('task', 'size'), [
-    ('classification', SIZES[0]), ('classification', SIZES[1]),
-    ('segmentation', SIZES[0]), ('detection', SIZES[0])], ids=str)
+@pytest.mark.parametrize(
+    ('task', 'size'),
+    [
+        ('classification', SIZES[0]),
+        ('classification', SIZES[1]),
+        ('segmentation', SIZES[0]),
+        ('detection', SIZES[0]),
+    ],
+    ids=str,
+)
 def test_the_first_steps(task, size, dtype, root):
     losses = train_on_cpu(root, task, size, dtype, 3)
     assert losses[-1] < losses[0]
@@ -182,6 +232,7 @@ def test_stays_finite_and_learns(task, size, dtype, root):
 @pytest.mark.parametrize('size', SIZES, ids=str)
 @pytest.mark.parametrize('task', TASKS)
 def test_stays_finite_and_learns_on_a_gpu(task, size, dtype, root):
-    losses = train(build(root, task, 'cuda'), batch(task, size), 200, 'cuda',
-                   dtype, True)
+    losses = train(
+        build(root, task, 'cuda'), batch(task, size), 200, 'cuda', dtype, True
+    )
     assert min(losses[-10:]) < losses[0] * 0.5

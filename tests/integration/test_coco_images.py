@@ -20,15 +20,17 @@ SCALE = (256, 160)
 def configure(root, coco, work_dir, **options) -> Config:
     resize = dict(type='Resize', scale=SCALE, keep_ratio=True)
     config = load_config(
-        str(root / 'configs' / CONFIG), {
+        str(root / 'configs' / CONFIG),
+        {
             'train_dataloader.dataset.data_root': str(coco),
             'train_dataloader.dataset.indices': 2,
             'val_dataloader.dataset.data_root': str(coco),
             'test_dataloader': None,
             'test_cfg': None,
             'test_evaluator': None,
-            'val_evaluator.ann_file':
-            str(coco / 'annotations/instances_val2017.json'),
+            'val_evaluator.ann_file': str(
+                coco / 'annotations/instances_val2017.json'
+            ),
             'model.backbone.drop_path_rate': 0.0,
             'model.train_cfg.rpn_proposal.max_per_img': 64,
             'model.test_cfg.rpn.max_per_img': 32,
@@ -38,14 +40,19 @@ def configure(root, coco, work_dir, **options) -> Config:
             'default_hooks.logger.interval': 1,
             **{
                 f'{split}_dataloader.{field}': value
-                for split in ('train', 'val') for field, value in (
-                    ('num_workers', 0), ('persistent_workers', False),
-                    ('batch_size', 1))
+                for split in ('train', 'val')
+                for field, value in (
+                    ('num_workers', 0),
+                    ('persistent_workers', False),
+                    ('batch_size', 1),
+                )
             },
-            **options
-        })
+            **options,
+        },
+    )
     config.train_dataloader.dataset.pipeline = [
-        step for step in config.train_pipeline
+        step
+        for step in config.train_pipeline
         if step.type not in ('RandomFlip', 'RandomChoice')
     ]
     config.train_dataloader.dataset.pipeline.insert(2, resize)
@@ -65,8 +72,10 @@ def test_learns_validates_saves_and_resumes(root, sample_data, tmp_path):
         'default_hooks.checkpoint.interval': epochs,
     }
     runner = build_runner(
-        configure(root, coco, tmp_path, **every,
-                  **{'train_cfg.max_epochs': epochs}))
+        configure(
+            root, coco, tmp_path, **every, **{'train_cfg.max_epochs': epochs}
+        )
+    )
     runner.train()
 
     losses = runner.message_hub.get_scalar('train/loss').data[0]
@@ -75,14 +84,17 @@ def test_learns_validates_saves_and_resumes(root, sample_data, tmp_path):
     # COCO's own metric over the validation pictures.
     for kind in ('bbox', 'segm'):
         figure = runner.message_hub.get_scalar(
-            f'val/coco/{kind}_mAP').current()
+            f'val/coco/{kind}_mAP'
+        ).current()
         assert 0 <= figure <= 1
     assert (tmp_path / f'epoch_{epochs}.pth').is_file()
 
-    config = configure(root, coco, tmp_path, **every,
-                       **{'train_cfg.max_epochs': epochs + 1})
+    config = configure(
+        root, coco, tmp_path, **every, **{'train_cfg.max_epochs': epochs + 1}
+    )
     resumed = build_runner(
-        prepare_training(config, work_dir=str(tmp_path), resume='auto'))
+        prepare_training(config, work_dir=str(tmp_path), resume='auto')
+    )
     resumed.train()
     assert resumed.iter == 2 * (epochs + 1)
 

@@ -31,7 +31,8 @@ def load(path: Path) -> dict:
 def numbers(work_dir: Path) -> list[int]:
     return sorted(
         int(re.fullmatch(r'iter_(\d+)\.pth', path.name)[1])
-        for path in work_dir.glob('iter_*.pth'))
+        for path in work_dir.glob('iter_*.pth')
+    )
 
 
 def newest(work_dir: Path) -> int:
@@ -49,18 +50,29 @@ def check_work_dir(work_dir: Path) -> None:
         assert load(work_dir / f'iter_{number}.pth')['meta']['iter'] == number
     found = find_resumable(work_dir)
     expected = newest(work_dir)
-    assert found == (str(work_dir / f'iter_{expected}.pth')
-                     if expected else None)
+    assert found == (
+        str(work_dir / f'iter_{expected}.pth') if expected else None
+    )
 
 
 def check_same_end(work_dir: Path, undisturbed: Path, iters: int) -> None:
-    ends = [load(folder / f'iter_{iters}.pth')
-            for folder in (work_dir, undisturbed)]
-    for part in ('state_dict', 'optimizer', 'param_schedulers',
-                 'dynamic_sparsity'):
+    ends = [
+        load(folder / f'iter_{iters}.pth')
+        for folder in (work_dir, undisturbed)
+    ]
+    for part in (
+        'state_dict',
+        'optimizer',
+        'param_schedulers',
+        'dynamic_sparsity',
+    ):
         assert differences(*(end[part] for end in ends)) == []
-    losses = [end['message_hub']['log_scalars']['train/loss']
-              ['history_buffer']['log'] for end in ends]
+    losses = [
+        end['message_hub']['log_scalars']['train/loss']['history_buffer'][
+            'log'
+        ]
+        for end in ends
+    ]
     assert len(losses[0]) == iters
     assert np.array_equal(*losses)
     # Nothing half-written is left behind.
@@ -70,7 +82,8 @@ def check_same_end(work_dir: Path, undisturbed: Path, iters: int) -> None:
 def undisturbed(config: Path, tmp_path: Path) -> Path:
     work_dir = tmp_path / 'undisturbed'
     assert lives.finish(lives.start(config, work_dir)) == 0, lives.log_of(
-        work_dir).read_text()
+        work_dir
+    ).read_text()
     return work_dir
 
 
@@ -83,8 +96,9 @@ def wait_for(condition, process, seconds: float = 120) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize('kills', [
-    3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'kills', [3, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_killed_at_random_moments(tmp_path, kills):
     """A third of the kills while starting, while saving, or whenever."""
     chance = random.Random(kills)
@@ -94,8 +108,12 @@ def test_killed_at_random_moments(tmp_path, kills):
     torn = 0
     for kill in range(kills):
         process = lives.start(
-            config, work_dir, *resume_options(work_dir),
-            trouble=lives.slow_disk, arguments=(0.02, ))
+            config,
+            work_dir,
+            *resume_options(work_dir),
+            trouble=lives.slow_disk,
+            arguments=(0.02,),
+        )
         moment = ('saving', 'whenever', 'starting')[kill % 3]
         target = newest(work_dir) + chance.randint(1, 8)
         if moment == 'starting':
@@ -124,13 +142,23 @@ def test_killed_at_every_step_of_a_save(tmp_path):
     """Each life dies at another step of saving the next checkpoint."""
     config = write_config(tmp_path, 8, keep=1)
     work_dir = tmp_path / 'killed'
-    for number, (step, stands) in enumerate([
-            ('half written', False), ('before the rename', False),
-            ('after the rename', True), ('pointer torn', True),
-            ('before the removal', True)], start=1):
+    for number, (step, stands) in enumerate(
+        [
+            ('half written', False),
+            ('before the rename', False),
+            ('after the rename', True),
+            ('pointer torn', True),
+            ('before the removal', True),
+        ],
+        start=1,
+    ):
         process = lives.start(
-            config, work_dir, *resume_options(work_dir), trouble=lives.die_at,
-            arguments=(step, f'iter_{number}.pth'))
+            config,
+            work_dir,
+            *resume_options(work_dir),
+            trouble=lives.die_at,
+            arguments=(step, f'iter_{number}.pth'),
+        )
         assert lives.finish(process) == -9, step
         check_work_dir(work_dir)
         assert newest(work_dir) == (number if stands else number - 1), step
@@ -149,15 +177,21 @@ def test_a_limit_on_file_size(tmp_path):
     shutil.copy(whole / 'iter_5.pth', work_dir)
     # More than the logs, less than a checkpoint.
     size = (whole / 'iter_5.pth').stat().st_size * 2 // 3
-    process = lives.start(config, work_dir, '--resume',
-                          trouble=lives.small_files, arguments=(size, ))
+    process = lives.start(
+        config,
+        work_dir,
+        '--resume',
+        trouble=lives.small_files,
+        arguments=(size,),
+    )
     assert lives.finish(process) == 1
     output = lives.log_of(work_dir).read_text()
     assert 'Traceback' not in output
     assert output.splitlines()[-1].startswith(
         f'error: cannot write {work_dir}/iter_6.pth: File too large. '
         f'{work_dir}/iter_5.pth is whole: make room, then go on from it with '
-        '--resume')
+        '--resume'
+    )
     assert numbers(work_dir) == [5]
     assert list(work_dir.glob('.*')) == []
     process = lives.start(config, work_dir, '--resume')
@@ -167,15 +201,17 @@ def test_a_limit_on_file_size(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, and a function to change how it is mounted.
-    """
+    """A file system of its own, and a function to change how it is mounted."""
     folder = tmp_path / 'disk'
     folder.mkdir()
 
     def mount(options: str) -> None:
         subprocess.run(
             ['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(folder)],
-            check=True, capture_output=True, text=True)
+            check=True,
+            capture_output=True,
+            text=True,
+        )
 
     try:
         mount('size=1m')
@@ -213,8 +249,11 @@ def test_a_read_only_disk(tmp_path, small_disk, run_tool):
     remount('ro')
     status, _, err = run_tool('train.py', config, '--work-dir', disk / 'run')
     assert status == 1
-    assert re.search(r'error: cannot write to the work dir .*run: Read-only '
-                     r'file system; .*--work-dir', err)
+    assert re.search(
+        r'error: cannot write to the work dir .*run: Read-only '
+        r'file system; .*--work-dir',
+        err,
+    )
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder without rights'])

@@ -58,7 +58,8 @@ def data(tmp_path_factory) -> Path:
     return make_digit_scenes(
         tmp_path_factory.mktemp('data') / 'digits',
         Recipe(train_scenes=32, val_scenes=2, train_digits=64, val_digits=10),
-        progress=False)
+        progress=False,
+    )
 
 
 class Launched(subprocess.Popen):
@@ -68,26 +69,38 @@ class Launched(subprocess.Popen):
 
 
 @contextmanager
-def dist_train(config: Path, gpus: int, work_dir: Path, *options: str,
-               **environment: str) -> Iterator[Launched]:
+def dist_train(
+    config: Path, gpus: int, work_dir: Path, *options: str, **environment: str
+) -> Iterator[Launched]:
     """tools/dist_train.sh, ended for certain with all that it started."""
     errors = work_dir.with_name(
-        f'{work_dir.name}{environment.get("NODE_RANK", "")}.err')
+        f'{work_dir.name}{environment.get("NODE_RANK", "")}.err'
+    )
     with open(errors, 'w') as file:
         process = Launched(
-            ['tools/dist_train.sh', str(config), str(gpus), '--work-dir',
-             str(work_dir), *options],
+            [
+                'tools/dist_train.sh',
+                str(config),
+                str(gpus),
+                '--work-dir',
+                str(work_dir),
+                *options,
+            ],
             cwd=ROOT,
             # Not pipes, which would fill up.
             stdout=subprocess.DEVNULL,
             stderr=file,
             start_new_session=True,
             env={
-                **os.environ, 'PYTHONPATH': os.pathsep.join(
-                    filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
-                'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable,
-                **environment
-            })
+                **os.environ,
+                'PYTHONPATH': os.pathsep.join(
+                    filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])
+                ),
+                'OMP_NUM_THREADS': '1',
+                'PYTHON': sys.executable,
+                **environment,
+            },
+        )
     process.errors = errors
     try:
         yield process
@@ -108,16 +121,27 @@ def ranks_of(work_dir: Path) -> dict[int, int]:
     """Process ids by rank, of those that have begun to train."""
     return {
         int(path.stem.removeprefix('rank')): int(path.read_text() or 0)
-        for path in work_dir.glob('rank*.pid') if path.read_text()
+        for path in work_dir.glob('rank*.pid')
+        if path.read_text()
     }
 
 
-def several(config: Path, ranks: int, work_dir: Path, *options: str,
-            batch: int = tasks.BATCH) -> list[dict]:
+def several(
+    config: Path,
+    ranks: int,
+    work_dir: Path,
+    *options: str,
+    batch: int = tasks.BATCH,
+) -> list[dict]:
     """Train on several processes; what each has recorded."""
-    with dist_train(config, ranks, work_dir, '--cfg-options',
-                    f'train_dataloader.batch_size={batch // ranks}',
-                    *options) as process:
+    with dist_train(
+        config,
+        ranks,
+        work_dir,
+        '--cfg-options',
+        f'train_dataloader.batch_size={batch // ranks}',
+        *options,
+    ) as process:
         status = process.wait(PATIENCE)
     assert status == 0, process.errors.read_text()[-3000:]
     return recorded(work_dir, ranks)
@@ -126,27 +150,35 @@ def several(config: Path, ranks: int, work_dir: Path, *options: str,
 def single(config: Path, work_dir: Path, *options: str) -> dict:
     """Train on one process; what it has recorded."""
     code = lives.finish(
-        lives.start(config, work_dir, *options), seconds=PATIENCE)
+        lives.start(config, work_dir, *options), seconds=PATIENCE
+    )
     assert code == 0, lives.log_of(work_dir).read_text()[-3000:]
     return recorded(work_dir, 1)[0]
 
 
 def in_turns(config: Path, ranks: int, work_dir: Path) -> torch.Tensor:
     """Losses of one process that plays the ranks."""
-    return single(
-        config, work_dir, '--cfg-options',
-        f'train_dataloader.batch_size={tasks.BATCH // ranks}',
-        'train_dataloader.sampler.type=RankOrderSampler',
-        f'train_dataloader.sampler.ranks={ranks}',
-        f'train_dataloader.sampler.batch={tasks.BATCH}',
-        f'optim_wrapper.accumulative_counts={ranks}',
-        f'train_cfg.max_iters={tasks.ITERS * ranks}')['losses'].view(
-            -1, ranks).mean(1)
+    return (
+        single(
+            config,
+            work_dir,
+            '--cfg-options',
+            f'train_dataloader.batch_size={tasks.BATCH // ranks}',
+            'train_dataloader.sampler.type=RankOrderSampler',
+            f'train_dataloader.sampler.ranks={ranks}',
+            f'train_dataloader.sampler.batch={tasks.BATCH}',
+            f'optim_wrapper.accumulative_counts={ranks}',
+            f'train_cfg.max_iters={tasks.ITERS * ranks}',
+        )['losses']
+        .view(-1, ranks)
+        .mean(1)
+    )
 
 
 def recorded(work_dir: Path, ranks: int) -> list[dict]:
-    records = [torch.load(work_dir / f'rank{rank}.pt')
-               for rank in range(ranks)]
+    records = [
+        torch.load(work_dir / f'rank{rank}.pt') for rank in range(ranks)
+    ]
     assert all(record['world_size'] == ranks for record in records)
     return records
 
@@ -166,7 +198,7 @@ def check_equal_ranks(records: list[dict]) -> None:
 
 def deviations(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Relative differences of two loss curves, step by step."""
-    assert one.shape == other.shape == (tasks.ITERS, )
+    assert one.shape == other.shape == (tasks.ITERS,)
     return ((one - other) / other).abs()
 
 
@@ -182,12 +214,15 @@ def show(values: torch.Tensor) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('task, ranks', [
-    ('classification', 2),
-    pytest.param('classification', 4, marks=pytest.mark.slow),
-    pytest.param('segmentation', 2, marks=pytest.mark.slow),
-    pytest.param('segmentation', 4, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    'task, ranks',
+    [
+        ('classification', 2),
+        pytest.param('classification', 4, marks=pytest.mark.slow),
+        pytest.param('segmentation', 2, marks=pytest.mark.slow),
+        pytest.param('segmentation', 4, marks=pytest.mark.slow),
+    ],
+)
 def test_layer_norm_only_equals_the_whole_batch(tmp_path, data, task, ranks):
     config = tasks.write_config(tmp_path, data, task, batch_norm=False)
     records = several(config, ranks, tmp_path / 'several')
@@ -201,19 +236,27 @@ def test_layer_norm_only_equals_the_whole_batch(tmp_path, data, task, ranks):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('ranks', [2, 4])
-@pytest.mark.parametrize('task', ['classification', 'segmentation',
-                                  'detection'])
-def test_with_batch_norm_equals_the_ranks_in_turns(tmp_path, data, task,
-                                                   ranks):
+@pytest.mark.parametrize(
+    'task', ['classification', 'segmentation', 'detection']
+)
+def test_with_batch_norm_equals_the_ranks_in_turns(
+    tmp_path, data, task, ranks
+):
     config = tasks.write_config(tmp_path, data, task, batch_norm=True)
     records = several(config, ranks, tmp_path / 'several')
     check_equal_ranks(records)
-    found = deviation(losses(records),
-                      in_turns(config, ranks, tmp_path / 'turns'))
-    whole = float(deviations(
-        losses(records), single(config, tmp_path / 'one')['losses']).max())
-    print(f'{task}, {ranks} processes: {found:.2g} in turns, '
-          f'{whole:.2g} whole batch')
+    found = deviation(
+        losses(records), in_turns(config, ranks, tmp_path / 'turns')
+    )
+    whole = float(
+        deviations(
+            losses(records), single(config, tmp_path / 'one')['losses']
+        ).max()
+    )
+    print(
+        f'{task}, {ranks} processes: {found:.2g} in turns, '
+        f'{whole:.2g} whole batch'
+    )
     assert found < EXACT
     # Statistics of fewer samples: another curve, but not a strange one.
     assert EXACT < whole < 0.5
@@ -221,22 +264,33 @@ def test_with_batch_norm_equals_the_ranks_in_turns(tmp_path, data, task,
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('task', ['classification', 'segmentation',
-                                  'detection'])
+@pytest.mark.parametrize(
+    'task', ['classification', 'segmentation', 'detection']
+)
 def test_what_the_tolerances_tell(tmp_path, data, task):
-    """One process against itself, with other last bits and without learning.
-    """
+    """One process against itself, with other last bits and without learning."""
     config = tasks.write_config(tmp_path, data, task, batch_norm=True)
     rounded = tmp_path / 'rounded.py'
-    rounded.write_text(config.read_text().replace(
-        'custom_hooks = [', "custom_hooks = [dict(type='LastBits'), "))
+    rounded.write_text(
+        config.read_text().replace(
+            'custom_hooks = [', "custom_hooks = [dict(type='LastBits'), "
+        )
+    )
     one = single(config, tmp_path / 'one')['losses']
     bits = deviations(single(rounded, tmp_path / 'rounded')['losses'], one)
     still = deviations(
-        single(config, tmp_path / 'still', '--cfg-options',
-               'optim_wrapper.optimizer.lr=0.')['losses'], one)
-    print(f'{task}: last bits of the weights {show(bits)}; '
-          f'without learning {show(still)}')
+        single(
+            config,
+            tmp_path / 'still',
+            '--cfg-options',
+            'optim_wrapper.optimizer.lr=0.',
+        )['losses'],
+        one,
+    )
+    print(
+        f'{task}: last bits of the weights {show(bits)}; '
+        f'without learning {show(still)}'
+    )
     assert bits[0] < AT_FIRST
     assert still[1] > 1000 * AT_FIRST
     assert still.max() > 100 * EXACT
@@ -248,17 +302,21 @@ def test_what_the_tolerances_tell(tmp_path, data, task):
 @pytest.mark.timeout(600)
 def test_two_nodes_equal_one(tmp_path, data):
     config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
-    batch = ('--cfg-options', f'train_dataloader.batch_size={tasks.BATCH // 2}'
-             )
+        tmp_path, data, 'classification', batch_norm=False
+    )
+    batch = (
+        '--cfg-options',
+        f'train_dataloader.batch_size={tasks.BATCH // 2}',
+    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     nodes = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
     work_dir = tmp_path / 'nodes'
-    with (dist_train(config, 1, work_dir, *batch, NODE_RANK='0', **nodes) as a,
-          dist_train(config, 1, work_dir, *batch, NODE_RANK='1', **nodes) as b
-          ):
+    with (
+        dist_train(config, 1, work_dir, *batch, NODE_RANK='0', **nodes) as a,
+        dist_train(config, 1, work_dir, *batch, NODE_RANK='1', **nodes) as b,
+    ):
         for node in (a, b):
             status = node.wait(PATIENCE)
             assert status == 0, node.errors.read_text()[-3000:]
@@ -275,18 +333,26 @@ def test_two_nodes_equal_one(tmp_path, data):
 def test_another_number_of_processes_goes_on(tmp_path, data):
     """4, then 2, then 1, with masks that move on the way."""
     config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
+        tmp_path, data, 'classification', batch_norm=False
+    )
     # Its hook comes first: the recorder reads the masks at the end.
-    text = config.read_text().replace('custom_hooks = [', '''custom_hooks = [
+    text = config.read_text().replace(
+        'custom_hooks = [',
+        """custom_hooks = [
     dict(type='DynamicSparsityHook', init='erk', include='.',
-         update_interval=2, end=6),''')
+         update_interval=2, end=6),""",
+    )
     config.write_text(text)
     work_dir = tmp_path / 'run'
     curve = []
     for ranks, until in ((4, 2), (2, 4)):
         records = several(
-            config, ranks, work_dir, f'train_cfg.max_iters={until}',
-            *(['--resume'] if curve else []))
+            config,
+            ranks,
+            work_dir,
+            f'train_cfg.max_iters={until}',
+            *(['--resume'] if curve else []),
+        )
         check_equal_ranks(records)
         assert len(records[0]['masks']) > 10
         curve.append(losses(records))
@@ -300,14 +366,18 @@ def test_another_number_of_processes_goes_on(tmp_path, data):
 
 
 @contextmanager
-def endless(config: Path, work_dir: Path,
-            *options: str) -> Iterator[Launched]:
+def endless(config: Path, work_dir: Path, *options: str) -> Iterator[Launched]:
     """A run of two processes that has saved a few times."""
     with dist_train(
-            config, 2, work_dir, '--cfg-options',
-            f'train_dataloader.batch_size={tasks.BATCH // 2}',
-            'train_cfg.max_iters=100000',
-            'default_hooks.checkpoint.max_keep_ckpts=2', *options) as process:
+        config,
+        2,
+        work_dir,
+        '--cfg-options',
+        f'train_dataloader.batch_size={tasks.BATCH // 2}',
+        'train_cfg.max_iters=100000',
+        'default_hooks.checkpoint.max_keep_ckpts=2',
+        *options,
+    ) as process:
         deadline = time.monotonic() + PATIENCE
         while not (work_dir / 'iter_4.pth').exists():
             assert process.poll() is None, process.errors.read_text()
@@ -318,13 +388,21 @@ def endless(config: Path, work_dir: Path,
 
 def check_it_goes_on(config: Path, work_dir: Path) -> None:
     """From the newest checkpoint, on another number of processes."""
-    numbers = [int(re.search(r'iter_(\d+)', path.name)[1])
-               for path in work_dir.glob('iter_*.pth')]
+    numbers = [
+        int(re.search(r'iter_(\d+)', path.name)[1])
+        for path in work_dir.glob('iter_*.pth')
+    ]
     assert find_resumable(work_dir) == str(
-        work_dir / f'iter_{max(numbers)}.pth')
+        work_dir / f'iter_{max(numbers)}.pth'
+    )
     end = max(numbers) + 2
-    single(config, work_dir, '--resume', '--cfg-options',
-           f'train_cfg.max_iters={end}')
+    single(
+        config,
+        work_dir,
+        '--resume',
+        '--cfg-options',
+        f'train_cfg.max_iters={end}',
+    )
     assert (work_dir / f'iter_{end}.pth').is_file()
 
 
@@ -341,7 +419,8 @@ def has_ended(pid: int) -> bool:
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_run(tmp_path, data, victim):
     config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
+        tmp_path, data, 'classification', batch_norm=False
+    )
     work_dir = tmp_path / 'run'
     with endless(config, work_dir) as process:
         pids = ranks_of(work_dir)
@@ -353,7 +432,8 @@ def test_a_killed_process_ends_the_run(tmp_path, data, victim):
     assert process.errors.read_text().splitlines()[-1] == (
         f'error: process {victim} (pid {pids[victim]}) was ended by SIGKILL, '
         'as when memory runs out. Every checkpoint that was saved is whole: '
-        'the same command with --resume goes on from the newest')
+        'the same command with --resume goes on from the newest'
+    )
     check_it_goes_on(config, work_dir)
 
 
@@ -361,10 +441,10 @@ def test_a_killed_process_ends_the_run(tmp_path, data, victim):
 @pytest.mark.timeout(600)
 def test_a_process_that_hangs_ends_the_run(tmp_path, data):
     config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False)
+        tmp_path, data, 'classification', batch_norm=False
+    )
     work_dir = tmp_path / 'run'
-    with endless(config, work_dir,
-                 'env_cfg.dist_cfg.timeout=20') as process:
+    with endless(config, work_dir, 'env_cfg.dist_cfg.timeout=20') as process:
         pids = ranks_of(work_dir)
         os.kill(pids[1], signal.SIGSTOP)
         stopped = time.monotonic()
@@ -406,18 +486,26 @@ def test_fsdp_equals_one_process_and_goes_on(tmp_path, data, task):
     assert found < EXACT
     # The ranks hold pieces, the checkpoint whole weights, by the same names.
     assert records[0]['parameters'] != records[1]['parameters']
-    ends = [torch.load(tmp_path / folder / 'iter_6.pth')
-            for folder in ('sharded', 'one')]
+    ends = [
+        torch.load(tmp_path / folder / 'iter_6.pth')
+        for folder in ('sharded', 'one')
+    ]
     weights = [end['state_dict'] for end in ends]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weight, weights[1][name], rtol=1e-3,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            weight, weights[1][name], rtol=1e-3, atol=1e-4
+        )
     # Layer-wise decay sees parameters, not pieces.
-    groups = [[(group['lr'], group['weight_decay'], len(group['params']))
-               for group in end['optimizer']['param_groups']] for end in ends]
+    groups = [
+        [
+            (group['lr'], group['weight_decay'], len(group['params']))
+            for group in end['optimizer']['param_groups']
+        ]
+        for end in ends
+    ]
     assert groups[0] == groups[1]
-    assert {decay for _, decay, _ in groups[0]} == {0., 0.05}
+    assert {decay for _, decay, _ in groups[0]} == {0.0, 0.05}
 
     again = tmp_path / 'again'
     again.mkdir()
@@ -428,8 +516,9 @@ def test_fsdp_equals_one_process_and_goes_on(tmp_path, data, task):
         assert differences(resumed[part], ends[0][part]) == []
 
 
-def check_it_is_refused(config: Path, ranks: int, work_dir: Path,
-                        *options: str, reason: str) -> None:
+def check_it_is_refused(
+    config: Path, ranks: int, work_dir: Path, *options: str, reason: str
+) -> None:
     with dist_train(config, ranks, work_dir, *options) as process:
         assert process.wait(PATIENCE) == 1
     assert reason in process.errors.read_text().splitlines()[-1]
@@ -439,10 +528,12 @@ def check_it_is_refused(config: Path, ranks: int, work_dir: Path,
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
     find_spec('deepspeed') is None,
-    reason='DeepSpeed is not installed: pip install deepspeed==0.16.9')
+    reason='DeepSpeed is not installed: pip install deepspeed==0.16.9',
+)
 @pytest.mark.parametrize('task', ['classification', 'segmentation'])
-def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data, task,
-                                                  monkeypatch):
+def test_deepspeed_equals_one_process_and_goes_on(
+    tmp_path, data, task, monkeypatch
+):
     """On CPUs its first run compiles its communication, with g++."""
     monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
     plain = tasks.write_config(tmp_path, data, task, batch_norm=False)
@@ -459,12 +550,22 @@ def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data, task,
     # Its folders are pickles, which nothing reads unasked.
     folder = tmp_path / 'sharded' / 'iter_4.pth'
     resume = ('--resume', f'{folder}/')
-    check_it_is_refused(config, 2, tmp_path / 'untrusted', *resume,
-                        reason='with pickle, which can run code')
+    check_it_is_refused(
+        config,
+        2,
+        tmp_path / 'untrusted',
+        *resume,
+        reason='with pickle, which can run code',
+    )
 
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
-    check_it_is_refused(config, 1, tmp_path / 'alone', *resume,
-                        reason='used a DP world size of 2 but the current')
+    check_it_is_refused(
+        config,
+        1,
+        tmp_path / 'alone',
+        *resume,
+        reason='used a DP world size of 2 but the current',
+    )
     resumed = several(config, 2, tmp_path / 'again', *resume)
     for record, whole in zip(resumed, records, strict=True):
         assert record['parameters'] == whole['parameters']
@@ -473,9 +574,11 @@ def test_deepspeed_equals_one_process_and_goes_on(tmp_path, data, task,
     # With ZeRO 1 each process has whole weights, and this file as well.
     weights = torch.load(
         tmp_path / 'again' / 'iter_6.pth' / 'mp_rank_00_model_states.pt',
-        weights_only=False)['module']
+        weights_only=False,
+    )['module']
     plain_weights = torch.load(tmp_path / 'one' / 'iter_6.pth')['state_dict']
     assert weights.keys() == plain_weights.keys()
     for name, weight in weights.items():
-        torch.testing.assert_close(weight, plain_weights[name], rtol=1e-3,
-                                   atol=1e-4)
+        torch.testing.assert_close(
+            weight, plain_weights[name], rtol=1e-3, atol=1e-4
+        )

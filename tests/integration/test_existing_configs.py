@@ -25,7 +25,8 @@ from pelk_mm.engine import check_channels
 from pelk_mm.models import PeLK
 
 ARCH = dict(
-    depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5))
+    depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5)
+)
 _MAPS = [
     'model.backbone._delete_=True',
     'model.backbone.type=pelk_mm.PeLK',
@@ -52,10 +53,14 @@ EXCHANGES = {
         'model.decode_head.in_channels={3}',
         'model.auxiliary_head.in_channels={2}',
     ],
-    ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'):
-    [*_MAPS, 'model.neck.in_channels={0},{1},{2},{3}'],
-    ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'):
-    [*_MAPS, 'model.neck.in_channels={0},{1},{2},{3}'],
+    ('mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'): [
+        *_MAPS,
+        'model.neck.in_channels={0},{1},{2},{3}',
+    ],
+    ('mmdet', 'retinanet/retinanet_r50_fpn_1x_coco.py'): [
+        *_MAPS,
+        'model.neck.in_channels={0},{1},{2},{3}',
+    ],
 }
 
 
@@ -68,8 +73,9 @@ def exchanges(case: tuple[str, str]) -> list[str]:
     """The command-line options for the small arch."""
     options = [text.format(*ARCH['channels']) for text in EXCHANGES[case]]
     for key, value in ARCH.items():
-        options.append(f'model.backbone.arch.{key}=' +
-                       ','.join(map(str, value)))
+        options.append(
+            f'model.backbone.arch.{key}=' + ','.join(map(str, value))
+        )
     return options
 
 
@@ -88,27 +94,35 @@ def batch(library: str) -> dict:
     """Two random pictures with something to learn in each."""
     if library == 'mmpretrain':
         from mmpretrain.structures import DataSample
+
         return dict(
             inputs=torch.randint(0, 256, (2, 3, 64, 64)).float(),
-            data_samples=[DataSample().set_gt_label(i) for i in range(2)])
+            data_samples=[DataSample().set_gt_label(i) for i in range(2)],
+        )
     images = [
-        torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-        for _ in range(2)
+        torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8) for _ in range(2)
     ]
     if library == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
         samples = [
             SegDataSample(
                 gt_sem_seg=PixelData(data=torch.randint(0, 19, (1, 64, 64))),
-                metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+                metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)),
+            )
             for _ in range(2)
         ]
     else:
         from mmdet.testing import demo_mm_inputs
+
         return demo_mm_inputs(
-            2, [[3, 64, 64]] * 2, num_classes=80, with_mask=True,
-            num_items=[2, 2])
+            2,
+            [[3, 64, 64]] * 2,
+            num_classes=80,
+            with_mask=True,
+            num_items=[2, 2],
+        )
     return dict(inputs=images, data_samples=samples)
 
 
@@ -132,7 +146,8 @@ def test_own_config_trains_with_pelk(case):
         model.data_preprocessor.size = (64, 64)
     data = model.data_preprocessor(batch(library), training=True)
     loss, _ = model.parse_losses(
-        model.loss(data['inputs'], data['data_samples']))
+        model.loss(data['inputs'], data['data_samples'])
+    )
     assert torch.isfinite(loss)
     loss.backward()
     grads = {
@@ -148,8 +163,9 @@ def test_own_config_trains_with_pelk(case):
 
 def run(script: str | list[str], cwd: Path) -> str:
     """A fresh process, in which nothing has imported pelk_mm yet."""
-    command = [sys.executable] + (['-c', script]
-                                  if isinstance(script, str) else script)
+    command = [sys.executable] + (
+        ['-c', script] if isinstance(script, str) else script
+    )
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     done = subprocess.run(
         command,
@@ -157,7 +173,8 @@ def run(script: str | list[str], cwd: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600)
+        timeout=600,
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr
 
@@ -174,10 +191,14 @@ model = dict(
 """
 
 
-@pytest.mark.parametrize('imports, name', [
-    ("custom_imports = dict(imports=['pelk_mm'])", 'PeLK'),
-    ('', 'pelk_mm.PeLK'),
-], ids=['custom_imports', 'scope'])
+@pytest.mark.parametrize(
+    'imports, name',
+    [
+        ("custom_imports = dict(imports=['pelk_mm'])", 'PeLK'),
+        ('', 'pelk_mm.PeLK'),
+    ],
+    ids=['custom_imports', 'scope'],
+)
 def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
     file = tmp_path / 'retinanet_pelk.py'
     file.write_text(CHILD.format(imports=imports, name=name))
@@ -189,10 +210,13 @@ def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
         "init_default_scope('mmdet')\n"
         "with torch.device('meta'):\n"
         '    model = MODELS.build(config.model)\n'
-        "print(type(model).__name__, type(model.backbone).__module__,\n"
-        '      model.neck.in_channels)\n', tmp_path)
-    assert ('RetinaNet pelk_mm.models.backbones.pelk '
-            '[124, 249, 499, 998]') in out
+        'print(type(model).__name__, type(model.backbone).__module__,\n'
+        '      model.neck.in_channels)\n',
+        tmp_path,
+    )
+    assert (
+        'RetinaNet pelk_mm.models.backbones.pelk [124, 249, 499, 998]'
+    ) in out
 
 
 @pytest.fixture(scope='module')
@@ -206,14 +230,17 @@ def scenes(tmp_path_factory) -> Path:
             scene_size=64,
             train_digits=10,
             val_digits=10,
-            digit_size=32),
-        progress=False)
+            digit_size=32,
+        ),
+        progress=False,
+    )
     from mmdet.datasets import CocoDataset
+
     file = root / 'coco/annotations/instances_train2017.json'
     content = json.loads(file.read_text())
     for category, name in zip(
-            content['categories'], CocoDataset.METAINFO['classes'],
-            strict=False):
+        content['categories'], CocoDataset.METAINFO['classes'], strict=False
+    ):
         category['name'] = name
     file.write_text(json.dumps(content))
     return root
@@ -243,27 +270,36 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize('case', [
-    case if 'mask_rcnn' in case[1] else pytest.param(
-        case, marks=pytest.mark.slow) for case in EXCHANGES
-], ids=ids)
+@pytest.mark.parametrize(
+    'case',
+    [
+        case
+        if 'mask_rcnn' in case[1]
+        else pytest.param(case, marks=pytest.mark.slow)
+        for case in EXCHANGES
+    ],
+    ids=ids,
+)
 def test_librarys_own_train_script(case, scenes, tmp_path):
     library, file = case
     folder = mim(library)
-    out = run([
-        str(folder / 'tools/train.py'),
-        str(folder / 'configs' / file),
-        '--work-dir',
-        str(tmp_path / 'work'),
-        '--cfg-options',
-        *exchanges(case),
-        *[option.format(root=scenes) for option in SHORT[library]],
-        *_NO_VALIDATION,
-        'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False',
-        'default_hooks.logger.interval=1',
-    ], tmp_path)
+    out = run(
+        [
+            str(folder / 'tools/train.py'),
+            str(folder / 'configs' / file),
+            '--work-dir',
+            str(tmp_path / 'work'),
+            '--cfg-options',
+            *exchanges(case),
+            *[option.format(root=scenes) for option in SHORT[library]],
+            *_NO_VALIDATION,
+            'train_dataloader.batch_size=2',
+            'train_dataloader.num_workers=0',
+            'train_dataloader.persistent_workers=False',
+            'default_hooks.logger.interval=1',
+        ],
+        tmp_path,
+    )
     assert 'pelk_mm.PeLK' in out
     losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', out)
     assert losses and all(isfinite(float(loss)) for loss in losses)

@@ -29,7 +29,8 @@ def config(root, sample_data, tmp_path) -> Config:
         loader.dataset.data_prefix = 'train'
         loader.dataset.indices = 4
     config.train_cfg = dict(
-        type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+        type='IterBasedTrainLoop', max_iters=2, val_interval=2
+    )
     config.param_scheduler = []
     config.log_processor = dict(by_epoch=False)
     config.default_hooks.checkpoint.update(by_epoch=False, interval=1)
@@ -41,8 +42,9 @@ def test_trains_validates_saves_resumes_and_predicts(config, tmp_path):
     preflight(config)
     runner = Runner.from_cfg(config.copy())
     runner.train()
-    weights = [value for value in runner.model.parameters()
-               if value.ndim in (2, 4)]
+    weights = [
+        value for value in runner.model.parameters() if value.ndim in (2, 4)
+    ]
     zeros = sum(int((value == 0).sum()) for value in weights)
     total = sum(value.numel() for value in weights)
     assert zeros / total == pytest.approx(0.4, abs=0.01)
@@ -59,7 +61,9 @@ def test_trains_validates_saves_resumes_and_predicts(config, tmp_path):
 
     predictor = build_predictor(config, find_resumable(tmp_path), 'cpu')
     image = runner.test_dataloader.dataset.get_data_info(3)['img_path']
-    result, = predict_files(predictor, list_images(image), tmp_path / 'drawn')
+    (result,) = predict_files(
+        predictor, list_images(image), tmp_path / 'drawn'
+    )
     assert len(result.rows) == 5 and result.drawn.is_file()
 
 
@@ -68,13 +72,15 @@ def test_overfits_a_few_images(config):
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='Resize', scale=64),
-        dict(type='PackInputs')
+        dict(type='PackInputs'),
     ]
     config.train_dataloader.update(batch_size=8)
     config.train_dataloader.dataset.update(indices=8, pipeline=pipeline)
     config.model.train_cfg = None
     config.model.head.loss = dict(type='CrossEntropyLoss')
-    config.model.backbone.update(drop_path_rate=0., layer_scale_init_value=1.)
+    config.model.backbone.update(
+        drop_path_rate=0.0, layer_scale_init_value=1.0
+    )
     config.optim_wrapper.optimizer.lr = 5e-4
     config.train_cfg.update(max_iters=25, val_interval=100)
     config.default_hooks.checkpoint.interval = 100

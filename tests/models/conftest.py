@@ -20,8 +20,9 @@ def randomise():
 
         def uniform(tensor, low, high):
             tensor.copy_(
-                torch.rand(tensor.shape, generator=generator) * (high - low) +
-                low)
+                torch.rand(tensor.shape, generator=generator) * (high - low)
+                + low
+            )
 
         for part in module.modules():
             if isinstance(part, _BatchNorm):

@@ -15,18 +15,22 @@ ARCH = dict(
     depths=(1, 1, 2, 1),
     channels=(8, 12, 16, 20),
     kernel_sizes=(13, 11, 9, 7),
-    center_radius=2)
+    center_radius=2,
+)
 DENSE = dict(
     type='PeLK',
     arch=ARCH,
     out_indices=(0, 1, 2, 3),
-    gap_before_final_norm=False)
+    gap_before_final_norm=False,
+)
 CLASSIFIER = dict(
     default_scope='mmpretrain',
     model=dict(
         type='ImageClassifier',
         backbone=dict(type='PeLK', arch=ARCH),
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=20)))
+        head=dict(type='LinearClsHead', num_classes=3, in_channels=20),
+    ),
+)
 SEGMENTOR = dict(
     default_scope='mmseg',
     model=dict(
@@ -39,9 +43,12 @@ SEGMENTOR = dict(
             in_index=3,
             channels=4,
             num_convs=1,
-            num_classes=3),
+            num_classes=3,
+        ),
         train_cfg=dict(),
-        test_cfg=dict(mode='whole')))
+        test_cfg=dict(mode='whole'),
+    ),
+)
 DETECTOR = dict(
     default_scope='mmdet',
     model=dict(
@@ -52,7 +59,8 @@ DETECTOR = dict(
             type='FPN',
             in_channels=list(ARCH['channels']),
             out_channels=8,
-            num_outs=4),
+            num_outs=4,
+        ),
         bbox_head=dict(
             type='RetinaHead',
             num_classes=2,
@@ -64,9 +72,14 @@ DETECTOR = dict(
                 ratios=[1.0],
                 octave_base_scale=4,
                 scales_per_octave=1,
-                strides=[4, 8, 16, 32]))))
-OUTPUT_NORMS = {f'norm{i}.{kind}' for i in range(3)
-                for kind in ('weight', 'bias')}
+                strides=[4, 8, 16, 32],
+            ),
+        ),
+    ),
+)
+OUTPUT_NORMS = {
+    f'norm{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')
+}
 
 
 @pytest.fixture
@@ -94,7 +107,8 @@ def log():
 def with_backbone_from(config: dict, checkpoint, prefix='backbone.'):
     config = Config(config)
     config.model.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint=str(checkpoint), prefix=prefix)
+        type='Pretrained', checkpoint=str(checkpoint), prefix=prefix
+    )
     model = build_model(config)
     model.init_weights()
     return model
@@ -115,12 +129,17 @@ def make_plain(model, path):
 def make_average(model, path):
     """As mmengine's EMAHook saves: the average is the state_dict."""
     averaged = ExponentialMovingAverage(model, update_buffers=True)
-    raw = {'module.' + name: torch.zeros_like(value)
-           for name, value in model.state_dict().items()}
+    raw = {
+        'module.' + name: torch.zeros_like(value)
+        for name, value in model.state_dict().items()
+    }
     torch.save(
         dict(
             state_dict=averaged.module.state_dict(),
-            ema_state_dict=dict(raw, steps=torch.tensor(1))), path)
+            ema_state_dict=dict(raw, steps=torch.tensor(1)),
+        ),
+        path,
+    )
 
 
 def make_sparse(model, path):
@@ -131,24 +150,34 @@ def make_sparse(model, path):
 
 
 def make_parallel(model, path):
-    torch.save({f'module.{name}': value
-                for name, value in model.state_dict().items()}, path)
+    torch.save(
+        {
+            f'module.{name}': value
+            for name, value in model.state_dict().items()
+        },
+        path,
+    )
 
 
 def make_bare(model, path):
     torch.save(model.backbone.state_dict(), path)
 
 
-@pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR],
-                         ids=['segmentor', 'detector'])
 @pytest.mark.parametrize(
-    'make', [make_plain, make_average, make_sparse, make_parallel, make_bare])
+    'config', [SEGMENTOR, DETECTOR], ids=['segmentor', 'detector']
+)
+@pytest.mark.parametrize(
+    'make', [make_plain, make_average, make_sparse, make_parallel, make_bare]
+)
 def test_initialises_other_tasks(config, make, classifier, tmp_path, log):
     make(classifier, tmp_path / 'cls.pth')
     model = with_backbone_from(config, tmp_path / 'cls.pth')
     assert_backbone_is(model, classifier.backbone.state_dict())
-    message = next(record.getMessage() for record in log
-                   if 'loaded' in record.getMessage())
+    message = next(
+        record.getMessage()
+        for record in log
+        if 'loaded' in record.getMessage()
+    )
     total = len(model.backbone.state_dict())
     assert f'loaded {total - 6} of {total} entries' in message
     assert 'norm0.weight, norm0.bias' in message
@@ -159,17 +188,19 @@ def test_initialises_other_tasks(config, make, classifier, tmp_path, log):
 
 
 def test_level_tells_whether_something_else_is_missing(
-        classifier, tmp_path, log):
+    classifier, tmp_path, log
+):
     make_plain(classifier, tmp_path / 'cls.pth')
     with_backbone_from(SEGMENTOR, tmp_path / 'cls.pth')
-    assert [record.levelname for record in log
-            if 'loaded' in record.getMessage()] == ['INFO']
+    assert [
+        record.levelname for record in log if 'loaded' in record.getMessage()
+    ] == ['INFO']
     state = classifier.state_dict()
     del state['backbone.stages.0.blocks.0.gamma']
     torch.save(state, tmp_path / 'no_gamma.pth')
     log.clear()
     with_backbone_from(SEGMENTOR, tmp_path / 'no_gamma.pth')
-    warning, = (record for record in log if 'loaded' in record.getMessage())
+    (warning,) = (record for record in log if 'loaded' in record.getMessage())
     assert warning.levelname == 'WARNING'
     assert 'stages.0.blocks.0.gamma' in warning.getMessage()
 
@@ -183,8 +214,10 @@ def test_spellings_of_the_prefix(prefix, classifier, tmp_path):
 
 def test_two_backbones_are_told_apart_by_the_prefix(classifier, tmp_path):
     state = classifier.state_dict()
-    state |= {f'teacher.{name}': value + 1
-              for name, value in classifier.backbone.state_dict().items()}
+    state |= {
+        f'teacher.{name}': value + 1
+        for name, value in classifier.backbone.state_dict().items()
+    }
     torch.save(state, tmp_path / 'both.pth')
     model = with_backbone_from(SEGMENTOR, tmp_path / 'both.pth')
     assert_backbone_is(model, classifier.backbone.state_dict())
@@ -198,9 +231,9 @@ def test_a_backbone_alone(kind, classifier, tmp_path):
     backbone = PeLK(
         ARCH,
         init_cfg=dict(
-            type=kind,
-            checkpoint=str(tmp_path / 'cls.pth'),
-            prefix='backbone.'))
+            type=kind, checkpoint=str(tmp_path / 'cls.pth'), prefix='backbone.'
+        ),
+    )
     backbone.init_weights()
     expected = classifier.backbone.state_dict()
     for name, value in backbone.state_dict().items():
@@ -211,15 +244,21 @@ def other_arch(**changes):
     return PeLK({**ARCH, **changes}).state_dict()
 
 
-@pytest.mark.parametrize('content, message', [
-    (lambda: dict(state_dict={'fc.weight': torch.zeros(2)}),
-     r'no PeLK backbone.*no prefix at all.*fc\.weight'),
-    (lambda: dict(state_dict={}), 'no state dict of tensors'),
-    (lambda: [1, 2], 'holds a list'),
-    (lambda: other_arch(depths=(1, 1, 3, 1)), r'\[1, 1, 3, 1\] blocks'),
-    (lambda: other_arch(channels=(8, 12, 16, 24)), 'another arch'),
-    (lambda: other_arch(kernel_sizes=(31, 11, 9, 7)), 'grow_kernel'),
-], ids=['another model', 'empty', 'list', 'depths', 'channels', 'kernels'])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (
+            lambda: dict(state_dict={'fc.weight': torch.zeros(2)}),
+            r'no PeLK backbone.*no prefix at all.*fc\.weight',
+        ),
+        (lambda: dict(state_dict={}), 'no state dict of tensors'),
+        (lambda: [1, 2], 'holds a list'),
+        (lambda: other_arch(depths=(1, 1, 3, 1)), r'\[1, 1, 3, 1\] blocks'),
+        (lambda: other_arch(channels=(8, 12, 16, 24)), 'another arch'),
+        (lambda: other_arch(kernel_sizes=(31, 11, 9, 7)), 'grow_kernel'),
+    ],
+    ids=['another model', 'empty', 'list', 'depths', 'channels', 'kernels'],
+)
 def test_unfit_checkpoints_are_errors(content, message, tmp_path):
     torch.save(content(), tmp_path / 'bad.pth')
     with pytest.raises(RuntimeError, match=f'(?s){message}') as error:
@@ -238,7 +277,7 @@ class Surprise:
     """Unpickling it shows that code in the file was run."""
 
     def __reduce__(self):
-        return pytest.fail, ('code in a checkpoint was run', )
+        return pytest.fail, ('code in a checkpoint was run',)
 
 
 def test_files_that_are_no_checkpoints(classifier, tmp_path):
@@ -249,10 +288,12 @@ def test_files_that_are_no_checkpoints(classifier, tmp_path):
         with_backbone_from(SEGMENTOR, tmp_path / 'text.pth')
     make_plain(classifier, tmp_path / 'whole.pth')
     content = (tmp_path / 'whole.pth').read_bytes()
-    (tmp_path / 'half.pth').write_bytes(content[:len(content) // 2])
+    (tmp_path / 'half.pth').write_bytes(content[: len(content) // 2])
     with pytest.raises(RuntimeError, match=r'half\.pth is not a whole'):
         with_backbone_from(SEGMENTOR, tmp_path / 'half.pth')
-    torch.save(dict(classifier.state_dict(), surprise=Surprise()),
-               tmp_path / 'evil.pth')
+    torch.save(
+        dict(classifier.state_dict(), surprise=Surprise()),
+        tmp_path / 'evil.pth',
+    )
     with pytest.raises(RuntimeError, match='--trust'):
         with_backbone_from(SEGMENTOR, tmp_path / 'evil.pth')

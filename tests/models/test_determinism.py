@@ -14,8 +14,9 @@ from pelk_mm.ops import available_backends
 from ..ops.cases import BACKENDS
 
 #: Kernels larger than the maps of 64 x 96 pixels, and odd widths.
-ARCH = dict(depths=(1, 1, 2, 1), channels=(8, 12, 17, 24),
-            kernel_sizes=(31, 13, 9, 7))
+ARCH = dict(
+    depths=(1, 1, 2, 1), channels=(8, 12, 17, 24), kernel_sizes=(31, 13, 9, 7)
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +40,23 @@ def threads() -> Iterator:
     torch.set_num_threads(before)
 
 
-def train(backend: str | None, device: str = 'cpu', steps: int = 3,
-          dtype: torch.dtype = torch.float32, **kwargs) -> list[Tensor]:
+def train(
+    backend: str | None,
+    device: str = 'cpu',
+    steps: int = 3,
+    dtype: torch.dtype = torch.float32,
+    **kwargs,
+) -> list[Tensor]:
     """Losses, then weights and statistics behind a few steps."""
     torch.manual_seed(0)
-    model = PeLK(ARCH, backend=backend, drop_path_rate=0.2,
-                 layer_scale_init_value=1., gap_before_final_norm=False,
-                 **kwargs)
+    model = PeLK(
+        ARCH,
+        backend=backend,
+        drop_path_rate=0.2,
+        layer_scale_init_value=1.0,
+        gap_before_final_norm=False,
+        **kwargs,
+    )
     model.init_weights()
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -99,5 +110,7 @@ def test_each_number_of_threads_agrees_with_itself(threads):
 @pytest.mark.parametrize('backend', ['triton', 'fft', 'dense', None])
 def test_two_runs_agree_on_a_gpu(backend, dtype, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    assert same_bits(train(backend, 'cuda', dtype=dtype),
-                     train(backend, 'cuda', dtype=dtype))
+    assert same_bits(
+        train(backend, 'cuda', dtype=dtype),
+        train(backend, 'cuda', dtype=dtype),
+    )

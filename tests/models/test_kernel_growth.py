@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from pelk_mm.models import PeLK
-from pelk_mm.models.utils import (
-    move_kernels,
-    move_masks,
-    read_grids,
-    regrid,
-)
+from pelk_mm.models.utils import move_kernels, move_masks, read_grids, regrid
 from pelk_mm.models.utils.kernel_growth import resize_centred
 from pelk_mm.ops import SharingGrid
 
@@ -17,7 +12,8 @@ ARCH = dict(
     depths=(1, 2, 1, 1),
     channels=(8, 12, 16, 20),
     kernel_sizes=(13, 11, 9, 7),
-    center_radius=1)
+    center_radius=1,
+)
 GRIDS = [SharingGrid(size, 1) for size in ARCH['kernel_sizes']]
 
 
@@ -47,20 +43,25 @@ def test_regrid_is_the_least_squares_solution():
     # Each column is what one compact weight contributes to the kernel.
     count = new.num_cells**2
     columns = new.expand(
-        torch.eye(count, dtype=torch.float64).view(-1, new.num_cells,
-                                                   new.num_cells))
+        torch.eye(count, dtype=torch.float64).view(
+            -1, new.num_cells, new.num_cells
+        )
+    )
     solution = torch.linalg.lstsq(
-        columns.reshape(count, -1).T, target.reshape(-1, 1)).solution
+        columns.reshape(count, -1).T, target.reshape(-1, 1)
+    ).solution
     torch.testing.assert_close(
-        regrid(weight, old, new).reshape(-1), solution[:, 0])
+        regrid(weight, old, new).reshape(-1), solution[:, 0]
+    )
 
 
 def test_resize_centred_pads_and_cuts():
-    kernel = torch.arange(9.).view(3, 3)
+    kernel = torch.arange(9.0).view(3, 3)
     torch.testing.assert_close(
-        resize_centred(resize_centred(kernel, 7), 3), kernel)
-    assert resize_centred(kernel, 1).tolist() == [[4.]]
-    assert resize_centred(kernel, 5, value=1.)[0].tolist() == [1.] * 5
+        resize_centred(resize_centred(kernel, 7), 3), kernel
+    )
+    assert resize_centred(kernel, 1).tolist() == [[4.0]]
+    assert resize_centred(kernel, 5, value=1.0)[0].tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'tiny-101', 'tiny-151', ARCH])
@@ -79,7 +80,7 @@ def test_read_grids_says_when_shapes_do_not_tell():
     # 13 positions in 11 cells: 1 2 1 … or 2 1 1 …
     kernels = {
         'stages.0.blocks.0.conv.large.weight': torch.zeros(1, 1, 11, 11),
-        'stages.0.pos_embed': torch.zeros(1, 13, 13)
+        'stages.0.pos_embed': torch.zeros(1, 13, 13),
     }
     with pytest.raises(RuntimeError, match='2 centre radii fit'):
         read_grids(kernels, '')
@@ -107,22 +108,37 @@ def test_errors_are_those_of_the_written_out_kernels():
     moved, errors = move_kernels(state, '', GRIDS, new)
     for stage, (before, after) in enumerate(zip(GRIDS, new, strict=True)):
         canvas = max(before.kernel_size, after.kernel_size)
-        names = [name for name in state
-                 if name.startswith(f'stages.{stage}.blocks')
-                 and name.endswith('large.weight')]
-        kernels = torch.cat([resize_centred(before.expand(state[name]),
-                                            canvas) for name in names])
-        results = torch.cat([resize_centred(after.expand(moved[name]),
-                                            canvas) for name in names])
+        names = [
+            name
+            for name in state
+            if name.startswith(f'stages.{stage}.blocks')
+            and name.endswith('large.weight')
+        ]
+        kernels = torch.cat(
+            [
+                resize_centred(before.expand(state[name]), canvas)
+                for name in names
+            ]
+        )
+        results = torch.cat(
+            [
+                resize_centred(after.expand(moved[name]), canvas)
+                for name in names
+            ]
+        )
         expected = (results - kernels).norm() / kernels.norm()
         assert errors[stage] == pytest.approx(float(expected))
     # The third stage was cut: what lay outside is part of the error.
     assert errors[2] > 0.3
-    changed = {name for name in state
-               if state[name].shape != moved[name].shape
-               or not torch.equal(state[name], moved[name])}
-    assert all(name.endswith(('large.weight', 'pos_embed'))
-               for name in changed)
+    changed = {
+        name
+        for name in state
+        if state[name].shape != moved[name].shape
+        or not torch.equal(state[name], moved[name])
+    }
+    assert all(
+        name.endswith(('large.weight', 'pos_embed')) for name in changed
+    )
 
 
 def test_move_kernels_refuses_what_does_not_fit():
@@ -143,8 +159,7 @@ def test_masks_live_where_any_position_did_or_is_new():
     mask = torch.zeros(1, 1, 3, 3, dtype=torch.bool)
     mask[..., 0, 1] = True
     other = torch.tensor([[True, False]])
-    moved = move_masks({name: mask, 'a.fc.weight': other}, 'a.', [old],
-                       [new])
+    moved = move_masks({name: mask, 'a.fc.weight': other}, 'a.', [old], [new])
     assert moved[name][0, 0].int().tolist() == [
         [1, 1, 1, 1, 1],
         [1, 0, 1, 0, 1],

@@ -23,20 +23,24 @@ from tests.hostile import HIDEOUTS, Payload, detonate, write_plain_pickle
 CONTENTS = dict(
     meta=dict(epoch=3, name='x'),
     state_dict={
-        'a': torch.arange(100.),
+        'a': torch.arange(100.0),
         'b': torch.tensor([1, 2]),
-        'half': torch.ones(7, dtype=torch.bfloat16)
-    })
+        'half': torch.ones(7, dtype=torch.bfloat16),
+    },
+)
 
 
 def same(loaded, expected=CONTENTS) -> bool:
     if isinstance(expected, torch.Tensor):
-        return (isinstance(loaded, torch.Tensor)
-                and loaded.dtype == expected.dtype
-                and torch.equal(loaded, expected))
+        return (
+            isinstance(loaded, torch.Tensor)
+            and loaded.dtype == expected.dtype
+            and torch.equal(loaded, expected)
+        )
     if isinstance(expected, dict):
         return loaded.keys() == expected.keys() and all(
-            same(loaded[key], expected[key]) for key in expected)
+            same(loaded[key], expected[key]) for key in expected
+        )
     return loaded == expected
 
 
@@ -68,11 +72,15 @@ def test_files_without_checksums_load(checkpoint):
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('hideout', HIDEOUTS)
 @pytest.mark.parametrize('mmap', [True, False])
-def test_python_objects_are_refused_and_not_built(tmp_path, hideout, zipped,
-                                                  mmap):
+def test_python_objects_are_refused_and_not_built(
+    tmp_path, hideout, zipped, mmap
+):
     path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
-    torch.save(HIDEOUTS[hideout](Payload(marker)), path,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        HIDEOUTS[hideout](Payload(marker)),
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UnsafeCheckpointError) as error:
         load_file(path, mmap=mmap)
     message = str(error.value)
@@ -129,12 +137,12 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-
         def log_message(self, *_):
             pass
 
     served = http.server.ThreadingHTTPServer(
-        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder)))
+        ('127.0.0.1', 0), functools.partial(Handler, directory=str(folder))
+    )
     thread = threading.Thread(target=served.serve_forever)
     thread.start()
     yield folder, f'http://127.0.0.1:{served.server_port}'
@@ -157,9 +165,10 @@ def test_what_is_downloaded_runs_no_code(server, tmp_path):
         load_file(f'{address}/gone.pth')
 
 
-@pytest.mark.parametrize('kept', [
-    0, 1, 3, 4, 30, 100, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, -100, -22, -4, -1
-])
+@pytest.mark.parametrize(
+    'kept',
+    [0, 1, 3, 4, 30, 100, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, -100, -22, -4, -1],
+)
 @pytest.mark.parametrize('zipped', [True, False])
 def test_truncated_files(tmp_path, kept, zipped):
     path = tmp_path / 'torn.pth'
@@ -235,11 +244,17 @@ def test_a_zip_bomb_is_not_unpacked(checkpoint):
         load_file(checkpoint)
 
 
-@pytest.mark.parametrize('content', [
-    b'<html>404</html>', b'version https://git-lfs.github.com/spec/v1\n',
-    b'\x00' * 5000, b'\x80\x02garbage', b'PK\x03\x04' + b'\xff' * 300,
-    b'hello, world'
-])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'<html>404</html>',
+        b'version https://git-lfs.github.com/spec/v1\n',
+        b'\x00' * 5000,
+        b'\x80\x02garbage',
+        b'PK\x03\x04' + b'\xff' * 300,
+        b'hello, world',
+    ],
+)
 def test_files_of_something_else(tmp_path, content):
     path = tmp_path / 'model.pth'
     path.write_bytes(content)
@@ -256,27 +271,41 @@ def test_no_file_and_a_folder(tmp_path):
         load_file(tmp_path)
 
 
-@pytest.mark.parametrize('contents', [
-    [1, 2], 'text', torch.ones(2), dict(state_dict=dict(a='no tensor')),
-    dict(state_dict={}), dict(state_dict=[1])
-])
+@pytest.mark.parametrize(
+    'contents',
+    [
+        [1, 2],
+        'text',
+        torch.ones(2),
+        dict(state_dict=dict(a='no tensor')),
+        dict(state_dict={}),
+        dict(state_dict=[1]),
+    ],
+)
 def test_other_contents_are_no_checkpoint(tmp_path, contents):
     from pelk_mm.models.utils import weights_of
+
     path = tmp_path / 'model.pth'
     torch.save(contents, path)
     with pytest.raises(RuntimeError, match='model.pth holds'):
         weights_of(read_checkpoint(str(path)), str(path))
 
 
-@pytest.mark.parametrize('change', [
-    lambda state: [state], lambda state: dict(state, version=9),
-    lambda state: dict(state, masks=3), lambda state: dict(state, shapes={}),
-    lambda state: dict(state, masks=dict(a='x')),
-    lambda state: {key: state[key] for key in state if key != 'digest'},
-    lambda state: dict(state, digest='0'),
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda state: [state],
+        lambda state: dict(state, version=9),
+        lambda state: dict(state, masks=3),
+        lambda state: dict(state, shapes={}),
+        lambda state: dict(state, masks=dict(a='x')),
+        lambda state: {key: state[key] for key in state if key != 'digest'},
+        lambda state: dict(state, digest='0'),
+    ],
+)
 def test_masks_that_are_none(change):
     from pelk_mm.engine.sparsity_state import pack_state, unpack_masks
+
     state = pack_state(dict(a=torch.tensor([[True, False]])))
     assert unpack_masks(state)['a'].tolist() == [[True, False]]
     with pytest.raises(ValueError, match=r'(state|masks)'):
@@ -294,8 +323,10 @@ EXCEPTIONS = {
     ('pelk_mm/analysis/erf.py', 'np.load'),
     ('tools/analysis_tools/visualize_erf.py', 'np.load'),
     ('pelk_mm/models/utils/safe_loading.py', 'torch.load'),
-    ('pelk_mm/models/utils/safe_loading.py',
-     'CheckpointLoader.load_checkpoint'),
+    (
+        'pelk_mm/models/utils/safe_loading.py',
+        'CheckpointLoader.load_checkpoint',
+    ),
     # In place of a loader without safeguard, with what that was called with.
     ('pelk_mm/compat.py', 'torch.load'),
     # Packages: programs by themselves, as docs/deployment.md says.
@@ -303,8 +334,14 @@ EXCEPTIONS = {
     ('pelk_mm/deployment/torch_export.py', 'torch.export.load'),
 }
 LOADERS = {
-    'load', 'load_checkpoint', '_load_checkpoint', 'load_url', 'Unpickler',
-    '_load_checkpoint_with_prefix', 'load_state_dict_from_url', 'loads'
+    'load',
+    'load_checkpoint',
+    '_load_checkpoint',
+    'load_url',
+    'Unpickler',
+    '_load_checkpoint_with_prefix',
+    'load_state_dict_from_url',
+    'loads',
 }
 
 
@@ -315,28 +352,47 @@ def unpicklers(source: str) -> set[str]:
         if isinstance(node, ast.Attribute) and node.attr in LOADERS:
             found.add(ast.unparse(node))
         if isinstance(node, ast.ImportFrom):
-            found.update(f'{node.module}.{name.name}' for name in node.names
-                         if name.name in LOADERS)
+            found.update(
+                f'{node.module}.{name.name}'
+                for name in node.names
+                if name.name in LOADERS
+            )
         if isinstance(node, ast.Import):
-            found.update(name.name for name in node.names
-                         if name.name in ('pickle', 'dill', 'joblib'))
+            found.update(
+                name.name
+                for name in node.names
+                if name.name in ('pickle', 'dill', 'joblib')
+            )
     return {name for name in found if not name.startswith('json.')}
 
 
 def test_nothing_else_reads_pickles():
-    sources = [path for folder in ('pelk_mm', 'tools')
-               for path in (ROOT / folder).rglob('*.py')]
+    sources = [
+        path
+        for folder in ('pelk_mm', 'tools')
+        for path in (ROOT / folder).rglob('*.py')
+    ]
     assert len(sources) > 80
-    found = {(str(path.relative_to(ROOT)), name)
-             for path in sources for name in unpicklers(path.read_text())}
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sources
+        for name in unpicklers(path.read_text())
+    }
     assert found <= EXCEPTIONS, 'use pelk_mm.models.utils.load_file'
 
 
-@pytest.mark.parametrize('source', [
-    'import torch; torch.load(1)', 'from torch import load', 'import pickle',
-    'from mmengine.runner import load_checkpoint',
-    'mmengine.load("x.pkl")', 'from pickle import loads',
-    'runner.load_checkpoint(x)', 'torch.hub.load_state_dict_from_url(x)',
-])
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import torch; torch.load(1)',
+        'from torch import load',
+        'import pickle',
+        'from mmengine.runner import load_checkpoint',
+        'mmengine.load("x.pkl")',
+        'from pickle import loads',
+        'runner.load_checkpoint(x)',
+        'torch.hub.load_state_dict_from_url(x)',
+    ],
+)
 def test_the_search_finds_them(source):
     assert unpicklers(source)

@@ -76,13 +76,15 @@ def make_map(shape, dtype=torch.float32, layout='contiguous') -> Tensor:
     if layout == 'channels_last':
         return values.contiguous(memory_format=torch.channels_last)
     if layout == 'slice':
-        whole = torch.full((batch, height, width, channels + 5), torch.nan,
-                           dtype=dtype).permute(0, 3, 1, 2)
+        whole = torch.full(
+            (batch, height, width, channels + 5), torch.nan, dtype=dtype
+        ).permute(0, 3, 1, 2)
         whole[:, :channels] = values
         return whole[:, :channels]
     assert layout == 'strided'
-    whole = torch.full((batch, channels, 2 * width, height), torch.nan,
-                       dtype=dtype).transpose(2, 3)[..., ::2]
+    whole = torch.full(
+        (batch, channels, 2 * width, height), torch.nan, dtype=dtype
+    ).transpose(2, 3)[..., ::2]
     whole.copy_(values)
     return whole
 
@@ -92,27 +94,39 @@ def truth(input, weight, bias, grid: SharingGrid) -> Tensor:
 
     Knows the grid's sizes alone; nothing of the code under test.
     """
-    cell_of = [cell for cell, size in enumerate(grid.sizes)
-               for _ in range(size)]
+    cell_of = [
+        cell for cell, size in enumerate(grid.sizes) for _ in range(size)
+    ]
     radius = len(cell_of) // 2
     height, width = input.shape[-2:]
-    rows = range(max(0, radius - height + 1),
-                 min(len(cell_of), radius + height))
-    columns = range(max(0, radius - width + 1),
-                    min(len(cell_of), radius + width))
-    padded = F.pad(input, (radius - columns[0], columns[-1] - radius,
-                           radius - rows[0], rows[-1] - radius))
+    rows = range(
+        max(0, radius - height + 1), min(len(cell_of), radius + height)
+    )
+    columns = range(
+        max(0, radius - width + 1), min(len(cell_of), radius + width)
+    )
+    padded = F.pad(
+        input,
+        (
+            radius - columns[0],
+            columns[-1] - radius,
+            radius - rows[0],
+            rows[-1] - radius,
+        ),
+    )
     patches = padded.unfold(2, height, 1).unfold(3, width, 1)
     taps = weight[:, 0][:, [cell_of[i] for i in rows]][
-        :, :, [cell_of[j] for j in columns]]
+        :, :, [cell_of[j] for j in columns]
+    ]
     output = torch.einsum('ncijhw,cij->nchw', patches, taps)
     return output if bias is None else output + bias[:, None, None]
 
 
 def run(input, weight, bias, grad_output, convolve) -> tuple[Tensor, ...]:
     """Output, and gradients to input, weight and bias."""
-    leaves = [tensor.detach().requires_grad_()
-              for tensor in (input, weight, bias)]
+    leaves = [
+        tensor.detach().requires_grad_() for tensor in (input, weight, bias)
+    ]
     output = convolve(*leaves)
     return output.detach(), *torch.autograd.grad(output, leaves, grad_output)
 
@@ -120,8 +134,9 @@ def run(input, weight, bias, grad_output, convolve) -> tuple[Tensor, ...]:
 def map_regions(height: int, width: int) -> dict[str, Tensor]:
     """Centre, every ring, border rows and columns, and corners."""
     y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
-    inset = torch.minimum(torch.minimum(y, height - 1 - y),
-                          torch.minimum(x, width - 1 - x))
+    inset = torch.minimum(
+        torch.minimum(y, height - 1 - y), torch.minimum(x, width - 1 - x)
+    )
     regions = {f'ring {i}': inset == i for i in range(int(inset.max()) + 1)}
     for row_name, row in (('top', 0), ('bottom', height - 1)):
         regions[row_name] = (y == row).expand(height, width)
@@ -131,8 +146,9 @@ def map_regions(height: int, width: int) -> dict[str, Tensor]:
     return regions
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float,
-                 what: str) -> None:
+def assert_close(
+    actual: Tensor, expected: Tensor, tolerance: float, what: str
+) -> None:
     """Compare in every region of a map, or in every cell of a weight."""
     assert actual.shape == expected.shape
     scale = expected.abs().max()
@@ -145,11 +161,13 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float,
         worst = error[..., region].max().item()
         # `not <=`: a NaN fails.
         assert not (worst > tolerance or worst != worst), (
-            f'{what}, {name}: {worst:.2e} > {tolerance:.2e}')
+            f'{what}, {name}: {worst:.2e} > {tolerance:.2e}'
+        )
 
 
-def check(backend, shape, grid, dtype=torch.float32,
-          layout='contiguous') -> None:
+def check(
+    backend, shape, grid, dtype=torch.float32, layout='contiguous'
+) -> None:
     """Output and every gradient of a backend against float64 truth."""
     cells = grid.num_cells
     input = make_map(shape, dtype, layout)
@@ -157,16 +175,29 @@ def check(backend, shape, grid, dtype=torch.float32,
     weight = torch.randn(shape[1], 1, cells, cells).to(dtype)
     bias = torch.randn(shape[1]).to(dtype)
     actual = run(
-        input, weight, bias, grad_output,
-        lambda *leaves: peripheral_conv2d(*leaves[:2], grid, leaves[2],
-                                          backend=backend))
-    expected = run(input.double(), weight.double(), bias.double(),
-                   grad_output.double(),
-                   lambda *leaves: truth(*leaves, grid))
+        input,
+        weight,
+        bias,
+        grad_output,
+        lambda *leaves: peripheral_conv2d(
+            *leaves[:2], grid, leaves[2], backend=backend
+        ),
+    )
+    expected = run(
+        input.double(),
+        weight.double(),
+        bias.double(),
+        grad_output.double(),
+        lambda *leaves: truth(*leaves, grid),
+    )
     names = 'output', 'input grad', 'weight grad', 'bias grad'
     for index, name in enumerate(names):
         assert actual[index].dtype == dtype
         # torch sums the bias gradient; it is not ours to judge.
         if name != 'bias grad':
-            assert_close(actual[index], expected[index],
-                         TOLERANCE[dtype][index > 0], name)
+            assert_close(
+                actual[index],
+                expected[index],
+                TOLERANCE[dtype][index > 0],
+                name,
+            )

@@ -36,9 +36,12 @@ def grids(draw) -> SharingGrid:
 @st.composite
 def shapes(draw) -> tuple[int, int, int, int]:
     """Channels around the widths of vectors, maps of a row or a column."""
-    return (draw(st.integers(1, 3)),
-            draw(st.one_of(st.integers(1, 5), st.integers(6, 35))),
-            draw(st.integers(1, 14)), draw(st.integers(1, 19)))
+    return (
+        draw(st.integers(1, 3)),
+        draw(st.one_of(st.integers(1, 5), st.integers(6, 35))),
+        draw(st.integers(1, 14)),
+        draw(st.integers(1, 19)),
+    )
 
 
 @st.composite
@@ -55,7 +58,9 @@ def tensors(draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             st.just(list(range(len(shape)))),
             # Channels last, as the network has them.
             st.just(sorted(range(len(shape)), key=lambda i: (i == 1, i))),
-            st.permutations(range(len(shape)))))
+            st.permutations(range(len(shape))),
+        )
+    )
     plain = draw(st.booleans())
     steps, before, after, kept = [], [], [], []
     for size in shape:
@@ -67,11 +72,12 @@ def tensors(draw, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     whole = torch.full(
         [before[i] + steps[i] * kept[i] + after[i] for i in order],
         torch.nan,
-        dtype=dtype)
+        dtype=dtype,
+    )
     view = whole.permute([order.index(i) for i in range(len(shape))])
     for i, size in enumerate(kept):
         view = view.narrow(i, before[i], steps[i] * size)
-        view = view[(slice(None), ) * i + (slice(None, None, steps[i]), )]
+        view = view[(slice(None),) * i + (slice(None, None, steps[i]),)]
     view.copy_(torch.randn(kept, dtype=torch.float64, generator=generator))
     return view.expand(shape)
 
@@ -86,5 +92,6 @@ def calls(draw) -> dict:
         grid=grid,
         input=draw(tensors(shape, dtype)),
         weight=draw(tensors((shape[1], 1, cells, cells), dtype)),
-        bias=draw(tensors((shape[1], ), dtype)),
-        grad_output=draw(tensors(shape, dtype)))
+        bias=draw(tensors((shape[1],), dtype)),
+        grad_output=draw(tensors(shape, dtype)),
+    )

@@ -13,10 +13,13 @@ def test_integers_come_back_as_pythons(value):
     assert type(result) is int
 
 
-@pytest.mark.parametrize('value', [True, 3., '3', None, np.float32(3)])
+@pytest.mark.parametrize('value', [True, 3.0, '3', None, np.float32(3)])
 def test_other_types_are_no_integers(value):
-    with pytest.raises(TypeError, match=r'size must be an integer, got .* of '
-                       f'type {type(value).__name__}'):
+    with pytest.raises(
+        TypeError,
+        match=r'size must be an integer, got .* of '
+        f'type {type(value).__name__}',
+    ):
         check_integer('size', value, 0)
 
 

@@ -40,17 +40,23 @@ def poisoned(request, kernels):
 
 # Channels: fewer than a vector, a whole one, one more; widths: below, at and
 # beyond the tiles of 4, 5, 6, 8 and 14 columns.
-@pytest.mark.parametrize('channels,height,width',
-                         [(1, 5, 1), (16, 3, 6), (17, 4, 13), (7, 9, 14),
-                          (4, 2, 15), (9, 6, 29)])
+@pytest.mark.parametrize(
+    'channels,height,width',
+    [(1, 5, 1), (16, 3, 6), (17, 4, 13), (7, 9, 14), (4, 2, 15), (9, 6, 29)],
+)
 @pytest.mark.parametrize('kernel_size', [13, 51])
 def test_poisoned(poisoned, channels, height, width, kernel_size):
-    check('cpp', (2, channels, height, width), SharingGrid(kernel_size),
-          layout='slice')
+    check(
+        'cpp',
+        (2, channels, height, width),
+        SharingGrid(kernel_size),
+        layout='slice',
+    )
 
 
-@pytest.mark.parametrize('dtype',
-                         [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float64, torch.bfloat16]
+)
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_poisoned_layouts(poisoned, dtype, layout):
     check('cpp', (1, 18, 6, 11), SharingGrid(31), dtype, layout)
@@ -67,8 +73,9 @@ def test_poison_is_poison(kernels):
     try:
         x = make_map((1, 3, 4, 4))
         x[0, 0, 0, 0] = torch.nan
-        y = kernels.forward(x, torch.ones(3, 1, 9, 9), None,
-                            SharingGrid(13).sizes, False)
+        y = kernels.forward(
+            x, torch.ones(3, 1, 9, 9), None, SharingGrid(13).sizes, False
+        )
         assert y[0, 0].isnan().all()
         assert not y[0, 1:].isnan().any()
     finally:
@@ -106,8 +113,9 @@ def test_threads_do_not_change_the_result(kernels, threads):
     assert torch.equal(both[1], first)
     assert torch.equal(kernels.forward(x, w, None, sizes, True), expected)
     assert torch.equal(kernels.weight_grad(x, g, sizes), first)
-    for again, once in zip(kernels.backward(x, w, g, sizes, True), both,
-                           strict=True):
+    for again, once in zip(
+        kernels.backward(x, w, g, sizes, True), both, strict=True
+    ):
         assert torch.equal(again, once)
 
 
@@ -115,9 +123,13 @@ def test_bfloat16_rounds_to_nearest_even_and_keeps_nan(kernels):
     x = make_map((1, 16, 8, 16)).mul(100).reshape(1, 1, 1, -1)
     x[..., :4] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.00390625])
     one = SharingGrid.from_sizes([1]).sizes
-    y = kernels.forward(x.bfloat16(), torch.full((1, 1, 1, 1), 1.0078125,
-                                                 dtype=torch.bfloat16),
-                        None, one, False)
+    y = kernels.forward(
+        x.bfloat16(),
+        torch.full((1, 1, 1, 1), 1.0078125, dtype=torch.bfloat16),
+        None,
+        one,
+        False,
+    )
     expected = (x.bfloat16().float() * 1.0078125).bfloat16()
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.nan_to_num(0), expected.nan_to_num(0))
@@ -126,7 +138,7 @@ def test_bfloat16_rounds_to_nearest_even_and_keeps_nan(kernels):
 # ------------------------------------------------------------------ building
 
 #: Stands in for the build: seconds instead of a minute, same code around it.
-QUICK_BUILD = '''
+QUICK_BUILD = """
 import sys
 from pathlib import Path
 from unittest import mock
@@ -144,10 +156,10 @@ def load(name, sources, build_directory, **kwargs):
 cpp_extension.load = load
 torch.ops.load_library = lambda path: Path(path).read_text()
 print(cpp_build.load_library())
-'''
+"""
 
 #: What a user does, with the warnings that he would see.
-USE = '''
+USE = """
 import logging, sys
 logging.basicConfig(format='LOGGED %(name)s %(message)s')
 import torch
@@ -163,21 +175,29 @@ except RuntimeError as error:
     print('RAISED', error)
     cause = error.__cause__ or error.__context__
     print('CAUSE', type(cause).__name__)
-'''
+"""
 
 
 def run_python(code, *arguments, **environment):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), **environment}
-    return subprocess.run([sys.executable, '-c', code, *arguments], text=True,
-                          env=environment, cwd=ROOT, timeout=300,
-                          capture_output=True)
+    return subprocess.run(
+        [sys.executable, '-c', code, *arguments],
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=300,
+        capture_output=True,
+    )
 
 
 def assert_falls_back(result, reason):
     """One line logged, the reason told, the cause chained, no crash."""
     assert result.returncode == 0, result.stderr
-    logged = [line for line in result.stderr.splitlines()
-              if line.startswith('LOGGED pelk_mm') and 'another' in line]
+    logged = [
+        line
+        for line in result.stderr.splitlines()
+        if line.startswith('LOGGED pelk_mm') and 'another' in line
+    ]
     assert len(logged) == 1, result.stderr
     assert reason in logged[0]
     told = dict(line.split(' ', 1) for line in result.stdout.splitlines())
@@ -187,8 +207,9 @@ def assert_falls_back(result, reason):
 
 
 def test_no_compiler(tmp_path):
-    result = run_python(USE, TORCH_EXTENSIONS_DIR=str(tmp_path),
-                        CXX='/nowhere/c++')
+    result = run_python(
+        USE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX='/nowhere/c++'
+    )
     assert_falls_back(result, 'could not be built')
     assert not list(tmp_path.glob('*/build-*'))
 
@@ -210,13 +231,22 @@ def test_library_that_cannot_be_loaded(tmp_path, monkeypatch):
 
 
 def test_two_processes_build_once(tmp_path):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT),
-                   'TORCH_EXTENSIONS_DIR': str(tmp_path)}
+    environment = {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'TORCH_EXTENSIONS_DIR': str(tmp_path),
+    }
     processes = [
-        subprocess.Popen([sys.executable, '-c', QUICK_BUILD, str(tmp_path)],
-                         env=environment, cwd=ROOT, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)]
+        subprocess.Popen(
+            [sys.executable, '-c', QUICK_BUILD, str(tmp_path)],
+            env=environment,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert (tmp_path / 'builds').read_text() == 'built'
@@ -230,18 +260,25 @@ def test_lock_of_a_killed_process(tmp_path):
     half_built.mkdir(parents=True)
     (half_built / 'lock').write_text('')
     holder = subprocess.Popen(
-        [sys.executable, '-c',
-         'import fcntl, sys, time; f = open(sys.argv[1], "w");'
-         'fcntl.flock(f, fcntl.LOCK_EX); print("held", flush=True);'
-         'time.sleep(600)', str(folder / 'lock')],
-        stdout=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            '-c',
+            'import fcntl, sys, time; f = open(sys.argv[1], "w");'
+            'fcntl.flock(f, fcntl.LOCK_EX); print("held", flush=True);'
+            'time.sleep(600)',
+            str(folder / 'lock'),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == 'held\n'
     with (folder / 'lock').open('w') as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     holder.kill()
     holder.wait()
-    result = run_python(QUICK_BUILD, str(tmp_path),
-                        TORCH_EXTENSIONS_DIR=str(tmp_path))
+    result = run_python(
+        QUICK_BUILD, str(tmp_path), TORCH_EXTENSIONS_DIR=str(tmp_path)
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'builds').read_text() == 'built'
     assert not half_built.exists()
@@ -249,20 +286,32 @@ def test_lock_of_a_killed_process(tmp_path):
 
 def test_compiler_that_fails_says_so(tmp_path):
     compiler = tmp_path / 'c++'
-    compiler.write_text('#!/bin/sh\n[ "$1" = -v ] && exec g++ -v\n'
-                        'echo "the disk is full" >&2; exit 1\n')
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = -v ] && exec g++ -v\n'
+        'echo "the disk is full" >&2; exit 1\n'
+    )
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    result = run_python(USE, TORCH_EXTENSIONS_DIR=str(tmp_path),
-                        CXX=str(compiler))
+    result = run_python(
+        USE, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX=str(compiler)
+    )
     assert_falls_back(result, 'could not be built')
 
 
 def test_build_ahead_reports_failure_and_succeeds(tmp_path):
     result = subprocess.run(
-        [sys.executable, '-m', 'pelk_mm.ops.backends'], cwd=ROOT, text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'CXX': '/nowhere/c++',
-             'TORCH_EXTENSIONS_DIR': str(tmp_path)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+        [sys.executable, '-m', 'pelk_mm.ops.backends'],
+        cwd=ROOT,
+        text=True,
+        env={
+            **os.environ,
+            'PYTHONPATH': str(ROOT),
+            'CXX': '/nowhere/c++',
+            'TORCH_EXTENSIONS_DIR': str(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
     assert result.returncode == 0
     assert 'could not be built' in result.stdout
 
@@ -282,7 +331,8 @@ def test_import_builds_nothing(tmp_path):
     result = run_python(
         'import pelk_mm.ops, sys; '
         'assert "torch.utils.cpp_extension" not in sys.modules',
-        TORCH_EXTENSIONS_DIR=str(tmp_path))
+        TORCH_EXTENSIONS_DIR=str(tmp_path),
+    )
     assert result.returncode == 0, result.stderr
     assert not list(tmp_path.iterdir())
 
@@ -290,8 +340,7 @@ def test_import_builds_nothing(tmp_path):
 @pytest.mark.slow
 def test_build_from_scratch(tmp_path):
     require('cpp')
-    result = run_python(
-        USE, TORCH_EXTENSIONS_DIR=str(tmp_path))
+    result = run_python(USE, TORCH_EXTENSIONS_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert 'REASON None' in result.stdout
     assert 'RAISED' not in result.stdout

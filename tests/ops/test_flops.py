@@ -36,7 +36,9 @@ def test_box_sums_count_cells():
 
 def test_work_grows_with_the_logarithm():
     shape = (1, 1, 100, 100)
-    ratio = [f(shape, SharingGrid(101, 3)) / f(shape, SharingGrid(51, 2))
-             for f in (dense_flops, box_sum_flops)]
+    ratio = [
+        f(shape, SharingGrid(101, 3)) / f(shape, SharingGrid(51, 2))
+        for f in (dense_flops, box_sum_flops)
+    ]
     assert ratio[0] > 3.9
     assert ratio[1] < 1.8

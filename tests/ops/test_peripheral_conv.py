@@ -47,8 +47,9 @@ def test_explicit_grids(backend, name):
     check(backend, (2, 2, 11, 14), EXPLICIT_GRIDS[name])
 
 
-@pytest.mark.parametrize('size', [(1, 1), (1, 7), (6, 1), (2, 3), (7, 7),
-                                  (9, 33), (40, 5)])
+@pytest.mark.parametrize(
+    'size', [(1, 1), (1, 7), (6, 1), (2, 3), (7, 7), (9, 33), (40, 5)]
+)
 @pytest.mark.parametrize('layout', ['contiguous', 'slice'])
 def test_sizes(backend, size, layout):
     check(backend, (1, 2, *size), SharingGrid(31), layout=layout)
@@ -63,22 +64,27 @@ def test_layouts_and_dtypes(backend, layout, dtype):
 def test_all_ones_grid_is_a_depthwise_convolution(backend):
     grid = SharingGrid.from_sizes([1] * 7)
     x, w = make_map((2, 5, 12, 9)), torch.randn(5, 1, 7, 7)
-    expected = torch.nn.functional.conv2d(x.double(), w.double(), padding=3,
-                                          groups=5)
+    expected = torch.nn.functional.conv2d(
+        x.double(), w.double(), padding=3, groups=5
+    )
     actual = peripheral_conv2d(x, w, grid, backend=backend)
     assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize('layout,format', [
-    ('contiguous', torch.contiguous_format),
-    ('channels_last', torch.channels_last),
-    ('slice', torch.channels_last),
-    ('strided', torch.contiguous_format),
-])
+@pytest.mark.parametrize(
+    'layout,format',
+    [
+        ('contiguous', torch.contiguous_format),
+        ('channels_last', torch.channels_last),
+        ('slice', torch.channels_last),
+        ('strided', torch.contiguous_format),
+    ],
+)
 def test_output_layout(backend, layout, format):
     x = make_map((2, 4, 5, 6), layout=layout)
-    y = peripheral_conv2d(x, torch.randn(4, 1, 9, 9), SharingGrid(13),
-                          backend=backend)
+    y = peripheral_conv2d(
+        x, torch.randn(4, 1, 9, 9), SharingGrid(13), backend=backend
+    )
     assert y.is_contiguous(memory_format=format)
 
 
@@ -122,7 +128,8 @@ def test_gradients_one_at_a_time(backend):
     def gradients(x, w):
         y = peripheral_conv2d(x, w, grid, backend=backend)
         return torch.autograd.grad(
-            (y**2).sum(), [leaf for leaf in (x, w) if leaf.requires_grad])
+            (y**2).sum(), [leaf for leaf in (x, w) if leaf.requires_grad]
+        )
 
     both = gradients(x, w)
     torch.testing.assert_close(gradients(x, w.detach())[0], both[0])
@@ -132,19 +139,26 @@ def test_gradients_one_at_a_time(backend):
 def test_backward_mixes_backends_where_that_is_faster(monkeypatch):
     """What suits a convolution need not suit the weight's gradient."""
     from pelk_mm.ops import peripheral_conv
+
     chosen = backends_module.BACKENDS
     monkeypatch.setattr(
-        peripheral_conv, '_select', lambda *_, weight_grad=False:
-        chosen['fft' if weight_grad else 'dense'])
-    leaves = (make_map((2, 3, 6, 7), torch.float64).requires_grad_(),
-              torch.randn(3, 1, 9, 9, dtype=torch.float64,
-                          requires_grad=True))
+        peripheral_conv,
+        '_select',
+        lambda *_, weight_grad=False: chosen[
+            'fft' if weight_grad else 'dense'
+        ],
+    )
+    leaves = (
+        make_map((2, 3, 6, 7), torch.float64).requires_grad_(),
+        torch.randn(3, 1, 9, 9, dtype=torch.float64, requires_grad=True),
+    )
     y = peripheral_conv2d(*leaves, SharingGrid(13))
     mixed = torch.autograd.grad((y**2).sum(), leaves)
     monkeypatch.undo()
     y = peripheral_conv2d(*leaves, SharingGrid(13), backend='dense')
     for got, expected in zip(
-            mixed, torch.autograd.grad((y**2).sum(), leaves), strict=True):
+        mixed, torch.autograd.grad((y**2).sum(), leaves), strict=True
+    ):
         torch.testing.assert_close(got, expected)
 
 
@@ -155,8 +169,7 @@ def test_gradcheck_and_gradgradcheck(backend):
     b = torch.randn(2, dtype=torch.float64, requires_grad=True)
 
     def convolve(*leaves):
-        return peripheral_conv2d(*leaves[:2], grid, leaves[2],
-                                 backend=backend)
+        return peripheral_conv2d(*leaves[:2], grid, leaves[2], backend=backend)
 
     assert torch.autograd.gradcheck(convolve, (x, w, b))
     assert torch.autograd.gradgradcheck(convolve, (x, w, b))
@@ -165,12 +178,28 @@ def test_gradcheck_and_gradgradcheck(backend):
 def test_autograd_without_the_library(tmp_path):
     """Where it is loaded, its formulas take the place of Python's on CPUs."""
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
-         __file__, '-k', 'fft and (gradients or gradcheck or opcheck or '
-         'one_graph or checkpointing)'],
-        env={**os.environ, 'CXX': '/nowhere/c++',
-             'TORCH_EXTENSIONS_DIR': str(tmp_path)},
-        cwd=ROOT, text=True, capture_output=True, timeout=300)
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-p',
+            'no:cacheprovider',
+            __file__,
+            '-k',
+            'fft and (gradients or gradcheck or opcheck or '
+            'one_graph or checkpointing)',
+        ],
+        env={
+            **os.environ,
+            'CXX': '/nowhere/c++',
+            'TORCH_EXTENSIONS_DIR': str(tmp_path),
+        },
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(r'\b6 passed, \d+ deselected in', result.stdout)
 
@@ -182,19 +211,26 @@ def test_opcheck(backend, layout):
     w = torch.randn(3, 1, 9, 9, requires_grad=True)
     b = torch.randn(3, requires_grad=True)
     ops = torch.ops.pelk_mm
-    torch.library.opcheck(ops.peripheral_conv2d.default,
-                          (x, w, b, grid.sizes, backend))
+    torch.library.opcheck(
+        ops.peripheral_conv2d.default, (x, w, b, grid.sizes, backend)
+    )
     torch.library.opcheck(
         ops.peripheral_conv2d_weight_grad.default,
-        (x, make_map((2, 3, 6, 7), layout=layout), grid.sizes, backend))
+        (x, make_map((2, 3, 6, 7), layout=layout), grid.sizes, backend),
+    )
     torch.library.opcheck(
         ops.peripheral_conv2d_backward.default,
-        (x, w, make_map((2, 3, 6, 7), layout=layout).requires_grad_(),
-         grid.sizes, backend))
+        (
+            x,
+            w,
+            make_map((2, 3, 6, 7), layout=layout).requires_grad_(),
+            grid.sizes,
+            backend,
+        ),
+    )
 
 
 class Module(torch.nn.Module):
-
     def __init__(self, backend: str | None) -> None:
         super().__init__()
         self.grid, self.backend = SharingGrid(13), backend
@@ -202,8 +238,9 @@ class Module(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.randn(3))
 
     def forward(self, x):
-        return peripheral_conv2d(x[:, :3], self.weight, self.grid, self.bias,
-                                 backend=self.backend).relu()
+        return peripheral_conv2d(
+            x[:, :3], self.weight, self.grid, self.bias, backend=self.backend
+        ).relu()
 
 
 def test_compile_is_one_graph(backend):
@@ -225,8 +262,11 @@ def test_export_and_save(backend):
     module = Module(backend).eval()
     x = make_map((2, 5, 8, 9))
     program = torch.export.export(module, (x,))
-    calls = [node for node in program.graph.nodes
-             if node.target is torch.ops.pelk_mm.peripheral_conv2d.default]
+    calls = [
+        node
+        for node in program.graph.nodes
+        if node.target is torch.ops.pelk_mm.peripheral_conv2d.default
+    ]
     assert len(calls) == 1
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -257,7 +297,8 @@ def test_calling_twice_and_checkpointing(backend):
     (module(x).sum() + module(x).sum()).backward()
     twice, x.grad = x.grad.clone(), None
     torch.utils.checkpoint.checkpoint(
-        module, x, use_reentrant=False).sum().backward()
+        module, x, use_reentrant=False
+    ).sum().backward()
     torch.testing.assert_close(twice, 2 * x.grad)
 
 
@@ -266,29 +307,33 @@ def test_backward_keeps_only_input_and_weight(backend):
     x = make_map((2, 3, 20, 20)).requires_grad_()
     w = torch.randn(3, 1, 13, 13, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: saved.append(tensor) or tensor, lambda tensor:
-            tensor):
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         peripheral_conv2d(x, w, SharingGrid(51), backend=backend)
     assert sorted(tensor.numel() for tensor in saved) == sorted(
-        [x.numel(), w.numel()])
+        [x.numel(), w.numel()]
+    )
 
 
 GRID = SharingGrid(13)
 X, W, B = torch.randn(1, 3, 6, 7), torch.randn(3, 1, 9, 9), torch.randn(3)
 
 
-@pytest.mark.parametrize('arguments,error,words', [
-    ((X, W, 13), TypeError, ['SharingGrid', 'int']),
-    ((X.numpy(), W, GRID), TypeError, ['input', 'ndarray']),
-    ((X.int(), W, GRID), TypeError, ['input', 'torch.int32']),
-    ((X, W.double(), GRID), TypeError, ['weight', 'float32', 'float64']),
-    ((X[0], W, GRID), ValueError, ['(N, C, H, W)', '(3, 6, 7)']),
-    ((X[:0], W, GRID), ValueError, ['empty', '(0, 3, 6, 7)']),
-    ((X, W[:2], GRID), ValueError, ['(3, 1, 9, 9)', '(2, 1, 9, 9)']),
-    ((X, W[..., 1:], GRID), ValueError, ['(3, 1, 9, 9)', '(3, 1, 9, 8)']),
-    ((X, W, GRID, B[:2]), ValueError, ['bias', '(3,)', '(2,)']),
-    ((X, W.to('meta'), GRID), ValueError, ['weight', 'cpu', 'meta']),
-])
+@pytest.mark.parametrize(
+    'arguments,error,words',
+    [
+        ((X, W, 13), TypeError, ['SharingGrid', 'int']),
+        ((X.numpy(), W, GRID), TypeError, ['input', 'ndarray']),
+        ((X.int(), W, GRID), TypeError, ['input', 'torch.int32']),
+        ((X, W.double(), GRID), TypeError, ['weight', 'float32', 'float64']),
+        ((X[0], W, GRID), ValueError, ['(N, C, H, W)', '(3, 6, 7)']),
+        ((X[:0], W, GRID), ValueError, ['empty', '(0, 3, 6, 7)']),
+        ((X, W[:2], GRID), ValueError, ['(3, 1, 9, 9)', '(2, 1, 9, 9)']),
+        ((X, W[..., 1:], GRID), ValueError, ['(3, 1, 9, 9)', '(3, 1, 9, 8)']),
+        ((X, W, GRID, B[:2]), ValueError, ['bias', '(3,)', '(2,)']),
+        ((X, W.to('meta'), GRID), ValueError, ['weight', 'cpu', 'meta']),
+    ],
+)
 def test_bad_arguments(arguments, error, words):
     with pytest.raises(error) as raised:
         peripheral_conv2d(*arguments)

@@ -35,7 +35,9 @@ def test_printed_grids(kernel_size, center_radius, half):
 
 sizes = st.lists(st.integers(1, 9), min_size=0, max_size=5).flatmap(
     lambda half: st.integers(0, 4).map(
-        lambda middle: (*half, 2 * middle + 1, *reversed(half))))
+        lambda middle: (*half, 2 * middle + 1, *reversed(half))
+    )
+)
 
 
 @given(sizes)
@@ -55,8 +57,9 @@ def test_expand_writes_every_position():
     cell_of = [c for c, size in enumerate(grid.sizes) for _ in range(size)]
     for i in range(13):
         for j in range(13):
-            assert torch.equal(kernel[..., i, j],
-                               weight[..., cell_of[i], cell_of[j]])
+            assert torch.equal(
+                kernel[..., i, j], weight[..., cell_of[i], cell_of[j]]
+            )
 
 
 @given(sizes)
@@ -64,19 +67,24 @@ def test_reduce_is_the_adjoint_and_project_the_inverse(sizes):
     grid = SharingGrid.from_sizes(sizes)
     weight = torch.randn(grid.num_cells, grid.num_cells, dtype=torch.float64)
     kernel = torch.randn(sum(sizes), sum(sizes), dtype=torch.float64)
-    torch.testing.assert_close((grid.expand(weight) * kernel).sum(),
-                               (weight * grid.reduce(kernel)).sum())
+    torch.testing.assert_close(
+        (grid.expand(weight) * kernel).sum(),
+        (weight * grid.reduce(kernel)).sum(),
+    )
     torch.testing.assert_close(grid.project(grid.expand(weight)), weight)
 
 
-@pytest.mark.parametrize('arguments,error,words', [
-    ((12, ), ValueError, ['odd', '12']),
-    ((3, 2), ValueError, ['5x5', 'center_radius']),
-    ((13, -1), ValueError, ['center_radius', '-1']),
-    ((13.0, ), TypeError, ['kernel_size', 'float']),
-    ((True, ), TypeError, ['kernel_size', 'bool']),
-    ((13, 2, 0), ValueError, ['base', '0']),
-])
+@pytest.mark.parametrize(
+    'arguments,error,words',
+    [
+        ((12,), ValueError, ['odd', '12']),
+        ((3, 2), ValueError, ['5x5', 'center_radius']),
+        ((13, -1), ValueError, ['center_radius', '-1']),
+        ((13.0,), TypeError, ['kernel_size', 'float']),
+        ((True,), TypeError, ['kernel_size', 'bool']),
+        ((13, 2, 0), ValueError, ['base', '0']),
+    ],
+)
 def test_bad_kernels(arguments, error, words):
     with pytest.raises(error) as raised:
         SharingGrid(*arguments)
@@ -84,15 +92,18 @@ def test_bad_kernels(arguments, error, words):
         assert word in str(raised.value)
 
 
-@pytest.mark.parametrize('sizes,error,words', [
-    ([1, 2, 3], ValueError, ['symmetric', '[1, 2, 3]']),
-    ([2, 2], ValueError, ['odd', '4']),
-    ([1, 0, 1], ValueError, ['sizes[1]', '0']),
-    ([], ValueError, ['at least one']),
-    (5, TypeError, ['sequence', 'int']),
-    ('111', TypeError, ['sequence', 'str']),
-    ([1, 1.0, 1], TypeError, ['sizes[1]', 'float']),
-])
+@pytest.mark.parametrize(
+    'sizes,error,words',
+    [
+        ([1, 2, 3], ValueError, ['symmetric', '[1, 2, 3]']),
+        ([2, 2], ValueError, ['odd', '4']),
+        ([1, 0, 1], ValueError, ['sizes[1]', '0']),
+        ([], ValueError, ['at least one']),
+        (5, TypeError, ['sequence', 'int']),
+        ('111', TypeError, ['sequence', 'str']),
+        ([1, 1.0, 1], TypeError, ['sizes[1]', 'float']),
+    ],
+)
 def test_bad_sizes(sizes, error, words):
     with pytest.raises(error) as raised:
         SharingGrid.from_sizes(sizes)
@@ -100,8 +111,9 @@ def test_bad_sizes(sizes, error, words):
         assert word in str(raised.value)
 
 
-@pytest.mark.parametrize('method,size', [('expand', 9), ('reduce', 13),
-                                         ('project', 13)])
+@pytest.mark.parametrize(
+    'method,size', [('expand', 9), ('reduce', 13), ('project', 13)]
+)
 def test_wrong_planes(method, size):
     with pytest.raises(ValueError, match=f'{size} x {size}.*7, 9'):
         getattr(SharingGrid(13), method)(torch.randn(7, 9))

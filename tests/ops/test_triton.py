@@ -58,14 +58,22 @@ def make_input(shape, dtype, layout, device='cpu'):
     if layout == 'channels_last':
         return values.contiguous(memory_format=torch.channels_last)
     if layout == 'slice':
-        whole = torch.full((batch, height, width, channels + 3),
-                           torch.nan, dtype=dtype, device=device)
+        whole = torch.full(
+            (batch, height, width, channels + 3),
+            torch.nan,
+            dtype=dtype,
+            device=device,
+        )
         whole = whole.permute(0, 3, 1, 2)
         whole[:, 1:-2] = values
         return whole[:, 1:-2]
     assert layout == 'strided'
-    whole = torch.full((batch, channels, 2 * width, height),
-                       torch.nan, dtype=dtype, device=device)
+    whole = torch.full(
+        (batch, channels, 2 * width, height),
+        torch.nan,
+        dtype=dtype,
+        device=device,
+    )
     whole = whole.transpose(2, 3)[..., ::2]
     whole.copy_(values)
     return whole
@@ -73,10 +81,12 @@ def make_input(shape, dtype, layout, device='cpu'):
 
 def call(input, weight, bias, grad_output, grid, backend):
     """Output and the gradients to input, weight and bias."""
-    leaves = [tensor.detach().requires_grad_() for tensor in
-              (input, weight, bias)]
-    output = peripheral_conv2d(leaves[0], leaves[1], grid, leaves[2],
-                               backend=backend)
+    leaves = [
+        tensor.detach().requires_grad_() for tensor in (input, weight, bias)
+    ]
+    output = peripheral_conv2d(
+        leaves[0], leaves[1], grid, leaves[2], backend=backend
+    )
     return output.detach(), *torch.autograd.grad(output, leaves, grad_output)
 
 
@@ -84,8 +94,9 @@ def map_regions(size):
     """Corners, border rows and columns, and every ring within."""
     height, width = size
     y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
-    inset = torch.minimum(torch.minimum(y, height - 1 - y),
-                          torch.minimum(x, width - 1 - x))
+    inset = torch.minimum(
+        torch.minimum(y, height - 1 - y), torch.minimum(x, width - 1 - x)
+    )
     regions = {f'ring {i}': inset == i for i in range(int(inset.max()) + 1)}
     for name, row in (('top', 0), ('bottom', height - 1)):
         regions[name] = (y == row).expand(size)
@@ -106,8 +117,9 @@ def assert_close_by_region(actual, expected, tolerance):
         assert worst <= tolerance, f'{name}: {worst:.2e} > {tolerance:.2e}'
 
 
-def check(shape, grid, dtype, layout='contiguous', device='cpu',
-          reference='dense'):
+def check(
+    shape, grid, dtype, layout='contiguous', device='cpu', reference='dense'
+):
     """Everything against the same numbers in float64."""
     channels, cells = shape[1], grid.num_cells
     generator = torch.Generator(device).manual_seed(1)
@@ -123,8 +135,9 @@ def check(shape, grid, dtype, layout='contiguous', device='cpu',
         grad_output = grad_output.contiguous(memory_format=torch.channels_last)
     arguments = input, weight, bias, grad_output
     actual = call(*arguments, grid, 'triton')
-    expected = call(*(tensor.double() for tensor in arguments), grid,
-                    reference)
+    expected = call(
+        *(tensor.double() for tensor in arguments), grid, reference
+    )
     assert all(tensor.dtype == dtype for tensor in actual)
     for number, pair in enumerate(zip(actual, expected, strict=True)):
         assert_close_by_region(*pair, TOLERANCE[dtype][number > 0])
@@ -144,10 +157,23 @@ def poison():
 @pytest.mark.skipif(INTERPRETED, reason='this is that process')
 def test_interpreted():
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider',
-         '-k', 'TestInterpreted', __file__],
-        cwd=ROOT, env={**os.environ, 'TRITON_INTERPRET': '1'},
-        capture_output=True, text=True)
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-x',
+            '-p',
+            'no:cacheprovider',
+            '-k',
+            'TestInterpreted',
+            __file__,
+        ],
+        cwd=ROOT,
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r'\d+ passed', result.stdout)
     assert 'skipped' not in result.stdout, result.stdout
@@ -170,24 +196,29 @@ class TestInterpreted:
     def test_dtypes(self, dtype):
         check((1, 1, 21, 7), GRIDS['explicit'], dtype, 'slice')
 
-    @pytest.mark.parametrize(('shape', 'grid', 'layout', 'dtype'), [
-        ((2, 1, 9, 14), '13', 'contiguous', torch.bfloat16),
-        ((1, 2, 5, 3), '31', 'channels_last', torch.float32),
-        ((1, 1, 7, 11), 'ones', 'strided', torch.float32),
-        ((3, 1, 4, 6), 'one cell', 'contiguous', torch.bfloat16),
-        ((1, 1, 1, 1), '5', 'channels_last', torch.float32),
-        ((1, 1, 18, 15), '101', 'slice', torch.bfloat16),
-        # Several tiles of columns, not all of which meet all others.
-        ((1, 1, 2, 197), 'far', 'channels_last', torch.float32),
-    ])
+    @pytest.mark.parametrize(
+        ('shape', 'grid', 'layout', 'dtype'),
+        [
+            ((2, 1, 9, 14), '13', 'contiguous', torch.bfloat16),
+            ((1, 2, 5, 3), '31', 'channels_last', torch.float32),
+            ((1, 1, 7, 11), 'ones', 'strided', torch.float32),
+            ((3, 1, 4, 6), 'one cell', 'contiguous', torch.bfloat16),
+            ((1, 1, 1, 1), '5', 'channels_last', torch.float32),
+            ((1, 1, 18, 15), '101', 'slice', torch.bfloat16),
+            # Several tiles of columns, not all of which meet all others.
+            ((1, 1, 2, 197), 'far', 'channels_last', torch.float32),
+        ],
+    )
     def test_grids(self, shape, grid, layout, dtype):
         check(shape, GRIDS[grid], dtype, layout)
 
     def test_result_keeps_the_layout(self):
         grid = GRIDS['5']
         weight = torch.randn(4, 1, 3, 3)
-        for layout, expected in (('contiguous', torch.contiguous_format),
-                                 ('slice', torch.channels_last)):
+        for layout, expected in (
+            ('contiguous', torch.contiguous_format),
+            ('slice', torch.channels_last),
+        ):
             input = make_input((1, 4, 3, 5), torch.float32, layout)
             output = BACKENDS['triton'].forward(input, weight, None, grid)
             assert output.is_contiguous(memory_format=expected)
@@ -200,30 +231,32 @@ class TestInterpreted:
         assert make_plan(grid.sizes, 19, 16, True).boxes[0] == 8
         actual, expected = (
             BACKENDS[name].forward(input, weight, None, grid)
-            for name in ('triton', 'dense'))
+            for name in ('triton', 'dense')
+        )
         assert expected.isfinite().all()
         assert_close_by_region(actual, expected.double(), 2**-10)
 
     @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
     def test_narrow_boxes_keep_float32_precision(self, dtype):
         input = make_input((2, 3, 12, 5), dtype, 'slice')
-        plan = triton_plan.Plan((8, ), True, (8, 2, 1), ((), (), ()))
+        plan = triton_plan.Plan((8,), True, (8, 2, 1), ((), (), ()))
         tiles = Tiles.forward(24, 3, 5, True)
         maps = triton_backend._fill_maps(input, plan, tiles).double()
         padded = torch.nn.functional.pad(input.double(), (0, 11, 7, 8))
         rows = padded.unfold(2, 8, 1)[:, :, :19].transpose(0, 1)
         for first, box in ((0, 1), (1, 2), (3, 8)):
-            expected = rows[..., :box].mean(-1)[:, :, 8 - box:]
+            expected = rows[..., :box].mean(-1)[:, :, 8 - box :]
             stored = maps[first] + (maps[first + 1] if box > 1 else 0)
-            error = (stored[:, :, 8 - box:] - expected).abs().max()
+            error = (stored[:, :, 8 - box :] - expected).abs().max()
             assert error <= 2**-15 * expected.abs().max()
 
     def test_groups_of_channels(self, monkeypatch):
         grid = GRIDS['5']
         arguments = [
             make_input((1, 3, 3, 4), torch.float32, 'slice'),
-            torch.randn(3, 1, 3, 3), torch.randn(3),
-            torch.randn(1, 3, 3, 4)
+            torch.randn(3, 1, 3, 3),
+            torch.randn(3),
+            torch.randn(1, 3, 3, 4),
         ]
         whole = call(*arguments, grid, 'triton')
         monkeypatch.setattr(triton_backend, '_SCRATCH_BYTES', 4000)
@@ -231,7 +264,8 @@ class TestInterpreted:
         assert groups == [slice(0, 2), slice(2, 3)]
         monkeypatch.setattr(triton_backend, '_SCRATCH_BYTES', 1)
         for one, other in zip(
-                whole, call(*arguments, grid, 'triton'), strict=True):
+            whole, call(*arguments, grid, 'triton'), strict=True
+        ):
             assert torch.equal(one, other)
 
     def test_splits_of_the_weight_gradient(self, monkeypatch):
@@ -239,10 +273,14 @@ class TestInterpreted:
         input = make_input((3, 1, 11, 5), torch.float32, 'contiguous')
         grad_output = torch.randn(input.shape)
         actual, expected = (
-            BACKENDS[name].weight_grad(input.to(dtype), grad_output.to(dtype),
-                                       GRIDS['5'])
-            for name, dtype in (('triton', torch.float32), ('dense',
-                                                            torch.float64)))
+            BACKENDS[name].weight_grad(
+                input.to(dtype), grad_output.to(dtype), GRIDS['5']
+            )
+            for name, dtype in (
+                ('triton', torch.float32),
+                ('dense', torch.float64),
+            )
+        )
         assert_close_by_region(actual, expected, 1e-5)
 
     def test_empty_batch(self):
@@ -251,7 +289,8 @@ class TestInterpreted:
         weight = torch.randn(2, 1, 3, 3)
         assert backend.forward(empty, weight, None, grid).shape == empty.shape
         assert torch.equal(
-            backend.weight_grad(empty, empty, grid), torch.zeros_like(weight))
+            backend.weight_grad(empty, empty, grid), torch.zeros_like(weight)
+        )
 
     def test_float64_is_refused(self):
         reason = available_backends('cpu', torch.float64)['triton']
@@ -282,10 +321,12 @@ class TestPlan:
             for cell, shift, count in level:
                 rows = range(shift, shift + box * count)
                 covered += [(row, cell) for row in rows]
-        cells = [cell for cell, size in enumerate(grid.sizes)
-                 for _ in range(size)]
+        cells = [
+            cell for cell, size in enumerate(grid.sizes) for _ in range(size)
+        ]
         assert sorted(covered) == [
-            (row - radius, cell) for row, cell in enumerate(cells)
+            (row - radius, cell)
+            for row, cell in enumerate(cells)
             if abs(row - radius) < height
         ]
         assert plan.boxes[-1] == 1
@@ -309,7 +350,7 @@ class TestPlan:
         tables = make_tables(plan, torch.device('cpu'))
         assert tables.ladder.tolist() == [[8, 2, 1, 8], [1, 1, 0, 1]]
         for level in range(2):
-            begin, end = tables.level_ends[level:level + 2].tolist()
+            begin, end = tables.level_ends[level : level + 2].tolist()
             for cell, shift, count in tables.cells[begin:end].tolist():
                 found = tables.boxes_of[level, cell].tolist()
                 assert found == [shift, count]
@@ -319,9 +360,11 @@ class TestPlan:
     @pytest.mark.parametrize('kernel_size', [5, 51, 101])
     @pytest.mark.parametrize('width', [1, 7, 56, 64, 65, 128, 334, 512])
     def test_chunks_hold_all_columns_in_reach(self, width, kernel_size):
-        for tiles in (Tiles.forward(512, 46, width, True),
-                      Tiles.forward(16, 46, width, False),
-                      Tiles.weight_grad(512, width, True)):
+        for tiles in (
+            Tiles.forward(512, 46, width, True),
+            Tiles.forward(16, 46, width, False),
+            Tiles.weight_grad(512, width, True),
+        ):
             assert width <= tiles.padded < width + tiles.chunk
             assert tiles.padded % tiles.chunk == 0
             reach = tiles.reach(width, kernel_size)
@@ -339,24 +382,29 @@ class TestPlan:
 
 
 class TestCanRun:
-
     def test_cpu_reason(self):
         if INTERPRETED:
             pytest.skip('the interpreter takes CPU tensors')
         runs, reason = BACKENDS['triton'].can_run(
-            torch.device('cpu'), torch.float32)
+            torch.device('cpu'), torch.float32
+        )
         assert not runs
         assert 'TRITON_INTERPRET=1' in reason
         with pytest.raises(RuntimeError, match='TRITON_INTERPRET=1'):
             peripheral_conv2d(
-                torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3), GRIDS['5'],
-                backend='triton')
+                torch.randn(1, 1, 3, 3),
+                torch.randn(1, 1, 3, 3),
+                GRIDS['5'],
+                backend='triton',
+            )
 
     def test_without_triton(self, monkeypatch):
         monkeypatch.setitem(
-            sys.modules, 'pelk_mm.ops.backends.triton_kernels', None)
-        monkeypatch.delattr('pelk_mm.ops.backends.triton_kernels',
-                            raising=False)
+            sys.modules, 'pelk_mm.ops.backends.triton_kernels', None
+        )
+        monkeypatch.delattr(
+            'pelk_mm.ops.backends.triton_kernels', raising=False
+        )
         triton_backend._kernels.cache_clear()
         try:
             reason = available_backends('cuda', torch.float16)['triton']
@@ -371,10 +419,18 @@ class TestCanRun:
             raise RuntimeError('no C compiler\nmore')
 
         monkeypatch.setattr(
-            torch, 'zeros', lambda *size, device: torch.ones(size))
+            torch, 'zeros', lambda *size, device: torch.ones(size)
+        )
         monkeypatch.setattr(
-            triton_backend, '_kernels', lambda: (SimpleNamespace(
-                INTERPRETED=False, interleave_kernel={(1, 1): launch}), ''))
+            triton_backend,
+            '_kernels',
+            lambda: (
+                SimpleNamespace(
+                    INTERPRETED=False, interleave_kernel={(1, 1): launch}
+                ),
+                '',
+            ),
+        )
         monkeypatch.setattr(triton_backend, '_runs_on', lambda _: (True, ''))
         backend = triton_backend.TritonBackend()
         assert backend.can_run(torch.device('cuda'), torch.float32)[0]
@@ -385,19 +441,23 @@ class TestCanRun:
         assert not runs
         assert reason.endswith('no C compiler')
 
-    @pytest.mark.parametrize(('hip', 'count', 'capability', 'word'), [
-        ('6.0', 1, (9, 0), 'AMD'),
-        (None, 0, (9, 0), 'no CUDA device'),
-        (None, 2, (9, 0), 'no cuda:3'),
-        (None, 4, (7, 5), '7.5'),
-        (None, 4, (9, 0), None),
-    ])
+    @pytest.mark.parametrize(
+        ('hip', 'count', 'capability', 'word'),
+        [
+            ('6.0', 1, (9, 0), 'AMD'),
+            (None, 0, (9, 0), 'no CUDA device'),
+            (None, 2, (9, 0), 'no cuda:3'),
+            (None, 4, (7, 5), '7.5'),
+            (None, 4, (9, 0), None),
+        ],
+    )
     def test_devices(self, monkeypatch, hip, count, capability, word):
         monkeypatch.setattr(torch.version, 'hip', hip)
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: count > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-        monkeypatch.setattr(torch.cuda, 'get_device_capability',
-                            lambda device: capability)
+        monkeypatch.setattr(
+            torch.cuda, 'get_device_capability', lambda device: capability
+        )
         triton_backend._runs_on.cache_clear()
         try:
             runs, reason = triton_backend._runs_on(torch.device('cuda', 3))
@@ -415,32 +475,36 @@ class Recorder:
 
     def __getitem__(self, grid):
         return lambda *args, **kwargs: self.launches.append(
-            (self.kernel, grid, args, kwargs))
+            (self.kernel, grid, args, kwargs)
+        )
 
 
 def record_launches(monkeypatch, shape, grid, dtype):
     """What a forward and a weight gradient launch, without their tensors."""
     from pelk_mm.ops.backends import triton_kernels
+
     launches = []
     recorders = {
         name: Recorder(kernel, launches)
         for name, kernel in vars(triton_kernels).items()
         if name.endswith('_kernel')
     }
-    monkeypatch.setattr(triton_backend, '_kernels',
-                        lambda: (SimpleNamespace(**recorders), ''))
+    monkeypatch.setattr(
+        triton_backend, '_kernels', lambda: (SimpleNamespace(**recorders), '')
+    )
     batch, channels, height, width = shape
     input = torch.empty(
-        batch, height, width, channels * 8 // 3, dtype=dtype,
-        device='meta').permute(0, 3, 1, 2)[:, :channels]
+        batch, height, width, channels * 8 // 3, dtype=dtype, device='meta'
+    ).permute(0, 3, 1, 2)[:, :channels]
     weight = torch.empty(
-        channels, 1, grid.num_cells, grid.num_cells, dtype=dtype,
-        device='meta')
+        channels, 1, grid.num_cells, grid.num_cells, dtype=dtype, device='meta'
+    )
     backend = triton_backend.TritonBackend()
     backend.forward(input, weight, weight[:, 0, 0, 0], grid)
     backend.weight_grad(input, input, grid)
-    assert {launch[0] for launch in launches
-            } == {recorder.kernel for recorder in recorders.values()}
+    assert {launch[0] for launch in launches} == {
+        recorder.kernel for recorder in recorders.values()
+    }
     return launches
 
 
@@ -448,13 +512,22 @@ def compile_launch(kernel, args, kwargs, arch):
     """Compile as a launch would, aligned pointers and round numbers known."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    names = {'torch.float32': 'fp32', 'torch.bfloat16': 'bf16',
-             'torch.float16': 'fp16', 'torch.int32': 'i32'}
+
+    names = {
+        'torch.float32': 'fp32',
+        'torch.bfloat16': 'bf16',
+        'torch.float16': 'fp16',
+        'torch.int32': 'i32',
+    }
     values = dict(zip(kernel.arg_names, args, strict=False))
-    constants = {name: value for name, value in kwargs.items()
-                 if name in kernel.arg_names}
-    options = {name: value for name, value in kwargs.items()
-               if name not in constants}
+    constants = {
+        name: value
+        for name, value in kwargs.items()
+        if name in kernel.arg_names
+    }
+    options = {
+        name: value for name, value in kwargs.items() if name not in constants
+    }
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         value = values.get(name)
@@ -467,10 +540,12 @@ def compile_launch(kernel, args, kwargs, arch):
         else:
             signature[name] = 'i32' if value < 2**31 else 'i64'
         if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(index, )] = [['tt.divisibility', 16]]
+            attributes[(index,)] = [['tt.divisibility', 16]]
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget('cuda', arch, 32), options=options)
+        target=GPUTarget('cuda', arch, 32),
+        options=options,
+    )
 
 
 def resources(compiled, path):
@@ -478,8 +553,9 @@ def resources(compiled, path):
     cubin = path / 'kernel.cubin'
     cubin.write_bytes(compiled.asm['cubin'])
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-    usage = subprocess.run([tool, '-res-usage', cubin], check=True,
-                           capture_output=True, text=True).stdout
+    usage = subprocess.run(
+        [tool, '-res-usage', cubin], check=True, capture_output=True, text=True
+    ).stdout
     found = re.search(r'REG:(\d+) STACK:(\d+)', usage)
     return int(found[1]), int(found[2])
 
@@ -489,16 +565,26 @@ STAGE_1, WIDE = (64, 46, 56, 56), (1, 62, 128, 512)
 
 
 @pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize(('arch', 'dtype', 'shape', 'grid'), [
-    (90, torch.bfloat16, STAGE_1, '51'),
-    *(pytest.param(arch, dtype, *rest, marks=SLOW)
-      for arch in (80, 90)
-      for dtype in (torch.bfloat16, torch.float32)
-      for rest in ((STAGE_1, '51'), (STAGE_1, '101'), (WIDE, '101'),
-                   ((64, 187, 14, 14), '31'))),
-])
+@pytest.mark.parametrize(
+    ('arch', 'dtype', 'shape', 'grid'),
+    [
+        (90, torch.bfloat16, STAGE_1, '51'),
+        *(
+            pytest.param(arch, dtype, *rest, marks=SLOW)
+            for arch in (80, 90)
+            for dtype in (torch.bfloat16, torch.float32)
+            for rest in (
+                (STAGE_1, '51'),
+                (STAGE_1, '101'),
+                (WIDE, '101'),
+                ((64, 187, 14, 14), '31'),
+            )
+        ),
+    ],
+)
 def test_compiles_without_spills(
-        monkeypatch, tmp_path, arch, dtype, shape, grid):
+    monkeypatch, tmp_path, arch, dtype, shape, grid
+):
     """Every launch gives machine code that keeps to its registers."""
     launches = record_launches(monkeypatch, shape, GRIDS[grid], dtype)
     done = set()
@@ -510,8 +596,10 @@ def test_compiles_without_spills(
         compiled = compile_launch(kernel, args, kwargs, arch)
         registers, stack = resources(compiled, tmp_path)
         shared = compiled.metadata.shared
-        print(f'{kernel.__name__} sm_{arch} {dtype}: {registers} registers, '
-              f'{stack} bytes of stack, {shared} bytes of shared memory')
+        print(
+            f'{kernel.__name__} sm_{arch} {dtype}: {registers} registers, '
+            f'{stack} bytes of stack, {shared} bytes of shared memory'
+        )
         assert stack == 0, f'{kernel.__name__} spills'
         # What the smallest GPUs of these generations have for a block.
         assert shared <= 99 * 1024
@@ -521,21 +609,24 @@ def test_compiles_without_spills(
             large = kwargs['BLOCK_X'] == 64
             instruction = 'wgmma' if arch == 90 and large else 'mma'
             assert f'{instruction}.' in compiled.asm['ptx']
-            assert re.search(r'ld\.global\.v4|cp\.async\.\S* .*, 0x10',
-                             compiled.asm['ptx'])
+            assert re.search(
+                r'ld\.global\.v4|cp\.async\.\S* .*, 0x10', compiled.asm['ptx']
+            )
 
 
 def test_launches_stay_within_grid_and_scratch(monkeypatch):
     """A whole ADE20K test image of stage 1, and a big batch."""
     for shape in ((16, 62, 128, 512), (512, 46, 56, 56)):
         for _, grid, args, _ in record_launches(
-                monkeypatch, shape, GRIDS['101'], torch.bfloat16):
+            monkeypatch, shape, GRIDS['101'], torch.bfloat16
+        ):
             assert all(extent <= 65535 for extent in grid[1:])
             for tensor in args:
                 if isinstance(tensor, torch.Tensor) and tensor.ndim == 5:
                     assert tensor.nbytes <= max(
                         triton_backend._SCRATCH_BYTES,
-                        tensor.nbytes // tensor.shape[1])
+                        tensor.nbytes // tensor.shape[1],
+                    )
 
 
 @pytest.mark.gpu
@@ -545,24 +636,34 @@ class TestOnGPU:
 
     @pytest.mark.parametrize('layout', ['contiguous', 'slice'])
     @pytest.mark.parametrize('dtype', DTYPES)
-    @pytest.mark.parametrize(('shape', 'grid'), [
-        ((64, 46, 56, 56), '51'),
-        ((64, 187, 14, 14), '31'),
-        ((3, 374, 7, 7), '13'),
-        ((1, 46, 128, 128), '101'),
-        ((1, 62, 128, 512), '101'),
-        ((2, 5, 200, 334), '51'),
-        ((2, 7, 33, 95), 'explicit'),
-        ((5, 3, 31, 29), 'ones'),
-        ((1, 1, 1, 1), '5'),
-    ])
+    @pytest.mark.parametrize(
+        ('shape', 'grid'),
+        [
+            ((64, 46, 56, 56), '51'),
+            ((64, 187, 14, 14), '31'),
+            ((3, 374, 7, 7), '13'),
+            ((1, 46, 128, 128), '101'),
+            ((1, 62, 128, 512), '101'),
+            ((2, 5, 200, 334), '51'),
+            ((2, 7, 33, 95), 'explicit'),
+            ((5, 3, 31, 29), 'ones'),
+            ((1, 1, 1, 1), '5'),
+        ],
+    )
     def test_against_fft(self, shape, grid, dtype, layout):
         check(shape, GRIDS[grid], dtype, layout, 'cuda', 'fft')
 
     def test_repeats_bit_by_bit(self):
         results = [
-            check((16, 46, 56, 56), GRIDS['51'], torch.bfloat16, 'slice',
-                  'cuda', 'fft') for _ in range(2)
+            check(
+                (16, 46, 56, 56),
+                GRIDS['51'],
+                torch.bfloat16,
+                'slice',
+                'cuda',
+                'fft',
+            )
+            for _ in range(2)
         ]
         for one, other in zip(*results, strict=True):
             assert torch.equal(one, other)
@@ -574,4 +675,5 @@ class TestOnGPU:
         weight = torch.randn(2, 1, 3, 3, device='cuda')
         assert torch.equal(
             peripheral_conv2d(input, weight, GRIDS['5']),
-            peripheral_conv2d(input, weight, GRIDS['5'], backend='triton'))
+            peripheral_conv2d(input, weight, GRIDS['5'], backend='triton'),
+        )

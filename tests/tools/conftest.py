@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-CONFIG = '''
+CONFIG = """
 default_scope = 'mmpretrain'
 model = dict(
     type='ImageClassifier',
@@ -12,7 +12,7 @@ model = dict(
         depths=(1, 1, 2, 1), channels=(8, 12, 16, 20),
         kernel_sizes=(13, 11, 9, 7), center_radius=2)),
     head=dict(type='LinearClsHead', num_classes={classes}, in_channels=20))
-'''
+"""
 
 
 @pytest.fixture

@@ -18,8 +18,13 @@ def pixels(path) -> np.ndarray:
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / 'weights.pth'
-    torch.save({f'backbone.{name}': value
-                for name, value in PeLK(ARCH).state_dict().items()}, path)
+    torch.save(
+        {
+            f'backbone.{name}': value
+            for name, value in PeLK(ARCH).state_dict().items()
+        },
+        path,
+    )
     return path
 
 
@@ -31,9 +36,14 @@ def kernels(run_tool):
     return lambda *args: run_tool('analysis_tools/visualize_kernels.py', *args)
 
 
-@pytest.mark.parametrize('arguments', [
-    ('--grid', 51), ('--grid', 101, '--center-radius', 3),
-    ('--sizes', 2, 1, 2)])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('--grid', 51),
+        ('--grid', 101, '--center-radius', 3),
+        ('--sizes', 2, 1, 2),
+    ],
+)
 def test_grids_are_drawn(kernels, arguments, tmp_path):
     out = tmp_path / 'new' / 'grid.png'
     status, printed, err = kernels(*arguments, '--out', out)
@@ -52,14 +62,15 @@ def test_learned_kernels_are_drawn(kernels, config, checkpoint, tmp_path):
 def test_kernels_refuse(kernels, config, checkpoint, tmp_path):
     out = tmp_path / 'a.png'
     other = tmp_path / 'other.py'
-    other.write_text(config.read_text().replace('(1, 1, 2, 1)',
-                                                '(1, 1, 3, 1)'))
+    other.write_text(
+        config.read_text().replace('(1, 1, 2, 1)', '(1, 1, 3, 1)')
+    )
     resnet = 'mmpretrain::resnet/resnet18_8xb32_in1k.py'
     bare = tmp_path / 'file'
     bare.touch()
     for arguments, message in (
         ((), 'give CONFIG and CHECKPOINT'),
-        ((config, ), 'needs a CHECKPOINT'),
+        ((config,), 'needs a CHECKPOINT'),
         ((config, '--grid', 5), 'give CONFIG and CHECKPOINT'),
         (('--sizes', 1, 2), 'must be symmetric'),
         (('--grid', 50), 'must be odd'),
@@ -91,26 +102,46 @@ def images(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(rng.integers(0, 255, (40, 50, 3), np.uint8)).save(
-            folder / f'{i}.png')
+            folder / f'{i}.png'
+        )
     return folder
 
 
 def test_fields_side_by_side(erf, config, checkpoint, images, tmp_path):
     out = tmp_path / 'erf'
-    arguments = (config, checkpoint, '--also', config, '--also',
-                 'Residual=mmpretrain::resnet/resnet18_8xb32_in1k.py',
-                 '--images', images, '--num', 2, '--size', 64, '--device',
-                 'cpu', '--out', out)
+    arguments = (
+        config,
+        checkpoint,
+        '--also',
+        config,
+        '--also',
+        'Residual=mmpretrain::resnet/resnet18_8xb32_in1k.py',
+        '--images',
+        images,
+        '--num',
+        2,
+        '--size',
+        64,
+        '--device',
+        'cpu',
+        '--out',
+        out,
+    )
     status, printed, err = erf(*arguments)
     assert status == 0, err
     names = ['small_pelk', 'small_pelk-2', 'Residual']
     assert {path.name for path in out.iterdir()} == {
-        'erf.png', *(f'{name}{end}' for name in names
-                     for end in ('.npy', '.json'))}
-    summaries = [json.loads((out / f'{name}.json').read_text())
-                 for name in names]
-    assert [summary['trained'] for summary in summaries] == [True, False,
-                                                             False]
+        'erf.png',
+        *(f'{name}{end}' for name in names for end in ('.npy', '.json')),
+    }
+    summaries = [
+        json.loads((out / f'{name}.json').read_text()) for name in names
+    ]
+    assert [summary['trained'] for summary in summaries] == [
+        True,
+        False,
+        False,
+    ]
     for name, summary in zip(names, summaries, strict=True):
         matrix = np.load(out / f'{name}.npy')
         assert matrix.shape == (64, 64)
@@ -132,8 +163,9 @@ def test_erf_refuses(erf, config, checkpoint, images, tmp_path):
     empty = tmp_path / 'empty'
     empty.mkdir()
     other = tmp_path / 'other.py'
-    other.write_text(config.read_text().replace('(1, 1, 2, 1)',
-                                                '(1, 1, 3, 1)'))
+    other.write_text(
+        config.read_text().replace('(1, 1, 2, 1)', '(1, 1, 3, 1)')
+    )
     bare = tmp_path / 'file'
     bare.touch()
     for arguments, message in (
@@ -156,26 +188,46 @@ def test_erf_refuses(erf, config, checkpoint, images, tmp_path):
 
 def test_scaling_is_drawn_and_written(run_tool, tmp_path):
     status, _, err = run_tool(
-        'analysis_tools/kernel_scaling.py', '--kernel-sizes', 7, 13,
-        '--shape', 1, 2, 16, 16, '--rounds', 1, '--budget', 0.01, '--backends',
-        'fft', '--out', tmp_path / 'scaling')
+        'analysis_tools/kernel_scaling.py',
+        '--kernel-sizes',
+        7,
+        13,
+        '--shape',
+        1,
+        2,
+        16,
+        16,
+        '--rounds',
+        1,
+        '--budget',
+        0.01,
+        '--backends',
+        'fft',
+        '--out',
+        tmp_path / 'scaling',
+    )
     assert status == 0, err
     result = json.loads((tmp_path / 'scaling.json').read_text())
     assert set(result) == {'environment', 'shape', 'counts', 'times'}
     assert {'cpu', 'torch', 'commit'} <= set(result['environment'])
     assert [row['kernel_size'] for row in result['times']] == [7, 13]
-    assert all(set(row['median_ms']) == {'dense', 'fft'}
-               for row in result['times'])
+    assert all(
+        set(row['median_ms']) == {'dense', 'fft'} for row in result['times']
+    )
     assert pixels(tmp_path / 'scaling.png').std() > 20
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (('--kernel-sizes', 8), 'must be odd'),
-    (('--kernel-sizes', 7, '--backends', 'none'), 'unknown backend'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('--kernel-sizes', 8), 'must be odd'),
+        (('--kernel-sizes', 7, '--backends', 'none'), 'unknown backend'),
+    ],
+)
 def test_scaling_refuses(run_tool, arguments, message, tmp_path):
-    status, _, err = run_tool('analysis_tools/kernel_scaling.py', *arguments,
-                              '--out', tmp_path / 'a')
+    status, _, err = run_tool(
+        'analysis_tools/kernel_scaling.py', *arguments, '--out', tmp_path / 'a'
+    )
     assert status == 1
     assert message in err
     assert not list(tmp_path.iterdir())

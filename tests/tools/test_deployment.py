@@ -10,9 +10,12 @@ from PIL import Image
 from tests.deployment.conftest import trained  # noqa: F401
 
 needs_onnx = pytest.mark.skipif(
-    any(find_spec(name) is None
-        for name in ('onnx', 'onnxscript', 'onnxruntime')),
-    reason='needs requirements/deploy.txt')
+    any(
+        find_spec(name) is None
+        for name in ('onnx', 'onnxscript', 'onnxruntime')
+    ),
+    reason='needs requirements/deploy.txt',
+)
 
 
 @pytest.fixture
@@ -26,26 +29,40 @@ def files(trained, tmp_path, run):  # noqa: F811
     """Config and checkpoint of a classifier: trained, merged, exported."""
     config, checkpoint = trained('classifier')
     status, out, err = run(
-        'model_converters/reparameterize', config, checkpoint, tmp_path)
+        'model_converters/reparameterize', config, checkpoint, tmp_path
+    )
     assert status == 0, err
     assert 'largest difference' in out
     merged = tmp_path / 'classifier_deploy'
     package = tmp_path / 'classifier.pt2'
     status, out, err = run(
-        'deployment/export_torch', config, checkpoint, '--shape', 64, 96,
-        '--out', package)
+        'deployment/export_torch',
+        config,
+        checkpoint,
+        '--shape',
+        64,
+        96,
+        '--out',
+        package,
+    )
     assert status == 0, err
     assert out.splitlines()[-1] == str(package)
     return dict(
         trained=(config, checkpoint),
         merged=(f'{merged}.py', f'{merged}.pth'),
-        package=(package, ))
+        package=(package,),
+    )
 
 
 def test_verify(files, run, tmp_path):
-    arguments = ('--reference', *files['trained'],
-                 '--candidate', *files['merged'],
-                 '--candidate', *files['package'])
+    arguments = (
+        '--reference',
+        *files['trained'],
+        '--candidate',
+        *files['merged'],
+        '--candidate',
+        *files['package'],
+    )
     status, out, err = run('deployment/verify', *arguments, '--num', 2)
     assert status == 0, err
     assert '2 images of 64 x 96 pixels' in out
@@ -56,9 +73,14 @@ def test_verify(files, run, tmp_path):
     other = torch.load(files['merged'][1])
     other['state_dict']['head.fc.bias'] += 1
     torch.save(other, tmp_path / 'other.pth')
-    status, out, _ = run('deployment/verify', '--reference', *files['merged'],
-                         '--candidate', files['merged'][0],
-                         tmp_path / 'other.pth')
+    status, out, _ = run(
+        'deployment/verify',
+        '--reference',
+        *files['merged'],
+        '--candidate',
+        files['merged'][0],
+        tmp_path / 'other.pth',
+    )
     assert status == 1
     assert '1.0e+00' in out and 'too far' in out
 
@@ -73,12 +95,18 @@ def test_verify_refuses(files, run, tmp_path):
         ((*package, '--shape', 64, 64), 'export it with --dynamic'),
         ((*package, '--shape', 60, 64), 'multiples of 32'),
         (('--candidate', 'a.py'), 'needs a checkpoint'),
-        (('--candidate', files['merged'][0], files['trained'][1]),
-         'holds weights in training form'),
-        (('--candidate', files['trained'][0], files['merged'][1]),
-         'holds merged weights'),
-        (('--candidate', *files['package'], files['merged'][1]),
-         'holds its weights'),
+        (
+            ('--candidate', files['merged'][0], files['trained'][1]),
+            'holds weights in training form',
+        ),
+        (
+            ('--candidate', files['trained'][0], files['merged'][1]),
+            'holds merged weights',
+        ),
+        (
+            ('--candidate', *files['package'], files['merged'][1]),
+            'holds its weights',
+        ),
         (('--candidate', 'a', 'b', 'c'), 'CONFIG CHECKPOINT or one file'),
         (('--candidate', 'none.onnx'), 'none.onnx'),
     ):
@@ -91,16 +119,34 @@ def test_verify_refuses(files, run, tmp_path):
 def test_export_onnx_and_images(files, run, tmp_path, request):
     out = tmp_path / 'classifier.onnx'
     status, printed, err = run(
-        'deployment/export_onnx', *files['merged'], '--shape', 64, 64,
-        '--compact', '--dynamic', '--out', out)
+        'deployment/export_onnx',
+        *files['merged'],
+        '--shape',
+        64,
+        64,
+        '--compact',
+        '--dynamic',
+        '--out',
+        out,
+    )
     assert status == 0, err
     assert 'opset 18: ' in printed and ' Conv' in printed
 
     def verify(folder, num):
         status, printed, err = run(
-            'deployment/verify', '--reference', *files['trained'],
-            '--candidate', out, '--images', folder, '--num', num,
-            '--shape', 96, 128)
+            'deployment/verify',
+            '--reference',
+            *files['trained'],
+            '--candidate',
+            out,
+            '--images',
+            folder,
+            '--num',
+            num,
+            '--shape',
+            96,
+            128,
+        )
         assert status == 0, err
         assert f'{num} images of 96 x 128 pixels' in printed
 
@@ -123,16 +169,49 @@ def test_exports_refuse(files, run, tmp_path, monkeypatch):
         good = tmp_path / f'a.{suffix}'
         for arguments, message in (
             ((*files['trained'], *shape, '--out', 'a.pth'), 'must end in .'),
-            ((*files['trained'], '--shape', 64, 60, '--out', good),
-             'multiples of 32'),
-            ((files['trained'][0], files['merged'][1], *shape, '--out', good),
-             'holds merged weights'),
-            ((files['merged'][0], files['trained'][1], *shape, '--out', good),
-             'holds weights in training form'),
-            ((files['trained'][0], tmp_path / 'no.pth', *shape, '--out',
-              good), 'no.pth'),
-            ((*files['trained'], *shape, '--out',
-              tmp_path / 'file' / good.name), 'file'),
+            (
+                (*files['trained'], '--shape', 64, 60, '--out', good),
+                'multiples of 32',
+            ),
+            (
+                (
+                    files['trained'][0],
+                    files['merged'][1],
+                    *shape,
+                    '--out',
+                    good,
+                ),
+                'holds merged weights',
+            ),
+            (
+                (
+                    files['merged'][0],
+                    files['trained'][1],
+                    *shape,
+                    '--out',
+                    good,
+                ),
+                'holds weights in training form',
+            ),
+            (
+                (
+                    files['trained'][0],
+                    tmp_path / 'no.pth',
+                    *shape,
+                    '--out',
+                    good,
+                ),
+                'no.pth',
+            ),
+            (
+                (
+                    *files['trained'],
+                    *shape,
+                    '--out',
+                    tmp_path / 'file' / good.name,
+                ),
+                'file',
+            ),
         ):
             if tool == 'onnx' and find_spec('onnx') is None:
                 continue
@@ -141,8 +220,13 @@ def test_exports_refuse(files, run, tmp_path, monkeypatch):
             assert message in err, err
     assert sorted(tmp_path.rglob('*')) == before
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    status, _, err = run('deployment/export_onnx', *files['trained'], *shape,
-                         '--out', tmp_path / 'a.onnx')
+    status, _, err = run(
+        'deployment/export_onnx',
+        *files['trained'],
+        *shape,
+        '--out',
+        tmp_path / 'a.onnx',
+    )
     assert status == 1
     assert 'pip install -r requirements/deploy.txt' in err
 
@@ -150,8 +234,10 @@ def test_exports_refuse(files, run, tmp_path, monkeypatch):
 def test_reparameterize_refuses(files, run, tmp_path):
     for arguments, message in (
         ((*files['merged'], tmp_path / 'out'), 'merged already'),
-        ((files['trained'][0], files['merged'][1], tmp_path / 'out'),
-         'holds merged weights'),
+        (
+            (files['trained'][0], files['merged'][1], tmp_path / 'out'),
+            'holds merged weights',
+        ),
         ((*files['trained'], files['merged'][1]), 'classifier_deploy'),
     ):
         status, _, err = run('model_converters/reparameterize', *arguments)

@@ -19,58 +19,86 @@ def explain():
 def failure(tmp_path):
     """A process that failed, and what it has recorded."""
 
-    def make(pid: int, exitcode: int, message: str | None = None,
-             timestamp: int = 0) -> ProcessFailure:
+    def make(
+        pid: int, exitcode: int, message: str | None = None, timestamp: int = 0
+    ) -> ProcessFailure:
         path = Path(tmp_path, f'{pid}.json')
         if message is not None:
-            path.write_text(json.dumps(dict(message=dict(
-                message=message, extraInfo=dict(timestamp=timestamp)))))
+            path.write_text(
+                json.dumps(
+                    dict(
+                        message=dict(
+                            message=message,
+                            extraInfo=dict(timestamp=timestamp),
+                        )
+                    )
+                )
+            )
         return ProcessFailure(
-            local_rank=pid, pid=pid, exitcode=exitcode, error_file=str(path))
+            local_rank=pid, pid=pid, exitcode=exitcode, error_file=str(path)
+        )
 
     return make
 
 
 def test_a_kill_comes_before_what_it_causes(explain, failure):
-    line = explain({
-        0: failure(10, 1, 'RuntimeError: Connection closed by peer', 5),
-        1: failure(11, -9),
-        2: failure(12, -15),
-    }, training=True)
-    assert line.startswith('process 1 (pid 11) was ended by SIGKILL, as when '
-                           'memory runs out')
+    line = explain(
+        {
+            0: failure(10, 1, 'RuntimeError: Connection closed by peer', 5),
+            1: failure(11, -9),
+            2: failure(12, -15),
+        },
+        training=True,
+    )
+    assert line.startswith(
+        'process 1 (pid 11) was ended by SIGKILL, as when memory runs out'
+    )
     assert '--resume' in line
 
 
 def test_a_message_is_repeated(explain, failure):
-    line = explain({
-        0: failure(10, 1, 'RuntimeError: Connection closed by peer', 4),
-        1: failure(11, 1, 'LaunchError: the disk: is full', 5),
-    }, training=True)
+    line = explain(
+        {
+            0: failure(10, 1, 'RuntimeError: Connection closed by peer', 4),
+            1: failure(11, 1, 'LaunchError: the disk: is full', 5),
+        },
+        training=True,
+    )
     assert line == 'the disk: is full'
 
 
 def test_the_first_error_is_the_cause(explain, failure):
-    line = explain({
-        0: failure(10, 1, 'RuntimeError: Connection closed by peer', 5),
-        1: failure(11, 1, 'KeyError: x', 4),
-        2: failure(12, -15),
-    }, training=False)
-    assert line == ('process 1 (pid 11) failed with KeyError: x; its '
-                    'traceback is above')
+    line = explain(
+        {
+            0: failure(10, 1, 'RuntimeError: Connection closed by peer', 5),
+            1: failure(11, 1, 'KeyError: x', 4),
+            2: failure(12, -15),
+        },
+        training=False,
+    )
+    assert line == (
+        'process 1 (pid 11) failed with KeyError: x; its traceback is above'
+    )
 
 
 def test_a_process_that_has_recorded_nothing(explain, failure):
     assert explain({0: failure(10, 2)}, training=True) == (
-        'process 0 (pid 10) ended with exit status 2; what it said is above')
+        'process 0 (pid 10) ended with exit status 2; what it said is above'
+    )
 
 
 def test_one_that_hangs_is_killed_last(explain, failure):
-    line = explain({
-        0: failure(10, 1, 'RuntimeError: Timed out waiting 20000ms', 4),
-        1: failure(11, -9),
-    }, training=False)
-    assert line == ('process 0 (pid 10) failed with RuntimeError: Timed out '
-                    'waiting 20000ms; its traceback is above')
+    line = explain(
+        {
+            0: failure(10, 1, 'RuntimeError: Timed out waiting 20000ms', 4),
+            1: failure(11, -9),
+        },
+        training=False,
+    )
+    assert line == (
+        'process 0 (pid 10) failed with RuntimeError: Timed out '
+        'waiting 20000ms; its traceback is above'
+    )
     assert 'process 0 (pid 10) was ended by SIGABRT' in explain(
-        {0: failure(10, -6), 1: failure(11, -9)}, training=False)
+        {0: failure(10, -6), 1: failure(11, -9)}, training=False
+    )

@@ -26,14 +26,17 @@ def test_prints_and_writes_the_parts(get_flops, config, tmp_path):
     assert '…' not in printed
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (('missing.py', ), 'there is no config file missing.py'),
-    (('mmnothing::a.py', ), "package 'mmnothing' is not installed"),
-    (('mmpretrain::a.py', ), 'comes with no such config'),
-    ((), 'give a config, or --paper-tables'),
-    (('a.py', '--paper-tables'), 'give a config, or --paper-tables'),
-    (('--paper-tables', '--shape', 32, 32), 'leave out --shape'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('missing.py',), 'there is no config file missing.py'),
+        (('mmnothing::a.py',), "package 'mmnothing' is not installed"),
+        (('mmpretrain::a.py',), 'comes with no such config'),
+        ((), 'give a config, or --paper-tables'),
+        (('a.py', '--paper-tables'), 'give a config, or --paper-tables'),
+        (('--paper-tables', '--shape', 32, 32), 'leave out --shape'),
+    ],
+)
 def test_refuses(get_flops, arguments, message):
     status, _, err = get_flops(*arguments)
     assert status != 0
@@ -44,7 +47,7 @@ def test_refuses_wrong_values(get_flops, config, tmp_path):
     for arguments, message in (
         (('--shape', 100, 64), 'multiples of 32'),
         (('--sparsity', 1.5), 'in [0, 1)'),
-        ((tmp_path / 'none.pth', ), 'none.pth'),
+        ((tmp_path / 'none.pth',), 'none.pth'),
     ):
         status, _, err = get_flops(config, *arguments)
         assert status == 1
@@ -60,11 +63,22 @@ def test_refuses_wrong_values(get_flops, config, tmp_path):
 def test_paper_tables(root, tmp_path):
     out = tmp_path / 'paper.json'
     result = subprocess.run(
-        [sys.executable, 'tools/analysis_tools/get_flops.py',
-         '--paper-tables', '--json', out],
-        cwd=root, capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            'tools/analysis_tools/get_flops.py',
+            '--paper-tables',
+            '--json',
+            out,
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert '…' not in result.stdout
     rows = json.loads(out.read_text())
     assert len(rows) == 13
-    assert all(abs(row['ours']['gmacs'] / row['paper']['gmacs'] - 1) < 0.045
-               for row in rows)
+    assert all(
+        abs(row['ours']['gmacs'] / row['paper']['gmacs'] - 1) < 0.045
+        for row in rows
+    )

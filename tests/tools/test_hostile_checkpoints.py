@@ -14,84 +14,169 @@ from pelk_mm.engine.conversion import build_model
 from tests.conftest import ROOT
 from tests.hostile import detonate, poison
 
-PRETRAINED = ('model.backbone.init_cfg.type=Pretrained',
-              'model.backbone.init_cfg.prefix=backbone.')
+PRETRAINED = (
+    'model.backbone.init_cfg.type=Pretrained',
+    'model.backbone.init_cfg.prefix=backbone.',
+)
 
 
 def arguments(name: str, config, checkpoint, folder) -> list:
     """What a tool is called with."""
     out = folder / 'out'
     return {
-        'train --resume':
-        ['train.py', config, '--resume', checkpoint, '--work-dir', out],
+        'train --resume': [
+            'train.py',
+            config,
+            '--resume',
+            checkpoint,
+            '--work-dir',
+            out,
+        ],
         'train load_from': [
-            'train.py', config, '--work-dir', out, '--cfg-options',
-            f'load_from={checkpoint}'
+            'train.py',
+            config,
+            '--work-dir',
+            out,
+            '--cfg-options',
+            f'load_from={checkpoint}',
         ],
         'train resume in the config': [
-            'train.py', config, '--work-dir', out, '--cfg-options',
-            'resume=True', f'load_from={checkpoint}'
+            'train.py',
+            config,
+            '--work-dir',
+            out,
+            '--cfg-options',
+            'resume=True',
+            f'load_from={checkpoint}',
         ],
         'train init_cfg': [
-            'train.py', config, '--work-dir', out, '--cfg-options',
-            *PRETRAINED, f'model.backbone.init_cfg.checkpoint={checkpoint}'
+            'train.py',
+            config,
+            '--work-dir',
+            out,
+            '--cfg-options',
+            *PRETRAINED,
+            f'model.backbone.init_cfg.checkpoint={checkpoint}',
         ],
         'test': ['test.py', config, checkpoint, '--work-dir', out],
         'image_demo': [
-            'image_demo.py', config, checkpoint, folder / 'pictures', '--out',
-            out
+            'image_demo.py',
+            config,
+            checkpoint,
+            folder / 'pictures',
+            '--out',
+            out,
         ],
         'get_flops': ['analysis_tools/get_flops.py', config, checkpoint],
         'visualize_kernels': [
-            'analysis_tools/visualize_kernels.py', config, checkpoint,
-            '--out', out / 'kernels.png'
+            'analysis_tools/visualize_kernels.py',
+            config,
+            checkpoint,
+            '--out',
+            out / 'kernels.png',
         ],
         'visualize_erf': [
-            'analysis_tools/visualize_erf.py', config, checkpoint, '--images',
-            folder / 'pictures', '--out', out, '--size', 32
+            'analysis_tools/visualize_erf.py',
+            config,
+            checkpoint,
+            '--images',
+            folder / 'pictures',
+            '--out',
+            out,
+            '--size',
+            32,
         ],
         'sparsity_report': [
-            'analysis_tools/sparsity_report.py', checkpoint, '--no-plot',
-            '--config', config
+            'analysis_tools/sparsity_report.py',
+            checkpoint,
+            '--no-plot',
+            '--config',
+            config,
         ],
         'grow_kernel': [
-            'model_converters/grow_kernel.py', checkpoint, out / 'grown.pth',
-            '--kernel-sizes', 15, 13, 11, 9
+            'model_converters/grow_kernel.py',
+            checkpoint,
+            out / 'grown.pth',
+            '--kernel-sizes',
+            15,
+            13,
+            11,
+            9,
         ],
         'publish_model': [
-            'model_converters/publish_model.py', config, checkpoint,
-            '--out-dir', out
+            'model_converters/publish_model.py',
+            config,
+            checkpoint,
+            '--out-dir',
+            out,
         ],
-        'reparameterize':
-        ['model_converters/reparameterize.py', config, checkpoint, out],
+        'reparameterize': [
+            'model_converters/reparameterize.py',
+            config,
+            checkpoint,
+            out,
+        ],
         'export_onnx': [
-            'deployment/export_onnx.py', config, checkpoint, '--shape', 32,
-            32, '--out', out / 'model.onnx'
+            'deployment/export_onnx.py',
+            config,
+            checkpoint,
+            '--shape',
+            32,
+            32,
+            '--out',
+            out / 'model.onnx',
         ],
         'export_torch': [
-            'deployment/export_torch.py', config, checkpoint, '--shape', 32,
-            32, '--out', out / 'model.pt2'
+            'deployment/export_torch.py',
+            config,
+            checkpoint,
+            '--shape',
+            32,
+            32,
+            '--out',
+            out / 'model.pt2',
         ],
         'verify': [
-            'deployment/verify.py', '--reference', config, checkpoint,
-            '--candidate', config, checkpoint
+            'deployment/verify.py',
+            '--reference',
+            config,
+            checkpoint,
+            '--candidate',
+            config,
+            checkpoint,
         ],
     }[name]
 
 
-TOOLS = ('train --resume', 'train load_from', 'train resume in the config',
-         'train init_cfg', 'test', 'image_demo', 'get_flops',
-         'visualize_kernels', 'visualize_erf', 'sparsity_report',
-         'grow_kernel', 'publish_model', 'reparameterize', 'export_onnx',
-         'export_torch', 'verify')
+TOOLS = (
+    'train --resume',
+    'train load_from',
+    'train resume in the config',
+    'train init_cfg',
+    'test',
+    'image_demo',
+    'get_flops',
+    'visualize_kernels',
+    'visualize_erf',
+    'sparsity_report',
+    'grow_kernel',
+    'publish_model',
+    'reparameterize',
+    'export_onnx',
+    'export_torch',
+    'verify',
+)
 
 
 @pytest.fixture
 def contents(config) -> dict:
     """A whole checkpoint of the model, but for what a test does to it."""
     return dict(
-        meta={}, message_hub={}, optimizer={},
-        state_dict=build_model(Config.fromfile(config)).state_dict())
+        meta={},
+        message_hub={},
+        optimizer={},
+        state_dict=build_model(Config.fromfile(config)).state_dict(),
+    )
 
 
 @pytest.fixture
@@ -131,7 +216,7 @@ def test_damage(tool, damage, config, contents, folder, run_tool):
     whole = bytearray(path.read_bytes())
     weight = contents['state_dict']['backbone.norm3.weight'].numpy()
     if damage == 'truncated':
-        whole = whole[:len(whole) * 2 // 3]
+        whole = whole[: len(whole) * 2 // 3]
     elif damage == 'flipped':
         whole[whole.find(weight.tobytes()) + 7] ^= 1
     else:
@@ -153,13 +238,15 @@ def test_publish_model_trusts_if_told(config, contents, folder, run_tool):
     marker, path = folder / 'ran', folder / 'evil.pth'
     poison(path, marker, contents)
     status, stdout, stderr = run_tool(
-        *arguments('publish_model', config, path, folder), '--trust')
+        *arguments('publish_model', config, path, folder), '--trust'
+    )
     assert status == 0, stderr
     assert marker.exists()
     # What it makes is for everybody.
     marker.rmdir()
     status, _, stderr = run_tool(
-        *arguments('get_flops', config, stdout.strip(), folder))
+        *arguments('get_flops', config, stdout.strip(), folder)
+    )
     assert status == 0, stderr
     assert not marker.exists()
 
@@ -171,8 +258,12 @@ def test_a_command_line_of_its_own(config, contents, folder):
     tool, *rest = arguments('train --resume', config, path, folder)
     result = subprocess.run(
         [sys.executable, str(ROOT / 'tools' / tool), *map(str, rest)],
-        capture_output=True, text=True, timeout=240, cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+    )
     line = assert_refused(result.returncode, result.stderr, path)
     assert 'pickled Python objects (posix.mkdir)' in line
     detonate(path, marker)

@@ -39,7 +39,10 @@ def model(request, root, tmp_path_factory):
     torch.save(
         dict(
             meta=dict(dataset_meta=dict(dataset.metainfo)),
-            state_dict=network.state_dict()), checkpoint)
+            state_dict=network.state_dict(),
+        ),
+        checkpoint,
+    )
     return request.param, str(path), str(checkpoint)
 
 
@@ -48,14 +51,18 @@ def pictures(tmp_path):
     """Of several sizes, in subfolders, two of one stem, one broken."""
     folder = tmp_path / 'pictures'
     generator = np.random.default_rng(0)
-    for name, size in (('a.jpg', (64, 64)), ('a.png', (80, 48)),
-                       ('deep/er/b.jpg', (96, 128))):
+    for name, size in (
+        ('a.jpg', (64, 64)),
+        ('a.png', (80, 48)),
+        ('deep/er/b.jpg', (96, 128)),
+    ):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(
-            generator.integers(0, 255, (*size, 3), np.uint8)).save(path)
+        Image.fromarray(generator.integers(0, 255, (*size, 3), np.uint8)).save(
+            path
+        )
     whole = (folder / 'a.jpg').read_bytes()
-    (folder / 'broken.jpg').write_bytes(whole[:len(whole) // 2])
+    (folder / 'broken.jpg').write_bytes(whole[: len(whole) // 2])
     (folder / 'notes.txt').write_text('not a picture')
     return folder
 
@@ -68,14 +75,24 @@ def run(run_tool):
 def test_folder_with_a_broken_picture(model, pictures, tmp_path, run):
     task, config, checkpoint = model
     out = tmp_path / 'out'
-    status, stdout, stderr = run(config, checkpoint, pictures, '--out', out,
-                                 '--device', 'cpu', '--batch-size', 2)
+    status, stdout, stderr = run(
+        config,
+        checkpoint,
+        pictures,
+        '--out',
+        out,
+        '--device',
+        'cpu',
+        '--batch-size',
+        2,
+    )
     assert status == 1
     assert '3 of 4 pictures drawn' in stdout
     skipped = [line for line in stderr.splitlines() if 'skipped' in line]
     assert len(skipped) == 1 and 'broken.jpg' in skipped[0]
-    drawn = sorted(str(path.relative_to(out)) for path in out.rglob('*')
-                   if path.is_file())
+    drawn = sorted(
+        str(path.relative_to(out)) for path in out.rglob('*') if path.is_file()
+    )
     assert drawn == ['a.png', 'a.png.png', 'deep/er/b.png']
     for name in drawn:
         assert np.asarray(Image.open(out / name)).std() > 0
@@ -87,8 +104,15 @@ def test_folder_with_a_broken_picture(model, pictures, tmp_path, run):
 
 def test_one_whole_picture(model, pictures, tmp_path, run):
     _, config, checkpoint = model
-    status, stdout, stderr = run(config, checkpoint, pictures / 'a.jpg',
-                                 '--out', tmp_path / 'out', '--device', 'cpu')
+    status, stdout, stderr = run(
+        config,
+        checkpoint,
+        pictures / 'a.jpg',
+        '--out',
+        tmp_path / 'out',
+        '--device',
+        'cpu',
+    )
     assert status == 0, stderr
     assert '1 of 1 pictures drawn' in stdout
 
@@ -99,7 +123,7 @@ def test_rows_are_what_the_inferencer_found(model, pictures, tmp_path):
     if task == 'detection':
         # Random weights are sure of nothing.
         predictor.threshold = 0.0
-    result, = predict_files(predictor, [pictures / 'a.png'], tmp_path)
+    (result,) = predict_files(predictor, [pictures / 'a.png'], tmp_path)
     assert result.error is None and result.drawn.is_file()
     rows = result.rows
     if task == 'classification':
@@ -116,7 +140,8 @@ def test_rows_are_what_the_inferencer_found(model, pictures, tmp_path):
 
 
 def test_a_picture_the_network_fails_on_is_passed_over(
-        model, pictures, tmp_path):
+    model, pictures, tmp_path
+):
     _, config, checkpoint = model
     predictor = build_predictor(Config.fromfile(config), checkpoint, 'cpu')
     predict = predictor.predict
@@ -128,8 +153,13 @@ def test_a_picture_the_network_fails_on_is_passed_over(
 
     predictor.predict = fail_on_odd_ones
     results = list(
-        predict_files(predictor, [pictures / 'a.jpg', pictures / 'a.png'],
-                      tmp_path / 'out', batch_size=2))
+        predict_files(
+            predictor,
+            [pictures / 'a.jpg', pictures / 'a.png'],
+            tmp_path / 'out',
+            batch_size=2,
+        )
+    )
     assert results[0].drawn.is_file()
     assert '80 rows are odd' in results[1].error
 
@@ -139,18 +169,22 @@ def test_inferencers_of_the_libraries(model, pictures):
     image = str(pictures / 'deep' / 'er' / 'b.jpg')
     if task == 'classification':
         from mmpretrain import ImageClassificationInferencer
-        result, = ImageClassificationInferencer(
-            config, pretrained=checkpoint, device='cpu')(image)
+
+        (result,) = ImageClassificationInferencer(
+            config, pretrained=checkpoint, device='cpu'
+        )(image)
         assert result['pred_class'] in DIGITS
         assert result['pred_scores'].sum() == pytest.approx(1, abs=1e-5)
     elif task == 'segmentation':
         from mmseg.apis import MMSegInferencer
+
         result = MMSegInferencer(config, checkpoint, device='cpu')(image)
         assert result['predictions'].shape == (96, 128)
     else:
         from mmdet.apis import DetInferencer
+
         result = DetInferencer(config, checkpoint, device='cpu')(image)
-        found, = result['predictions']
+        (found,) = result['predictions']
         assert len(found['labels']) == len(found['scores'])
 
 
@@ -160,8 +194,9 @@ def test_wrong_checkpoints_are_refused(model, pictures, tmp_path, run):
     _, _, stderr = run(config, tmp_path / 'none.pth', *args)
     assert 'none.pth' in stderr and 'Traceback' not in stderr
     loaded = torch.load(checkpoint)
-    name = [name for name in loaded['state_dict']
-            if name.endswith('weight')][-1]
+    name = [name for name in loaded['state_dict'] if name.endswith('weight')][
+        -1
+    ]
     del loaded['state_dict'][name]
     torch.save(loaded, tmp_path / 'part.pth')
     status, _, stderr = run(config, tmp_path / 'part.pth', *args)

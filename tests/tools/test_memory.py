@@ -14,11 +14,11 @@ MIB = 2**20
 def memory(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / 'tools/benchmarks'))
     import memory
+
     return memory
 
 
 def test_peak_counts_what_lives_at_once(memory):
-
     def call():
         a = torch.ones(MIB, dtype=torch.uint8)
         b = a + 1  # both
@@ -56,37 +56,45 @@ def test_writes_and_judges(memory, tmp_path, monkeypatch):
 
     def fake(name, size, batch, args):
         image = {'pelk_t': 6, 'same_width_t': 5}.get(name, 2) * MIB
-        return {'weights': MIB, 'gradients': MIB, 'optimizer': 2 * MIB,
-                'kept': image * batch, 'peak': 4 * MIB + image * batch}
+        return {
+            'weights': MIB,
+            'gradients': MIB,
+            'optimizer': 2 * MIB,
+            'kept': image * batch,
+            'peak': 4 * MIB + image * batch,
+        }
 
     monkeypatch.setattr(memory, 'in_a_process', fake)
     file = tmp_path / 'memory.json'
-    monkeypatch.setattr('sys.argv', ['memory.py', '--sizes', '64', '--json',
-                                     str(file)])
+    monkeypatch.setattr(
+        'sys.argv', ['memory.py', '--sizes', '64', '--json', str(file)]
+    )
     memory.main()
     content = json.loads(file.read_text())
     run = content['runs']['64 x 64']['networks']['pelk_t']
     assert run['per image'] == {'kept': 6 * MIB, 'peak': 6 * MIB}
     assert [(row['value'], row['verdict']) for row in content['targets']] == [
-        (1.2, 'falls short'), (pytest.approx(1 / 3), 'pass')]
+        (1.2, 'falls short'),
+        (pytest.approx(1 / 3), 'pass'),
+    ]
 
 
 def test_measures_a_network(memory, monkeypatch):
     """A network of known sizes, as the process of a measurement does."""
 
     class Net(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 8, 4, stride=4, bias=False)
             self.with_cp = False
 
         def forward(self, x):
-            return F.gelu(self.conv(x)),
+            return (F.gelu(self.conv(x)),)
 
     monkeypatch.setitem(memory.NETWORKS, 'net', Net)
-    once, twice = (memory.measure('net', 64, batch, False, 'cpu')
-                   for batch in (2, 4))
+    once, twice = (
+        memory.measure('net', 64, batch, False, 'cpu') for batch in (2, 4)
+    )
     weights = 8 * 3 * 16 * 4
     assert once['weights'] == once['gradients'] == weights
     assert once['optimizer'] == 2 * weights + 4  # and the count of steps

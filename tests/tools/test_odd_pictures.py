@@ -5,12 +5,7 @@ import torch
 from mmengine.config import Config
 
 from pelk_mm.engine.conversion import build_model
-from tests.datasets.pictures import (
-    BAD,
-    GOOD,
-    write,
-    write_odd_sizes,
-)
+from tests.datasets.pictures import BAD, GOOD, write, write_odd_sizes
 from tests.tools.test_image_demo import model  # noqa: F401
 
 FEW = ('cmyk.jpg', 'rgb16.png', 'palette.png', 'exif6.jpg')
@@ -25,11 +20,23 @@ def test_image_demo(model, tmp_path, run_tool):  # noqa: F811
     write(folder, *good, *BAD)
     odd = write_odd_sizes(folder)
     status, stdout, stderr = run_tool(
-        'image_demo.py', config, checkpoint, folder, '--out',
-        tmp_path / 'out', '--device', 'cpu', '--batch-size', 4)
+        'image_demo.py',
+        config,
+        checkpoint,
+        folder,
+        '--out',
+        tmp_path / 'out',
+        '--device',
+        'cpu',
+        '--batch-size',
+        4,
+    )
     assert status == 1
-    skipped = {line.split(' ')[1]: line for line in stderr.splitlines()
-               if line.startswith('skipped: ')}
+    skipped = {
+        line.split(' ')[1]: line
+        for line in stderr.splitlines()
+        if line.startswith('skipped: ')
+    }
     for name, (_, message) in BAD.items():
         assert message in skipped.pop(str(folder / name))
     # Too small or thin for some pipelines: said in a line, by name.
@@ -54,20 +61,41 @@ def weights(config, tmp_path):
 def tool(name, config, weights, folder, out):
     return {
         'visualize_erf': [
-            'analysis_tools/visualize_erf.py', config, weights, '--images',
-            folder, '--out', out, '--size', 32, '--num', 99
+            'analysis_tools/visualize_erf.py',
+            config,
+            weights,
+            '--images',
+            folder,
+            '--out',
+            out,
+            '--size',
+            32,
+            '--num',
+            99,
         ],
         'verify': [
-            'deployment/verify.py', '--reference', config, weights,
-            '--candidate', config, weights, '--images', folder, '--shape', 32,
-            32, '--num', 99
+            'deployment/verify.py',
+            '--reference',
+            config,
+            weights,
+            '--candidate',
+            config,
+            weights,
+            '--images',
+            folder,
+            '--shape',
+            32,
+            32,
+            '--num',
+            99,
         ],
     }[name]
 
 
 @pytest.mark.parametrize('name', ['visualize_erf', 'verify'])
-def test_the_others_are_used_and_the_status_tells(name, config, weights,
-                                                  tmp_path, run_tool):
+def test_the_others_are_used_and_the_status_tells(
+    name, config, weights, tmp_path, run_tool
+):
     folder = tmp_path / 'pictures'
     write(folder, *GOOD)
     write_odd_sizes(folder)
@@ -91,7 +119,8 @@ def test_none_that_can_be_read(name, config, weights, tmp_path, run_tool):
     folder = tmp_path / 'pictures'
     write(folder, *BAD)
     status, _, stderr = run_tool(
-        *tool(name, config, weights, folder, tmp_path / 'out'))
+        *tool(name, config, weights, folder, tmp_path / 'out')
+    )
     assert status == 1
     assert f'error: no image of {folder} can be read' in stderr
     assert 'Traceback' not in stderr

@@ -11,14 +11,14 @@ from pelk_mm.models import PeLK
 
 from .test_train_and_test import run
 
-CONFIG = '''
+CONFIG = """
 custom_imports = dict(imports=['pelk_mm'])
 model = dict(
     type='PeLK',
     arch=dict(
         depths=(1, 1, 1, 1), channels=(8, 8, 8, 16),
         kernel_sizes=(13, 9, 7, 5)))
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,9 @@ def checkpoint(tmp_path_factory):
         dict(
             depths=(1, 1, 1, 1),
             channels=(8, 8, 8, 16),
-            kernel_sizes=(13, 9, 7, 5)))
+            kernel_sizes=(13, 9, 7, 5),
+        )
+    )
     masks = {}
     with torch.no_grad():
         for name, param in model.named_parameters():
@@ -40,22 +42,28 @@ def checkpoint(tmp_path_factory):
         dict(
             state_dict=model.state_dict(),
             **{
-                STATE_KEY:
-                pack_state(masks, init='snip', step=7, prune_rate=0.25)
-            }), path)
+                STATE_KEY: pack_state(
+                    masks, init='snip', step=7, prune_rate=0.25
+                )
+            },
+        ),
+        path,
+    )
     (folder / 'config.py').write_text(CONFIG)
     return path
 
 
 def report(*args):
-    return run(sys.executable, 'tools/analysis_tools/sparsity_report.py',
-               *args)
+    return run(
+        sys.executable, 'tools/analysis_tools/sparsity_report.py', *args
+    )
 
 
 def test_table_plot_and_merged_kernels(checkpoint, tmp_path):
     out = tmp_path / 'report.json'
-    result = report(checkpoint, '--config', checkpoint.parent / 'config.py',
-                    '--json', out)
+    result = report(
+        checkpoint, '--config', checkpoint.parent / 'config.py', '--json', out
+    )
     assert result.returncode == 0, result.stderr
     assert 'masks by snip, step 7, prune rate 0.2500' in result.stdout
     assert 'save nothing at run time' in result.stdout

@@ -20,11 +20,13 @@ def run(*arguments, **environment) -> subprocess.CompletedProcess:
         timeout=240,
         cwd=ROOT,
         env={
-            **os.environ, 'PYTHONPATH': str(ROOT),
+            **os.environ,
+            'PYTHONPATH': str(ROOT),
             'OMP_NUM_THREADS': '1',
             'PYTHON': sys.executable,
-            **environment
-        })
+            **environment,
+        },
+    )
 
 
 @pytest.fixture(scope='module')
@@ -37,8 +39,9 @@ def config(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(config, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work')
-    result = run(sys.executable, 'tools/train.py', config, '--work-dir',
-                 work_dir)
+    result = run(
+        sys.executable, 'tools/train.py', config, '--work-dir', work_dir
+    )
     assert result.returncode == 0, result.stderr
     return work_dir
 
@@ -49,10 +52,16 @@ def test_train_saves_and_validates(trained):
     assert (trained / 'last_checkpoint').read_text().endswith('iter_6.pth')
 
 
-def test_a_resumed_run_ends_like_an_undisturbed_one(config, trained,
-                                                    tmp_path):
-    result = run(sys.executable, 'tools/train.py', config, '--work-dir',
-                 tmp_path, '--resume', trained / 'iter_3.pth')
+def test_a_resumed_run_ends_like_an_undisturbed_one(config, trained, tmp_path):
+    result = run(
+        sys.executable,
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        trained / 'iter_3.pth',
+    )
     assert result.returncode == 0, result.stderr
     assert 'resumed epoch: 0, iter: 3' in result.stdout
     straight = torch.load(trained / 'iter_6.pth')
@@ -68,17 +77,30 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(config, trained,
 
 
 def test_resume_without_a_checkpoint_is_an_error(config, tmp_path):
-    result = run(sys.executable, 'tools/train.py', config, '--work-dir',
-                 tmp_path, '--resume')
+    result = run(
+        sys.executable,
+        'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+    )
     assert result.returncode != 0
     assert result.stderr.startswith('error: --resume: there is no checkpoint')
     assert 'Traceback' not in result.stderr
 
 
 def test_test_prints_the_metrics(config, trained, tmp_path):
-    result = run(sys.executable, 'tools/test.py', config,
-                 trained / 'iter_6.pth', '--work-dir', tmp_path, '--out',
-                 tmp_path / 'raw.pkl')
+    result = run(
+        sys.executable,
+        'tools/test.py',
+        config,
+        trained / 'iter_6.pth',
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'raw.pkl',
+    )
     assert result.returncode == 0, result.stderr
     assert re.search(r'^accuracy: (0|1)\.\d+$', result.stdout, re.M)
     assert (tmp_path / 'raw.pkl').is_file()
@@ -92,18 +114,27 @@ def test_dist_train_runs_on_two_processes(config, tmp_path):
 
 
 def test_dist_test_runs_on_two_processes(config, trained, tmp_path):
-    result = run('tools/dist_test.sh', config, trained / 'iter_6.pth', 2,
-                 '--work-dir', tmp_path)
+    result = run(
+        'tools/dist_test.sh',
+        config,
+        trained / 'iter_6.pth',
+        2,
+        '--work-dir',
+        tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     assert 'accuracy: ' in result.stdout
 
 
-@pytest.mark.parametrize('arguments, expected', [
-    (('tools/dist_train.sh', 'config.py'), 'usage: tools/dist_train.sh'),
-    (('tools/dist_test.sh', 'config.py', 'a.pth'), 'CHECKPOINT GPUS'),
-    (('tools/dist_train.sh', 'config.py', 'two'), 'positive integer'),
-    (('tools/slurm_train.sh', 'partition'), 'usage: tools/slurm_train.sh'),
-])
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (('tools/dist_train.sh', 'config.py'), 'usage: tools/dist_train.sh'),
+        (('tools/dist_test.sh', 'config.py', 'a.pth'), 'CHECKPOINT GPUS'),
+        (('tools/dist_train.sh', 'config.py', 'two'), 'positive integer'),
+        (('tools/slurm_train.sh', 'partition'), 'usage: tools/slurm_train.sh'),
+    ],
+)
 def test_launchers_explain_themselves(arguments, expected):
     result = run(*arguments)
     assert result.returncode == 2

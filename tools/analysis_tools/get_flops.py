@@ -26,10 +26,14 @@ CONSOLE = Console(width=max(Console().width, 100), highlight=False)
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'config', nargs='?', help='config file, or one of an installed '
-        'package, such as mmpretrain::resnet/resnet50_8xb32_in1k.py')
+        'config',
+        nargs='?',
+        help='config file, or one of an installed '
+        'package, such as mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    )
     parser.add_argument(
-        'checkpoint', nargs='?', help='count the zeros of these weights')
+        'checkpoint', nargs='?', help='count the zeros of these weights'
+    )
     parser.add_argument(
         '--shape',
         nargs=2,
@@ -37,59 +41,80 @@ def parse_args() -> argparse.Namespace:
         metavar=('H', 'W'),
         help='image size in pixels, multiples of 32 (default: 224 224 for '
         'classifiers, 512 2048 for segmentors, 800 1280 for detectors, as in '
-        'the paper)')
+        'the paper)',
+    )
     parser.add_argument(
         '--sparsity',
         type=float,
         help='without a checkpoint, the share of zeros to assume in the '
-        'sparse weights (default: 0.4 for PeLK, 0 for other backbones)')
+        'sparse weights (default: 0.4 for PeLK, 0 for other backbones)',
+    )
     parser.add_argument(
         '--paper-tables',
         action='store_true',
-        help="count every model of the paper's Tables 2 to 4 instead")
+        help="count every model of the paper's Tables 2 to 4 instead",
+    )
     parser.add_argument('--json', metavar='FILE', help='write the counts here')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-        help='override fields of the config')
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='override fields of the config',
+    )
     args = parser.parse_args()
     if args.paper_tables == (args.config is not None):
         parser.error('give a config, or --paper-tables')
     if args.paper_tables and (args.shape or args.cfg_options):
-        parser.error('--paper-tables counts the models and shapes of the '
-                     'paper: leave out --shape and --cfg-options')
+        parser.error(
+            '--paper-tables counts the models and shapes of the '
+            'paper: leave out --shape and --cfg-options'
+        )
     return args
 
 
 def default_shape(config) -> tuple[int, int]:
-    return {
-        'mmseg': (512, 2048),
-        'mmdet': (800, 1280)
-    }.get(config.get('default_scope'), (224, 224))
+    return {'mmseg': (512, 2048), 'mmdet': (800, 1280)}.get(
+        config.get('default_scope'), (224, 224)
+    )
 
 
 def print_parts(counts: Complexity) -> None:
     height, width = counts.shape
     table = Table(
         title=f'{height} × {width} pixels, {counts.sparsity:.1%} zeros in the '
-        f'sparse weights ({"counted" if counts.measured else "assumed"})')
+        f'sparse weights ({"counted" if counts.measured else "assumed"})'
+    )
     table.add_column('part')
-    fields = (('params\nM', 'params', 1e6), ('non-zero\nM', 'nonzero', 1e6),
-              ("paper's count\nG MACs", 'macs_paper', 1e9),
-              ('dense\nG MACs', 'macs_dense', 1e9),
-              ('executed\nG MACs', 'macs_executed', 1e9))
+    fields = (
+        ('params\nM', 'params', 1e6),
+        ('non-zero\nM', 'nonzero', 1e6),
+        ("paper's count\nG MACs", 'macs_paper', 1e9),
+        ('dense\nG MACs', 'macs_dense', 1e9),
+        ('executed\nG MACs', 'macs_executed', 1e9),
+    )
     for name, _, _ in fields:
         table.add_column(name, justify='right')
     for part in counts.parts:
-        table.add_row(part.name, *(f'{getattr(part, field) / scale:.2f}'
-                                   for _, field, scale in fields))
+        table.add_row(
+            part.name,
+            *(
+                f'{getattr(part, field) / scale:.2f}'
+                for _, field, scale in fields
+            ),
+        )
     table.add_section()
-    table.add_row('all', *(f'{counts.total(field) / scale:.2f}'
-                           for _, field, scale in fields))
+    table.add_row(
+        'all',
+        *(f'{counts.total(field) / scale:.2f}' for _, field, scale in fields),
+    )
     CONSOLE.print(table)
-    print("The paper's count executes kernels dense and leaves out zero "
-          "weights and the auxiliary head.\n"
-          'Zeros save nothing at run time: "executed" leaves none out; it '
-          'counts box sums.')
+    print(
+        "The paper's count executes kernels dense and leaves out zero "
+        'weights and the auxiliary head.\n'
+        'Zeros save nothing at run time: "executed" leaves none out; it '
+        'counts box sums.'
+    )
 
 
 def paper_tables(sparsity: float | None) -> list[dict]:
@@ -97,7 +122,8 @@ def paper_tables(sparsity: float | None) -> list[dict]:
     rows = []
     for row in track(PAPER_ROWS, 'counting', transient=True):
         counts = count_complexity(
-            load_config(str(CONFIGS / row.config)), row.shape, sparsity)
+            load_config(str(CONFIGS / row.config)), row.shape, sparsity
+        )
         rows.append(
             dict(
                 table=row.table,
@@ -108,15 +134,20 @@ def paper_tables(sparsity: float | None) -> list[dict]:
                 ours=dict(
                     params=counts.total('nonzero') / 1e6,
                     gmacs=counts.total('macs_paper') / 1e9,
-                    gmacs_executed=counts.total('macs_executed') / 1e9)))
+                    gmacs_executed=counts.total('macs_executed') / 1e9,
+                ),
+            )
+        )
     print("The paper's Tables 2 to 4, and ours by the paper's count")
     for task, group in groupby(rows, lambda row: row['table']):
         CONSOLE.print(paper_table(task, group))
-    print('G MACs: 10^9 multiply-accumulates, which the paper calls FLOPs. '
-          'Executed: box sums, zeros not\n'
-          'left out. ImageNet T and S: the architecture that reproduces every '
-          'other row gives 5.83 and\n10.92 here, 0.2 above what the paper '
-          'prints.')
+    print(
+        'G MACs: 10^9 multiply-accumulates, which the paper calls FLOPs. '
+        'Executed: box sums, zeros not\n'
+        'left out. ImageNet T and S: the architecture that reproduces every '
+        'other row gives 5.83 and\n10.92 here, 0.2 above what the paper '
+        'prints.'
+    )
     return rows
 
 
@@ -124,19 +155,29 @@ def paper_table(task: str, rows: Iterable[dict]) -> Table:
     table = Table(title=task, title_justify='left', title_style='bold')
     table.add_column('model', min_width=10)
     table.add_column('image', min_width=10)
-    for name in ('params M\npaper', '\nours', 'G MACs\npaper', '\nours',
-                 '\ndifference', '\nexecuted'):
+    for name in (
+        'params M\npaper',
+        '\nours',
+        'G MACs\npaper',
+        '\nours',
+        '\ndifference',
+        '\nexecuted',
+    ):
         table.add_column(name, justify='right', min_width=8)
     for row in rows:
         paper, ours = row['paper'], row['ours']
         # As many digits as the paper prints, and one more.
         digits = 1 if paper['gmacs'] < 100 else 0
         table.add_row(
-            row['model'], '{} × {}'.format(*row['shape']),
-            f"{paper['params']:.0f}", f"{ours['params']:.1f}",
-            f"{paper['gmacs']:.{digits}f}", f"{ours['gmacs']:.{digits + 1}f}",
-            f"{ours['gmacs'] - paper['gmacs']:+.{digits + 1}f}",
-            f"{ours['gmacs_executed']:.{digits + 1}f}")
+            row['model'],
+            '{} × {}'.format(*row['shape']),
+            f'{paper["params"]:.0f}',
+            f'{ours["params"]:.1f}',
+            f'{paper["gmacs"]:.{digits}f}',
+            f'{ours["gmacs"]:.{digits + 1}f}',
+            f'{ours["gmacs"] - paper["gmacs"]:+.{digits + 1}f}',
+            f'{ours["gmacs_executed"]:.{digits + 1}f}',
+        )
     return table
 
 
@@ -144,8 +185,12 @@ def run(args: argparse.Namespace) -> dict | list[dict]:
     if args.paper_tables:
         return paper_tables(args.sparsity)
     config = load_config(args.config, args.cfg_options)
-    counts = count_complexity(config, args.shape or default_shape(config),
-                              args.sparsity, args.checkpoint)
+    counts = count_complexity(
+        config,
+        args.shape or default_shape(config),
+        args.sparsity,
+        args.checkpoint,
+    )
     print_parts(counts)
     return counts.as_dict()
 

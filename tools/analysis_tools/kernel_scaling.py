@@ -32,36 +32,66 @@ from measure import CLOCKS, environment, interleave
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        '--out', default='work_dirs/kernel_scaling', metavar='OUT',
-        help='name of the files without ending (default: %(default)s)')
+        '--out',
+        default='work_dirs/kernel_scaling',
+        metavar='OUT',
+        help='name of the files without ending (default: %(default)s)',
+    )
     parser.add_argument(
-        '--kernel-sizes', type=int, nargs='+', default=KERNEL_SIZES,
-        metavar='K', help='odd, at least 5 (default: %(default)s)')
+        '--kernel-sizes',
+        type=int,
+        nargs='+',
+        default=KERNEL_SIZES,
+        metavar='K',
+        help='odd, at least 5 (default: %(default)s)',
+    )
     parser.add_argument(
-        '--shape', type=int, nargs=4, default=(1, 16, 56, 56),
+        '--shape',
+        type=int,
+        nargs=4,
+        default=(1, 16, 56, 56),
         metavar=('N', 'C', 'H', 'W'),
-        help='map that is convolved for the time (default: %(default)s)')
+        help='map that is convolved for the time (default: %(default)s)',
+    )
     parser.add_argument(
-        '--backends', nargs='+', metavar='NAME',
-        help='of the peripheral convolution (default: all that run)')
+        '--backends',
+        nargs='+',
+        metavar='NAME',
+        help='of the peripheral convolution (default: all that run)',
+    )
     parser.add_argument(
-        '--no-time', action='store_true', help='measure nothing')
+        '--no-time', action='store_true', help='measure nothing'
+    )
     parser.add_argument(
-        '--rounds', type=int, default=11,
+        '--rounds',
+        type=int,
+        default=11,
         help='measurements, of which the median is drawn (default: '
-        '%(default)s)')
+        '%(default)s)',
+    )
     parser.add_argument(
-        '--budget', type=float, default=2., metavar='SECONDS',
-        help='for each point (default: %(default)s)')
+        '--budget',
+        type=float,
+        default=2.0,
+        metavar='SECONDS',
+        help='for each point (default: %(default)s)',
+    )
     parser.add_argument(
-        '--threads', type=int, default=torch.get_num_threads(),
-        help='(default: %(default)s)')
+        '--threads',
+        type=int,
+        default=torch.get_num_threads(),
+        help='(default: %(default)s)',
+    )
     parser.add_argument(
-        '--clock', choices=list(CLOCKS), default='wall',
+        '--clock',
+        choices=list(CLOCKS),
+        default='wall',
         help='cpu, with one thread, is less disturbed by other programs '
-        '(default: %(default)s)')
+        '(default: %(default)s)',
+    )
     return parser.parse_args()
 
 
@@ -69,16 +99,20 @@ def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for size in track(args.kernel_sizes, 'timing', transient=True):
         calls = candidates(size, args.shape, args.backends)
-        found = interleave(calls, args.rounds, args.clock,
-                           budget_s=args.budget)
+        found = interleave(
+            calls, args.rounds, args.clock, budget_s=args.budget
+        )
         rows.append(
             dict(
                 kernel_size=size,
                 **{
-                    field: {name: times[field]
-                            for name, times in found.items()}
+                    field: {
+                        name: times[field] for name, times in found.items()
+                    }
                     for field in ('median_ms', 'best_ms', 'rounds')
-                }))
+                },
+            )
+        )
     return rows
 
 
@@ -92,19 +126,30 @@ def main() -> None:
         with torch.no_grad():
             times = [] if args.no_time else measure(args)
         setting = environment(args.clock)
-        result = dict(environment=setting, shape=list(args.shape),
-                      counts=counts, times=times)
+        result = dict(
+            environment=setting,
+            shape=list(args.shape),
+            counts=counts,
+            times=times,
+        )
         with atomic_path(out.with_name(f'{out.name}.json')) as path:
             path.write_text(json.dumps(result, indent=2) + '\n')
         shape = ' × '.join(map(str, args.shape))
         figure = draw_scaling(
-            counts, times, f'map of {shape}, float32, {args.threads} '
-            f'thread{"s" * (args.threads > 1)}')
+            counts,
+            times,
+            f'map of {shape}, float32, {args.threads} '
+            f'thread{"s" * (args.threads > 1)}',
+        )
         print(save_figure(figure, out.with_name(f'{out.name}.png'), dpi=200))
     last = counts[-1]
-    print('K = {}: {:.1f} M parameters dense, {:.1f} M peripheral'.format(
-        last['kernel_size'], last['params']['dense'] / 1e6,
-        last['params']['peripheral'] / 1e6))
+    print(
+        'K = {}: {:.1f} M parameters dense, {:.1f} M peripheral'.format(
+            last['kernel_size'],
+            last['params']['dense'] / 1e6,
+            last['params']['peripheral'] / 1e6,
+        )
+    )
 
 
 if __name__ == '__main__':

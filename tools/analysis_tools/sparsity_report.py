@@ -32,13 +32,16 @@ def parse_args() -> argparse.Namespace:
         '--plot',
         metavar='FILE',
         help='where to save the plot (default: beside the checkpoint, with '
-        'the ending .density.png)')
+        'the ending .density.png)',
+    )
     parser.add_argument(
-        '--no-plot', action='store_true', help='leave the plot out')
+        '--no-plot', action='store_true', help='leave the plot out'
+    )
     parser.add_argument(
         '--config',
         help='config of the model: also report the kernels that merging '
-        '(switch_to_deploy) makes denser')
+        '(switch_to_deploy) makes denser',
+    )
     parser.add_argument('--json', metavar='FILE', help='write the counts here')
     return parser.parse_args()
 
@@ -49,8 +52,9 @@ def merge(config_path: str, checkpoint: dict) -> dict[str, LayerDensity]:
     return merged_densities(model)
 
 
-def print_layers(layers: list[LayerDensity], merged: dict[str, LayerDensity],
-                 title: str) -> None:
+def print_layers(
+    layers: list[LayerDensity], merged: dict[str, LayerDensity], title: str
+) -> None:
     table = Table(title=title)
     table.add_column('weight', overflow='fold')
     for name in ('shape', 'weights', 'live', 'density'):
@@ -60,9 +64,12 @@ def print_layers(layers: list[LayerDensity], merged: dict[str, LayerDensity],
         table.add_column('merged', justify='right')
     for layer in layers:
         row = [
-            layer.name, ' x '.join(map(str, layer.shape)), f'{layer.weights}',
-            f'{layer.live}', f'{layer.density:.4f}',
-            'yes' if layer.masked else ''
+            layer.name,
+            ' x '.join(map(str, layer.shape)),
+            f'{layer.weights}',
+            f'{layer.live}',
+            f'{layer.density:.4f}',
+            'yes' if layer.masked else '',
         ]
         if layer.name in merged:
             row.append(f'{merged[layer.name].density:.4f}')
@@ -74,11 +81,13 @@ def print_layers(layers: list[LayerDensity], merged: dict[str, LayerDensity],
     CONSOLE.print(table)
     most = max(layers, key=lambda layer: layer.density)
     least = min(layers, key=lambda layer: layer.density)
-    print(f'{weights / 1e6:.2f} M weights of linear layers and convolutions, '
-          f'{live / 1e6:.2f} M of them live.\n'
-          f'Most dense: {most.name} {most.density:.4f}; least dense: '
-          f'{least.name} {least.density:.4f}.\n'
-          'Unstructured zeros save nothing at run time.')
+    print(
+        f'{weights / 1e6:.2f} M weights of linear layers and convolutions, '
+        f'{live / 1e6:.2f} M of them live.\n'
+        f'Most dense: {most.name} {most.density:.4f}; least dense: '
+        f'{least.name} {least.density:.4f}.\n'
+        'Unstructured zeros save nothing at run time.'
+    )
 
 
 def main() -> None:
@@ -90,9 +99,12 @@ def main() -> None:
         state = checkpoint.get(STATE_KEY)
         title = Path(args.checkpoint).name
         if state:
-            title += (f': masks by {state["init"]}, step {state["step"]}, '
-                      f'prune rate {state["prune_rate"]:.4f}'
-                      if 'step' in state else ': with masks')
+            title += (
+                f': masks by {state["init"]}, step {state["step"]}, '
+                f'prune rate {state["prune_rate"]:.4f}'
+                if 'step' in state
+                else ': with masks'
+            )
         else:
             title += ': no masks, zeros counted'
         print_layers(layers, merged, title)
@@ -102,11 +114,16 @@ def main() -> None:
                     json.dumps(
                         dict(
                             layers=[layer.as_dict() for layer in layers],
-                            merged=[m.as_dict() for m in merged.values()]),
-                        indent=2) + '\n')
+                            merged=[m.as_dict() for m in merged.values()],
+                        ),
+                        indent=2,
+                    )
+                    + '\n'
+                )
         if not args.no_plot:
             plot = args.plot or str(
-                Path(args.checkpoint).with_suffix('.density.png'))
+                Path(args.checkpoint).with_suffix('.density.png')
+            )
             plot_densities(layers, plot)
             print(f'plot: {plot}')
 

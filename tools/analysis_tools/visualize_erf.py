@@ -38,42 +38,66 @@ from pelk_mm.engine.quiet import quiet
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        'config', help='config of any of the three libraries, also of an '
+        'config',
+        help='config of any of the three libraries, also of an '
         'installed package: mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
-        '; NAME=CONFIG to name it')
+        '; NAME=CONFIG to name it',
+    )
     parser.add_argument(
-        'checkpoint', nargs='?', help='trained weights (default: random)')
+        'checkpoint', nargs='?', help='trained weights (default: random)'
+    )
     parser.add_argument(
-        '--also', nargs='+', action='append', default=[],
+        '--also',
+        nargs='+',
+        action='append',
+        default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='another network; may be given several times')
+        help='another network; may be given several times',
+    )
     parser.add_argument(
-        '--images', required=True, metavar='DIR', help='folder of images')
+        '--images', required=True, metavar='DIR', help='folder of images'
+    )
     parser.add_argument(
-        '--num', type=int, default=50, help='images (default: %(default)s)')
+        '--num', type=int, default=50, help='images (default: %(default)s)'
+    )
     parser.add_argument(
-        '--size', type=int, default=1024,
+        '--size',
+        type=int,
+        default=1024,
         help='height and width that they are resized to, a multiple of 32 '
-        '(default: %(default)s)')
+        '(default: %(default)s)',
+    )
     parser.add_argument(
-        '--out', default='work_dirs/erf', metavar='DIR',
-        help='where to write (default: %(default)s)')
+        '--out',
+        default='work_dirs/erf',
+        metavar='DIR',
+        help='where to write (default: %(default)s)',
+    )
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='(default: %(default)s)')
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='(default: %(default)s)',
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-        help='override fields of every config')
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='override fields of every config',
+    )
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
         parser.error(f'--size must be a multiple of 32, got {args.size}')
     args.networks = [[args.config, args.checkpoint]]
     for given in args.also:
         if len(given) > 2:
-            parser.error('--also takes a config and a checkpoint, got '
-                         f'{" ".join(given)}')
+            parser.error(
+                '--also takes a config and a checkpoint, got '
+                f'{" ".join(given)}'
+            )
         args.networks.append([*given, None][:2])
     return args
 
@@ -92,8 +116,12 @@ def split_name(text: str, taken: set[str]) -> tuple[str, str]:
     return unique, config
 
 
-def fingerprint(config: Config, checkpoint: str | None, images: list[Path],
-                read: Preprocessor) -> str:
+def fingerprint(
+    config: Config,
+    checkpoint: str | None,
+    images: list[Path],
+    read: Preprocessor,
+) -> str:
     """Of all that a field depends on."""
     digest = hashlib.sha256()
     digest.update(config.model.backbone.__repr__().encode())
@@ -156,27 +184,38 @@ def run(args: argparse.Namespace, progress: Progress) -> bool:
                 running,
                 trained=checkpoint is not None,
                 each=lambda count, task=task: progress.update(
-                    task, completed=count))
-            save_field(field, folder,
-                       dict(size=args.size, checkpoint=checkpoint,
-                            fingerprint=key))
+                    task, completed=count
+                ),
+            )
+            save_field(
+                field,
+                folder,
+                dict(size=args.size, checkpoint=checkpoint, fingerprint=key),
+            )
             running.path.unlink(missing_ok=True)
         progress.update(task, completed=len(images))
         fields.append(field)
     path = save_figure(draw_fields(fields), folder / 'erf.png', dpi=200)
     for field in fields:
         summary = field.summary()
-        progress.print(f'{field.name}: ' + ', '.join(
-            f'{float(share):.0%} of the mass in {ratio:.1%}'
-            for share, ratio in summary['area_ratios'].items()))
+        progress.print(
+            f'{field.name}: '
+            + ', '.join(
+                f'{float(share):.0%} of the mass in {ratio:.1%}'
+                for share, ratio in summary['area_ratios'].items()
+            )
+        )
     progress.print(path)
     return not broken
 
 
 def main() -> int:
     args = parse_args()
-    with command(OSError, RuntimeError, ValueError), \
-            quiet(), Progress() as progress:
+    with (
+        command(OSError, RuntimeError, ValueError),
+        quiet(),
+        Progress() as progress,
+    ):
         return 0 if run(args, progress) else 1
 
 

@@ -5,11 +5,7 @@ import argparse
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.backbones import build_backbone
 from pelk_mm.analysis.figures import save_figure
-from pelk_mm.analysis.kernels import (
-    collect_kernels,
-    draw_grid,
-    draw_kernels,
-)
+from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels
 from pelk_mm.engine.command_line import ConfigOptions, command
 from pelk_mm.engine.launch import load_config
 from pelk_mm.ops import SharingGrid
@@ -20,38 +16,65 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         usage='%(prog)s CONFIG CHECKPOINT [options]\n'
         '       %(prog)s --grid K [--center-radius R] [--out FILE]\n'
-        '       %(prog)s --sizes S [S ...] [--out FILE]')
+        '       %(prog)s --sizes S [S ...] [--out FILE]',
+    )
     parser.add_argument('config', nargs='?', help="a PeLK model's config")
     parser.add_argument(
-        'checkpoint', nargs='?', help='its weights, in training form')
+        'checkpoint', nargs='?', help='its weights, in training form'
+    )
     parser.add_argument(
-        '--out', default='kernels.png', help='PNG file (default: %(default)s)')
+        '--out', default='kernels.png', help='PNG file (default: %(default)s)'
+    )
     parser.add_argument(
-        '--grid', type=int, metavar='K', help='draw the cells of a K x K '
-        'kernel; needs no config')
+        '--grid',
+        type=int,
+        metavar='K',
+        help='draw the cells of a K x K kernel; needs no config',
+    )
     parser.add_argument(
-        '--center-radius', type=int, metavar='R',
-        help='radius of the unshared centre, with --grid (default: 2)')
+        '--center-radius',
+        type=int,
+        metavar='R',
+        help='radius of the unshared centre, with --grid (default: 2)',
+    )
     parser.add_argument(
-        '--sizes', type=int, nargs='+', metavar='S',
-        help='draw a kernel with these cells, such as 2 1 2')
+        '--sizes',
+        type=int,
+        nargs='+',
+        metavar='S',
+        help='draw a kernel with these cells, such as 2 1 2',
+    )
     parser.add_argument(
-        '--per-stage', type=int, default=1, metavar='N',
-        help='blocks of each stage, evenly spaced (default: %(default)s)')
+        '--per-stage',
+        type=int,
+        default=1,
+        metavar='N',
+        help='blocks of each stage, evenly spaced (default: %(default)s)',
+    )
     parser.add_argument(
-        '--channels', type=int, default=6, metavar='N',
-        help='kernels of each block, evenly spaced (default: %(default)s)')
+        '--channels',
+        type=int,
+        default=6,
+        metavar='N',
+        help='kernels of each block, evenly spaced (default: %(default)s)',
+    )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
         help='override fields of the config; for merged weights '
-        'model.backbone.deploy=True')
+        'model.backbone.deploy=True',
+    )
     args = parser.parse_args()
     ways = (args.grid, args.sizes, args.config)
     if sum(way is not None for way in ways) != 1:
         parser.error('give CONFIG and CHECKPOINT, or --grid, or --sizes')
     if args.config is not None and args.checkpoint is None:
-        parser.error('CONFIG needs a CHECKPOINT: what is not trained has '
-                     'learned no kernels')
+        parser.error(
+            'CONFIG needs a CHECKPOINT: what is not trained has '
+            'learned no kernels'
+        )
     if args.center_radius is not None and args.grid is None:
         parser.error('--center-radius goes with --grid')
     return args
@@ -69,7 +92,8 @@ def main() -> None:
             config = load_config(args.config, args.cfg_options)
             backbone = build_backbone(config, args.checkpoint)
             figure = draw_kernels(
-                collect_kernels(backbone, args.per_stage), args.channels)
+                collect_kernels(backbone, args.per_stage), args.channels
+            )
         print(save_figure(figure, args.out, dpi=200))
 
 

@@ -26,14 +26,20 @@ from pelk_mm.ops.cost_model import PRICES, cheapest_first, kind, work
 
 NAMES = ('cpp', 'dense', 'fft')
 #: Multiply-adds of a dense call above which it is not waited for.
-DENSE_LIMIT = {'forward channels_last': 2e9, 'forward contiguous': 8e7,
-               'weight_grad': 1.5e8}
+DENSE_LIMIT = {
+    'forward channels_last': 2e9,
+    'forward contiguous': 8e7,
+    'weight_grad': 1.5e8,
+}
 
 
-def pelk(kernel_sizes: tuple[int, ...],
-         center_radius: int) -> tuple[SharingGrid, ...]:
-    return tuple(SharingGrid(size, center_radius if size > 13 else 2)
-                 for size in kernel_sizes)
+def pelk(
+    kernel_sizes: tuple[int, ...], center_radius: int
+) -> tuple[SharingGrid, ...]:
+    return tuple(
+        SharingGrid(size, center_radius if size > 13 else 2)
+        for size in kernel_sizes
+    )
 
 
 def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
@@ -58,15 +64,24 @@ def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
             yield shape, grid
     yield (8, 374, 7, 7), SharingGrid.from_sizes([1] * 13)
     for grid in (SharingGrid(5, 0), SharingGrid(13), SharingGrid(31)):
-        for shape in ((1, 46, 56, 56), (1, 187, 14, 14), (1, 374, 7, 7),
-                      (1, 8, 32, 32)):
+        for shape in (
+            (1, 46, 56, 56),
+            (1, 187, 14, 14),
+            (1, 374, 7, 7),
+            (1, 8, 32, 32),
+        ):
             yield shape, grid
     yield (16, 3, 32, 32), SharingGrid(31)
 
 
 def dense_is_too_slow(shape, grid, weight_grad, channels_last) -> bool:
-    name = 'weight_grad' if weight_grad else (
-        'forward ' + ('channels_last' if channels_last else 'contiguous'))
+    name = (
+        'weight_grad'
+        if weight_grad
+        else (
+            'forward ' + ('channels_last' if channels_last else 'contiguous')
+        )
+    )
     return work('dense', shape, grid)[0] > DENSE_LIMIT[name]
 
 
@@ -76,9 +91,15 @@ def measure(path: Path, rounds: int) -> None:
     results = {'environment': environment('cpu'), 'rows': []}
     if path.exists():
         results['rows'] = json.loads(path.read_text())['rows']
-    done = {json.dumps([row[key] for key in ('shape', 'sizes', 'weight_grad',
-                                             'channels_last')])
-            for row in results['rows']}
+    done = {
+        json.dumps(
+            [
+                row[key]
+                for key in ('shape', 'sizes', 'weight_grad', 'channels_last')
+            ]
+        )
+        for row in results['rows']
+    }
     for shape, grid in shapes():
         cells = grid.num_cells
         weight = torch.randn(shape[1], 1, cells, cells)
@@ -87,27 +108,57 @@ def measure(path: Path, rounds: int) -> None:
             if channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             for weight_grad in (False, True):
-                key = [list(shape), list(grid.sizes), weight_grad,
-                       channels_last]
+                key = [
+                    list(shape),
+                    list(grid.sizes),
+                    weight_grad,
+                    channels_last,
+                ]
                 if json.dumps(key) in done:
                     continue
-                names = [name for name in NAMES if name != 'dense'
-                         or not dense_is_too_slow(shape, grid, weight_grad,
-                                                  channels_last)]
+                names = [
+                    name
+                    for name in NAMES
+                    if name != 'dense'
+                    or not dense_is_too_slow(
+                        shape, grid, weight_grad, channels_last
+                    )
+                ]
                 times = interleave(
-                    {name: call(name, x, weight, grid, weight_grad)
-                     for name in names},
-                    rounds, 'cpu', slice_s=0.005, budget_s=0.3)
-                results['rows'].append(dict(zip(
-                    ('shape', 'sizes', 'weight_grad', 'channels_last'), key,
-                    strict=True), best_ms={
-                        name: entry['best_ms']
-                        for name, entry in times.items()}))
-                print(*shape, f'K{grid.kernel_size}', f'{cells} cells',
-                      'weight_grad' if weight_grad else 'forward',
-                      'channels_last' if channels_last else 'contiguous',
-                      *(f'{name} {entry["best_ms"]:.3f}'
-                        for name, entry in times.items()), flush=True)
+                    {
+                        name: call(name, x, weight, grid, weight_grad)
+                        for name in names
+                    },
+                    rounds,
+                    'cpu',
+                    slice_s=0.005,
+                    budget_s=0.3,
+                )
+                results['rows'].append(
+                    dict(
+                        zip(
+                            ('shape', 'sizes', 'weight_grad', 'channels_last'),
+                            key,
+                            strict=True,
+                        ),
+                        best_ms={
+                            name: entry['best_ms']
+                            for name, entry in times.items()
+                        },
+                    )
+                )
+                print(
+                    *shape,
+                    f'K{grid.kernel_size}',
+                    f'{cells} cells',
+                    'weight_grad' if weight_grad else 'forward',
+                    'channels_last' if channels_last else 'contiguous',
+                    *(
+                        f'{name} {entry["best_ms"]:.3f}'
+                        for name, entry in times.items()
+                    ),
+                    flush=True,
+                )
                 write_json(path, results)
 
 
@@ -126,8 +177,8 @@ def fit(path: Path) -> None:
         grid = SharingGrid.from_sizes(row['sizes'])
         for name, time in row['best_ms'].items():
             samples.setdefault(
-                kind(name, row['weight_grad'], row['channels_last']),
-                []).append((work(name, row['shape'], grid), time))
+                kind(name, row['weight_grad'], row['channels_last']), []
+            ).append((work(name, row['shape'], grid), time))
     prices = {}
     for key, measured in sorted(samples.items()):
         amounts = np.array([amount for amount, _ in measured], float)
@@ -146,11 +197,14 @@ def fit(path: Path) -> None:
             # far slower. Nothing announces which, so expect the slowest.
             solution = solution / (relative @ solution).min()
         prices[key] = [float(f'{price:.4g}') for price in solution / scale]
-        print(f'{key}: {len(times)} measurements, relative error median '
-              f'{np.median(off):.0%}, 90th percentile '
-              f'{np.quantile(off, 0.9):.0%}')
-    write_json(PRICES, {'fitted to': path.name, 'unit': 'ms', 'prices':
-                        prices})
+        print(
+            f'{key}: {len(times)} measurements, relative error median '
+            f'{np.median(off):.0%}, 90th percentile '
+            f'{np.quantile(off, 0.9):.0%}'
+        )
+    write_json(
+        PRICES, {'fitted to': path.name, 'unit': 'ms', 'prices': prices}
+    )
     cheapest_first.cache_clear()
     report(rows)
 
@@ -160,28 +214,33 @@ def report(rows: list[dict]) -> None:
     ratios = []
     for row in rows:
         grid = SharingGrid.from_sizes(row['sizes'])
-        order = cheapest_first(tuple(row['shape']), grid, row['weight_grad'],
-                               row['channels_last'])
+        order = cheapest_first(
+            tuple(row['shape']), grid, row['weight_grad'], row['channels_last']
+        )
         times = row['best_ms']
         chosen = next(name for name in order if name in times)
         ratio = times[chosen] / min(times.values())
         ratios.append(ratio)
         if ratio > 1.1:
-            print(f'{ratio:.2f} x: {row["shape"]} {row["sizes"]}',
-                  'weight_grad' if row['weight_grad'] else 'forward',
-                  'channels_last' if row['channels_last'] else 'contiguous',
-                  f'chose {chosen},',
-                  ' '.join(f'{name} {time:.3f}'
-                           for name, time in times.items()))
+            print(
+                f'{ratio:.2f} x: {row["shape"]} {row["sizes"]}',
+                'weight_grad' if row['weight_grad'] else 'forward',
+                'channels_last' if row['channels_last'] else 'contiguous',
+                f'chose {chosen},',
+                ' '.join(f'{name} {time:.3f}' for name, time in times.items()),
+            )
     ratios = np.array(ratios)
-    print(f'{len(ratios)} choices: {np.mean(ratios <= 1.1):.1%} within 10 % '
-          f'of the best, the worst {ratios.max():.2f} times its time')
+    print(
+        f'{len(ratios)} choices: {np.mean(ratios <= 1.1):.1%} within 10 % '
+        f'of the best, the worst {ratios.max():.2f} times its time'
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('what', choices=('measure', 'fit'))
     parser.add_argument('results', type=Path)
     parser.add_argument('--rounds', type=int, default=20)

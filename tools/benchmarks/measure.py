@@ -21,24 +21,34 @@ def _after_the_gpu() -> float:
     return time.perf_counter()
 
 
-CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time,
-          'gpu': _after_the_gpu}
+CLOCKS = {
+    'wall': time.perf_counter,
+    'cpu': time.process_time,
+    'gpu': _after_the_gpu,
+}
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to measure, and with what clock."""
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall',
-                        help="'cpu' with --threads 1 on a busy machine")
+    parser.add_argument(
+        '--clock',
+        choices=('wall', 'cpu'),
+        default='wall',
+        help="'cpu' with --threads 1 on a busy machine",
+    )
     parser.add_argument('--threads', type=int, help='default: all cores')
 
 
-def set_device(parser: argparse.ArgumentParser,
-               args: argparse.Namespace) -> None:
+def set_device(
+    parser: argparse.ArgumentParser, args: argparse.Namespace
+) -> None:
     """Settle the threads, and let the clock wait for a GPU."""
     if args.clock == 'cpu' and args.threads != 1:
-        parser.error('--clock cpu needs --threads 1: threads that wait for '
-                     'others count as computing')
+        parser.error(
+            '--clock cpu needs --threads 1: threads that wait for '
+            'others count as computing'
+        )
     if args.device == 'cuda':
         if not torch.cuda.is_available():
             parser.error('torch sees no CUDA device')
@@ -47,12 +57,14 @@ def set_device(parser: argparse.ArgumentParser,
         torch.set_num_threads(args.threads)
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]],
-               rounds: int = 15,
-               clock: str = 'wall',
-               slice_s: float = 0.03,
-               budget_s: float = 6.0,
-               settle: bool = False) -> dict[str, dict[str, float]]:
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    clock: str = 'wall',
+    slice_s: float = 0.03,
+    budget_s: float = 6.0,
+    settle: bool = False,
+) -> dict[str, dict[str, float]]:
     """Time all candidates in turn, round after round.
 
     What disturbs one of them then disturbs them all, so ratios within one
@@ -109,14 +121,13 @@ def interleave(candidates: Mapping[str, Callable[[], object]],
         name: {
             'median_ms': 1e3 * statistics.median(values),
             'best_ms': 1e3 * min(values),
-            'rounds': len(values)
+            'rounds': len(values),
         }
         for name, values in times.items()
     }
 
 
-def peak_memory(call: Callable[[], object],
-                device: str = 'cpu') -> int | None:
+def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int | None:
     """Bytes that a call adds at its peak; None if unknown.
 
     To the process, or to what torch has allocated on a GPU.
@@ -173,9 +184,13 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     try:
-        return subprocess.run(['git', 'describe', '--always', '--dirty'],
-                              cwd=Path(__file__).parent, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ['git', 'describe', '--always', '--dirty'],
+            cwd=Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -51,15 +51,21 @@ CHOICES = (*NETWORKS, *(name + CHECKPOINTED for name in NETWORKS))
 #: (what, above, below, limit); every one at every size.
 TARGETS = (
     ('PeLK-T over ConvNeXt of its widths', 'pelk_t', 'same_width_t', 1.1),
-    ('PeLK-T with with_cp over without', 'pelk_t' + CHECKPOINTED, 'pelk_t',
-     0.6),
+    (
+        'PeLK-T with with_cp over without',
+        'pelk_t' + CHECKPOINTED,
+        'pelk_t',
+        0.6,
+    ),
 )
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of memory behind tensors, what several share once."""
-    storages = {storage.data_ptr(): storage.nbytes()
-                for storage in (x.untyped_storage() for x in tensors)}
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for storage in (x.untyped_storage() for x in tensors)
+    }
     return sum(storages.values())
 
 
@@ -67,16 +73,19 @@ def peak_of(call: Callable[[], object], device: str) -> int:
     """Bytes that a call adds to what torch has allocated, at its peak."""
     if device == 'cuda':
         return peak_memory(call, device)
-    with profile(activities=[ProfilerActivity.CPU],
-                 profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())['traceEvents']
-    changes = [(event['ts'], event['args']['Ev Idx'], event['args']['Bytes'])
-               for event in events if event['name'] == '[memory]'
-               and event['args']['Device Type'] == 0]
+    changes = [
+        (event['ts'], event['args']['Ev Idx'], event['args']['Bytes'])
+        for event in events
+        if event['name'] == '[memory]' and event['args']['Device Type'] == 0
+    ]
     now = most = 0
     for *_, change in sorted(changes):
         now += change
@@ -89,8 +98,10 @@ def kept_for_backward(model: nn.Module, images: Tensor, amp: bool) -> int:
 
     Without the weights and the images, which are there anyway.
     """
-    there = {x.untyped_storage().data_ptr()
-             for x in (*model.parameters(), *model.buffers(), images)}
+    there = {
+        x.untyped_storage().data_ptr()
+        for x in (*model.parameters(), *model.buffers(), images)
+    }
     kept: list[Tensor] = []
 
     def pack(x: Tensor) -> Tensor:
@@ -98,15 +109,18 @@ def kept_for_backward(model: nn.Module, images: Tensor, amp: bool) -> int:
             kept.append(x)
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), \
-            torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+        torch.autocast(images.device.type, torch.bfloat16, enabled=amp),
+    ):
         outputs = model(images)
     del outputs
     return storage_bytes(kept)
 
 
-def measure(name: str, size: int, batch: int, amp: bool,
-            device: str) -> dict[str, int]:
+def measure(
+    name: str, size: int, batch: int, amp: bool, device: str
+) -> dict[str, int]:
     """Bytes of one network and batch, by what they are for."""
     torch.manual_seed(0)
     model = NETWORKS[name.removesuffix(CHECKPOINTED)]()
@@ -116,7 +130,9 @@ def measure(name: str, size: int, batch: int, amp: bool,
             module.with_cp = name.endswith(CHECKPOINTED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(batch, 3, size, size).to(
-        device, memory_format=torch.channels_last)
+        device, memory_format=torch.channels_last
+    )
+
     def train() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=amp):
             outputs = model(images)
@@ -127,8 +143,12 @@ def measure(name: str, size: int, batch: int, amp: bool,
     train()
     weights = (*model.parameters(), *model.buffers())
     gradients = [x.grad for x in model.parameters()]
-    state = [x for entry in optimizer.state.values() for x in entry.values()
-             if isinstance(x, Tensor)]
+    state = [
+        x
+        for entry in optimizer.state.values()
+        for x in entry.values()
+        if isinstance(x, Tensor)
+    ]
     standing = storage_bytes((*weights, *gradients, *state, images))
     return {
         'weights': storage_bytes(weights),
@@ -139,15 +159,18 @@ def measure(name: str, size: int, batch: int, amp: bool,
     }
 
 
-def per_image(once: dict[str, int], twice: dict[str, int],
-              batch: int) -> dict[str, float]:
+def per_image(
+    once: dict[str, int], twice: dict[str, int], batch: int
+) -> dict[str, float]:
     """Bytes that one more image takes, given both batches' measurements."""
-    return {what: (twice[what] - once[what]) / batch
-            for what in ('kept', 'peak')}
+    return {
+        what: (twice[what] - once[what]) / batch for what in ('kept', 'peak')
+    }
 
 
-def in_a_process(name: str, size: int, batch: int,
-                 args: argparse.Namespace) -> dict[str, int]:
+def in_a_process(
+    name: str, size: int, batch: int, args: argparse.Namespace
+) -> dict[str, int]:
     """:func:`measure` where nothing else has allocated anything."""
     job = json.dumps([name, size, batch, args.amp, args.device])
     command = [sys.executable, __file__, '--measure', job]
@@ -155,8 +178,10 @@ def in_a_process(name: str, size: int, batch: int,
         command += ['--threads', str(args.threads)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE)
     if done.returncode:
-        raise SystemExit(f'{name} at {size} x {size}, batch {batch}: exit '
-                         f'status {done.returncode}')
+        raise SystemExit(
+            f'{name} at {size} x {size}, batch {batch}: exit '
+            f'status {done.returncode}'
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -167,30 +192,49 @@ def targets(runs: dict[str, dict]) -> list[dict]:
         networks = run['networks']
         for what, above, below, limit in TARGETS:
             if {above, below} <= networks.keys():
-                ratio = (networks[above]['per image']['peak'] /
-                         networks[below]['per image']['peak'])
-                rows.append({
-                    'target': what, 'setting': key, 'value': ratio,
-                    'limit': limit,
-                    'verdict': 'pass' if ratio <= limit else 'falls short'})
+                ratio = (
+                    networks[above]['per image']['peak']
+                    / networks[below]['per image']['peak']
+                )
+                rows.append(
+                    {
+                        'target': what,
+                        'setting': key,
+                        'value': ratio,
+                        'limit': limit,
+                        'verdict': 'pass' if ratio <= limit else 'falls short',
+                    }
+                )
     return rows
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--networks', nargs='+', choices=CHOICES,
-                        default=DEFAULT, metavar='NAME',
-                        help=f'of: {"; ".join(CHOICES)}')
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        choices=CHOICES,
+        default=DEFAULT,
+        metavar='NAME',
+        help=f'of: {"; ".join(CHOICES)}',
+    )
     parser.add_argument('--sizes', nargs='+', type=int, default=(224, 512))
-    parser.add_argument('--batch', type=int, help='images of the smaller '
-                        'batch; default: 2, for images above 256 pixels 1')
-    parser.add_argument('--amp', action='store_true',
-                        help='autocast to bfloat16')
+    parser.add_argument(
+        '--batch',
+        type=int,
+        help='images of the smaller '
+        'batch; default: 2, for images above 256 pixels 1',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='autocast to bfloat16'
+    )
     add_device_arguments(parser)
-    parser.add_argument('--json', help='write everything to this file, or '
-                        'add to it')
+    parser.add_argument(
+        '--json', help='write everything to this file, or add to it'
+    )
     parser.add_argument('--measure', help=argparse.SUPPRESS)
     args = parser.parse_args()
     set_device(parser, args)
@@ -211,27 +255,44 @@ def main() -> None:
         run = runs.setdefault(key, {'networks': {}})
         run['environment'] = where
         print(f'\n{key}, batches of {batch} and {2 * batch}: MiB')
-        print(f'  {"":22}{"per image":>10}{"kept":>10}{"weights":>10}'
-              f'{"gradients":>10}{"optimizer":>10}{f"peak of {batch}":>10}'
-              f'{f"peak of {2 * batch}":>10}')
+        print(
+            f'  {"":22}{"per image":>10}{"kept":>10}{"weights":>10}'
+            f'{"gradients":>10}{"optimizer":>10}{f"peak of {batch}":>10}'
+            f'{f"peak of {2 * batch}":>10}'
+        )
         for name in args.networks:
-            once, twice = (in_a_process(name, size, images, args)
-                           for images in (batch, 2 * batch))
+            once, twice = (
+                in_a_process(name, size, images, args)
+                for images in (batch, 2 * batch)
+            )
             image = per_image(once, twice, batch)
             run['networks'][name] = {
-                'per image': image, f'batch {batch}': once,
-                f'batch {2 * batch}': twice}
-            row = (image['peak'], image['kept'], once['weights'],
-                   once['gradients'], once['optimizer'], once['peak'],
-                   twice['peak'])
-            print(f'  {name:22}' + ''.join(
-                f'{value / 2**20:10.1f}' for value in row), flush=True)
+                'per image': image,
+                f'batch {batch}': once,
+                f'batch {2 * batch}': twice,
+            }
+            row = (
+                image['peak'],
+                image['kept'],
+                once['weights'],
+                once['gradients'],
+                once['optimizer'],
+                once['peak'],
+                twice['peak'],
+            )
+            print(
+                f'  {name:22}'
+                + ''.join(f'{value / 2**20:10.1f}' for value in row),
+                flush=True,
+            )
             if args.json:
                 write_json(args.json, {'runs': runs, 'targets': targets(runs)})
     print()
     for row in targets(runs):
-        print(f'{row["verdict"]:12} {row["target"]}, {row["setting"]}: '
-              f'{row["value"]:.3g} (at most {row["limit"]:g})')
+        print(
+            f'{row["verdict"]:12} {row["target"]}, {row["setting"]}: '
+            f'{row["value"]:.3g} (at most {row["limit"]:g})'
+        )
 
 
 if __name__ == '__main__':

@@ -40,24 +40,38 @@ def unfilled(block: PartialPeripheralConv2d) -> nn.Module:
 
 
 def export(module: nn.Module, channels: int, path: Path) -> OnnxRunner:
-    sizes = {0: torch.export.Dim('batch'),
-             2: 32 * torch.export.Dim('rows'),
-             3: 32 * torch.export.Dim('columns')}
+    sizes = {
+        0: torch.export.Dim('batch'),
+        2: 32 * torch.export.Dim('rows'),
+        3: 32 * torch.export.Dim('columns'),
+    }
     if channels != 3:
         # Not an image but a map.
-        sizes = {0: sizes[0], 2: torch.export.Dim('rows'),
-                 3: torch.export.Dim('columns')}
+        sizes = {
+            0: sizes[0],
+            2: torch.export.Dim('rows'),
+            3: torch.export.Dim('columns'),
+        }
     with silent('torch.onnx', 'onnxscript'):
         program = torch.onnx.export(
-            module, (torch.rand(2, channels, 96, 64), ), dynamo=True,
-            input_names=['x'], dynamic_shapes=(sizes, ), verbose=False,
-            opset_version=OPSET)
+            module,
+            (torch.rand(2, channels, 96, 64),),
+            dynamo=True,
+            input_names=['x'],
+            dynamic_shapes=(sizes,),
+            verbose=False,
+            opset_version=OPSET,
+        )
     program.save(str(path))
     return OnnxRunner(path)
 
 
-def time_forms(runners: Mapping[str, OnnxRunner], module: nn.Module,
-               x: torch.Tensor, args: argparse.Namespace) -> dict:
+def time_forms(
+    runners: Mapping[str, OnnxRunner],
+    module: nn.Module,
+    x: torch.Tensor,
+    args: argparse.Namespace,
+) -> dict:
     """Median times, after a check that all compute the same."""
     laid_out = x.contiguous(memory_format=torch.channels_last)
 
@@ -69,7 +83,7 @@ def time_forms(runners: Mapping[str, OnnxRunner], module: nn.Module,
     expected = torch_form()
     calls = {'torch': torch_form}
     for name, runner in runners.items():
-        y, = runner(x).values()
+        (y,) = runner(x).values()
         error = (y - expected).abs().max() / expected.abs().max()
         if not error < 1e-4:
             raise SystemExit(f'{name}: off by {error:.2e}')
@@ -79,23 +93,35 @@ def time_forms(runners: Mapping[str, OnnxRunner], module: nn.Module,
 
 def show(title: str, times: Mapping[str, Mapping[str, float]]) -> None:
     dense = times['dense']['median_ms']
-    print(f'{title:34}{dense:10.2f} ms dense;  dense over ' + ', '.join(
-        f'{name}: {dense / entry["median_ms"]:.2f}'
-        for name, entry in times.items() if name != 'dense'), flush=True)
+    print(
+        f'{title:34}{dense:10.2f} ms dense;  dense over '
+        + ', '.join(
+            f'{name}: {dense / entry["median_ms"]:.2f}'
+            for name, entry in times.items()
+            if name != 'dense'
+        ),
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('--archs', nargs='+', default=('tiny', 'tiny-101'))
     parser.add_argument('--sizes', nargs='+', type=int, default=(224, 512))
     parser.add_argument('--whole', action='store_true')
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--clock', choices=CLOCKS, default='wall')
     parser.add_argument('--threads', type=int, help='default: all cores')
-    parser.add_argument('--budget', type=float, default=2.0, metavar='S',
-                        help='seconds a form and shape')
+    parser.add_argument(
+        '--budget',
+        type=float,
+        default=2.0,
+        metavar='S',
+        help='seconds a form and shape',
+    )
     parser.add_argument('--json', help='write everything to this file')
     args = parser.parse_args()
     if args.clock == 'cpu' and args.threads != 1:
@@ -111,37 +137,58 @@ def main() -> None:
         for arch in args.archs:
             settings = PeLK.arch_settings[arch]
             for stage, (channels, size) in enumerate(
-                    zip(settings['channels'], settings['kernel_sizes'],
-                        strict=True)):
+                zip(
+                    settings['channels'], settings['kernel_sizes'], strict=True
+                )
+            ):
                 block = PartialPeripheralConv2d(
-                    channels, SharingGrid(size, settings['center_radius']),
-                    deploy=True).eval()
+                    channels,
+                    SharingGrid(size, settings['center_radius']),
+                    deploy=True,
+                ).eval()
                 runners = {
                     name: export(plain, channels, path)
                     for name, plain in (
                         ('dense', to_plain(block, 'dense')),
                         ('compact', to_plain(block, 'compact')),
-                        ('dense, unfilled', unfilled(block)))
+                        ('dense, unfilled', unfilled(block)),
+                    )
                 }
                 for image in args.sizes:
                     extent = image >> (2 + stage)
                     times = time_forms(
-                        runners, block,
-                        torch.randn(1, channels, extent, extent), args)
-                    show(f'{arch} stage {stage + 1} K {size} '
-                         f'{extent} x {extent}', times)
-                    results.append(dict(
-                        arch=arch, stage=stage + 1, kernel_size=size,
-                        extent=extent, image=image, times=times))
+                        runners,
+                        block,
+                        torch.randn(1, channels, extent, extent),
+                        args,
+                    )
+                    show(
+                        f'{arch} stage {stage + 1} K {size} '
+                        f'{extent} x {extent}',
+                        times,
+                    )
+                    results.append(
+                        dict(
+                            arch=arch,
+                            stage=stage + 1,
+                            kernel_size=size,
+                            extent=extent,
+                            image=image,
+                            times=times,
+                        )
+                    )
             if args.whole:
-                model = PeLK(arch, layer_scale_init_value=1.).eval()
+                model = PeLK(arch, layer_scale_init_value=1.0).eval()
                 model.init_weights()
                 model.switch_to_deploy()
-                runners = {form: export(to_plain(model, form), 3, path)
-                           for form in ('dense', 'compact')}
+                runners = {
+                    form: export(to_plain(model, form), 3, path)
+                    for form in ('dense', 'compact')
+                }
                 for image in args.sizes:
-                    times = time_forms(runners, model,
-                                       torch.randn(1, 3, image, image), args)
+                    times = time_forms(
+                        runners, model, torch.randn(1, 3, image, image), args
+                    )
                     show(f'{arch} whole, {image} x {image}', times)
                     results.append(dict(arch=arch, image=image, times=times))
     if args.json:

@@ -24,15 +24,26 @@ def parse_args() -> argparse.Namespace:
     parser = ExportParser(__doc__, '.onnx', 'any such size')
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        '--dense', dest='form', action='store_const', const='dense',
-        default='dense', help='one convolution a large kernel (default)')
+        '--dense',
+        dest='form',
+        action='store_const',
+        const='dense',
+        default='dense',
+        help='one convolution a large kernel (default)',
+    )
     form.add_argument(
-        '--compact', dest='form', action='store_const', const='compact',
+        '--compact',
+        dest='form',
+        action='store_const',
+        const='compact',
         help='large kernels as sums of boxes, by small convolutions: exact '
-        'too, faster in onnxruntime, see docs/deployment.md')
+        'too, faster in onnxruntime, see docs/deployment.md',
+    )
     parser.add_argument(
-        '--fp16', action='store_true',
-        help='half precision inside; input and outputs stay float32')
+        '--fp16',
+        action='store_true',
+        help='half precision inside; input and outputs stay float32',
+    )
     return parser.parse_args()
 
 
@@ -53,15 +64,22 @@ def main() -> None:
                 dynamic=args.dynamic,
                 half=args.fp16,
                 metadata=describe(config),
-                each=steps.next)
-    operators = ', '.join(f'{count} {name}'
-                          for name, count in exported.operators.items())
+                each=steps.next,
+            )
+    operators = ', '.join(
+        f'{count} {name}' for name, count in exported.operators.items()
+    )
     print(f'opset {OPSET}: {operators}')
-    table = Table('output', 'largest difference', 'of its largest value',
-                  title='onnxruntime to torch, random images')
+    table = Table(
+        'output',
+        'largest difference',
+        'of its largest value',
+        title='onnxruntime to torch, random images',
+    )
     for found in exported.differences:
-        table.add_row(found.name, f'{found.absolute:.1e}',
-                      f'{found.relative:.1e}')
+        table.add_row(
+            found.name, f'{found.absolute:.1e}', f'{found.relative:.1e}'
+        )
     Console(highlight=False).print(table)
     print(exported.path)
 

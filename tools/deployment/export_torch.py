@@ -19,16 +19,17 @@ from pelk_mm.engine.quiet import quiet
 def parse_args() -> argparse.Namespace:
     parser = ExportParser(__doc__, '.pt2', 'any such size from 64 on')
     parser.add_argument(
-        '--compile', action='store_true',
+        '--compile',
+        action='store_true',
         help='compile with AOTInductor, for CPUs like this one (default: the '
-        'graph alone, for torch.export.load)')
+        'graph alone, for torch.export.load)',
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    with command(OSError, RuntimeError, ValueError), \
-            quiet(), Steps() as steps:
+    with command(OSError, RuntimeError, ValueError), quiet(), Steps() as steps:
         steps.next(f'loading {args.checkpoint}')
         config = load_config(args.config)
         exported = export_torch(
@@ -38,10 +39,13 @@ def main() -> None:
             kind='compiled' if args.compile else 'exported',
             dynamic=args.dynamic,
             metadata=describe(config),
-            each=steps.next)
+            each=steps.next,
+        )
     worst = max(exported.differences, key=lambda found: found.relative)
-    print(f'largest difference: {worst.relative:.1e} of the largest value '
-          f'({worst.name})')
+    print(
+        f'largest difference: {worst.relative:.1e} of the largest value '
+        f'({worst.name})'
+    )
     print(exported.path)
 
 

@@ -24,32 +24,56 @@ from pelk_mm.engine.quiet import quiet
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        '--reference', nargs='+', required=True,
-        metavar=('FORM', 'CHECKPOINT'), help='what the others should compute')
+        '--reference',
+        nargs='+',
+        required=True,
+        metavar=('FORM', 'CHECKPOINT'),
+        help='what the others should compute',
+    )
     parser.add_argument(
-        '--candidate', nargs='+', action='append', required=True,
-        metavar=('FORM', 'CHECKPOINT'), help='may be given several times')
+        '--candidate',
+        nargs='+',
+        action='append',
+        required=True,
+        metavar=('FORM', 'CHECKPOINT'),
+        help='may be given several times',
+    )
     parser.add_argument(
-        '--images', metavar='DIR',
-        help='an image or a folder of them (default: random ones)')
+        '--images',
+        metavar='DIR',
+        help='an image or a folder of them (default: random ones)',
+    )
     parser.add_argument(
-        '--num', type=int, default=4,
-        help='images, at most (default: %(default)s)')
+        '--num',
+        type=int,
+        default=4,
+        help='images, at most (default: %(default)s)',
+    )
     parser.add_argument(
-        '--shape', nargs=2, type=int, metavar=('H', 'W'),
+        '--shape',
+        nargs=2,
+        type=int,
+        metavar=('H', 'W'),
         help='size of the images in pixels, multiples of 32 (default: that '
-        'of the first file that says one, or 224 224)')
+        'of the first file that says one, or 224 224)',
+    )
     parser.add_argument(
-        '--tolerance', type=float, default=1e-4,
+        '--tolerance',
+        type=float,
+        default=1e-4,
         help='largest difference, over the largest value of the output, that '
-        'passes (default: %(default)s)')
+        'passes (default: %(default)s)',
+    )
     args = parser.parse_args()
     for given in (args.reference, *args.candidate):
         if len(given) > 2:
-            parser.error('a form is CONFIG CHECKPOINT or one file, got '
-                         f'{" ".join(given)}')
+            parser.error(
+                'a form is CONFIG CHECKPOINT or one file, got '
+                f'{" ".join(given)}'
+            )
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     return args
@@ -59,15 +83,27 @@ def print_table(rows: list[tuple[Form, list]], tolerance: float) -> None:
     # Paths are long; what tells them apart must not be cut off.
     table = Table(
         Column('form', overflow='fold'),
-        *(Column(name, no_wrap=True) for name in (
-            'output', 'largest difference', 'of its largest value', '')))
+        *(
+            Column(name, no_wrap=True)
+            for name in (
+                'output',
+                'largest difference',
+                'of its largest value',
+                '',
+            )
+        ),
+    )
     for form, found in rows:
         name = escape(form.name)
         for output in found:
             good = output.relative <= tolerance
-            table.add_row(name, output.name, f'{output.absolute:.1e}',
-                          f'{output.relative:.1e}',
-                          'ok' if good else 'too far')
+            table.add_row(
+                name,
+                output.name,
+                f'{output.absolute:.1e}',
+                f'{output.relative:.1e}',
+                'ok' if good else 'too far',
+            )
             name = ''
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)
@@ -89,12 +125,16 @@ def run(args: argparse.Namespace) -> bool:
         for candidate in candidates:
             found[candidate] += compare(expected, candidate(image))
     rows = [(form, largest(each)) for form, each in found.items()]
-    print(f'{len(images)} images of {" x ".join(map(str, images.shape))} '
-          f'pixels, reference: {reference.name}')
+    print(
+        f'{len(images)} images of {" x ".join(map(str, images.shape))} '
+        f'pixels, reference: {reference.name}'
+    )
     print_table(rows, args.tolerance)
     return not images.skipped and all(
-        output.relative <= args.tolerance for _, each in rows
-        for output in each)
+        output.relative <= args.tolerance
+        for _, each in rows
+        for output in each
+    )
 
 
 def main() -> int:

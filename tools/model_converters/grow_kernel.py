@@ -17,38 +17,46 @@ from pelk_mm.models.utils import read_checkpoint
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('checkpoint', help='of any task')
     parser.add_argument('out', help='where to write the new checkpoint')
-    for prefix, meaning in (('', 'to have'), ('from-', 'of the checkpoint, '
-                                              'where its shapes do not '
-                                              'tell')):
+    for prefix, meaning in (
+        ('', 'to have'),
+        ('from-', 'of the checkpoint, where its shapes do not tell'),
+    ):
         parser.add_argument(
             f'--{prefix}arch',
             choices=sorted(PeLK.arch_settings),
-            help=f'the arch {meaning}')
+            help=f'the arch {meaning}',
+        )
         parser.add_argument(
             f'--{prefix}kernel-sizes',
             type=int,
             nargs=4,
             metavar='K',
-            help=f'or the kernel sizes of the stages {meaning}')
+            help=f'or the kernel sizes of the stages {meaning}',
+        )
         parser.add_argument(
             f'--{prefix}center-radius',
             type=int,
             metavar='R',
-            help='and the radius of the unshared centre (default: 2)')
+            help='and the radius of the unshared centre (default: 2)',
+        )
     args = parser.parse_args()
     if _arch(args, '') is None:
         parser.error('say what to grow to: --arch or --kernel-sizes')
     for prefix in ('', 'from_'):
         if getattr(args, f'{prefix}arch') and (
-                getattr(args, f'{prefix}kernel_sizes')
-                or getattr(args, f'{prefix}center_radius') is not None):
+            getattr(args, f'{prefix}kernel_sizes')
+            or getattr(args, f'{prefix}center_radius') is not None
+        ):
             option = prefix.replace('_', '-')
-            parser.error(f'--{option}arch has its own kernel sizes and '
-                         f'centre: leave out --{option}kernel-sizes and '
-                         f'--{option}center-radius, or the arch')
+            parser.error(
+                f'--{option}arch has its own kernel sizes and '
+                f'centre: leave out --{option}kernel-sizes and '
+                f'--{option}center-radius, or the arch'
+            )
     if Path(args.out).resolve() == Path(args.checkpoint).resolve():
         parser.error('the new checkpoint would replace the old one')
     return args
@@ -60,24 +68,31 @@ def _arch(args: argparse.Namespace, prefix: str) -> str | dict | None:
         return getattr(args, f'{prefix}arch')
     radius = getattr(args, f'{prefix}center_radius')
     return dict(
-        kernel_sizes=sizes, center_radius=2 if radius is None else radius)
+        kernel_sizes=sizes, center_radius=2 if radius is None else radius
+    )
 
 
 def main() -> None:
     args = parse_args()
     with command(OSError, RuntimeError, ValueError, about=args.checkpoint):
         grown, stages = grow_checkpoint(
-            read_checkpoint(args.checkpoint), _arch(args, ''),
-            _arch(args, 'from_'))
+            read_checkpoint(args.checkpoint),
+            _arch(args, ''),
+            _arch(args, 'from_'),
+        )
         save_checkpoint(grown, args.out)
     print('stage  kernel               relative error')
     for i, stage in enumerate(stages):
         old, new = stage.old, stage.new
-        print(f'{i:5}  {old.kernel_size:3} ({old.num_cells:2}) -> '
-              f'{new.kernel_size:3} ({new.num_cells:2})  {stage.error:.4f}')
+        print(
+            f'{i:5}  {old.kernel_size:3} ({old.num_cells:2}) -> '
+            f'{new.kernel_size:3} ({new.num_cells:2})  {stage.error:.4f}'
+        )
     if any(stage.error > 0 for stage in stages):
-        print('The kernels changed, so BatchNorm\'s statistics no longer fit '
-              'exactly: fine-tune before use.')
+        print(
+            "The kernels changed, so BatchNorm's statistics no longer fit "
+            'exactly: fine-tune before use.'
+        )
     print(args.out)
 
 

@@ -13,22 +13,26 @@ from pelk_mm.engine.launch import load_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config that it was trained with')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
-        '--out-dir', default='.', help='folder to write to (default: here)')
+        '--out-dir', default='.', help='folder to write to (default: here)'
+    )
     parser.add_argument(
         '--weights',
         choices=['average', 'raw', 'both'],
         default='average',
         help='the moving average where there is one (default), the raw '
-        'weights, or both')
+        'weights, or both',
+    )
     parser.add_argument(
         '--trust',
         action='store_true',
         help='also read pickled Python objects, which runs whatever code is '
-        'in them: only for files that you trust')
+        'in them: only for files that you trust',
+    )
     return parser.parse_args()
 
 
@@ -41,7 +45,8 @@ def main() -> None:
             args.checkpoint,
             args.out_dir,
             weights=args.weights,
-            trust=args.trust)
+            trust=args.trust,
+        )
         print(path)
 
 

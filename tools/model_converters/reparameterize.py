@@ -18,7 +18,8 @@ from pelk_mm.engine.quiet import quiet
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('config', help='config that it was trained with')
     parser.add_argument('checkpoint', help='checkpoint of that training')
     parser.add_argument('out_dir', help='folder to write to')
@@ -29,24 +30,27 @@ def parse_args() -> argparse.Namespace:
         metavar=('H', 'W'),
         default=(224, 224),
         help='size in pixels of the random image that the outputs before and '
-        'after are compared on (default: 224 224)')
+        'after are compared on (default: 224 224)',
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    with command(OSError, RuntimeError, ValueError), \
-            quiet(), Steps() as steps:
+    with command(OSError, RuntimeError, ValueError), quiet(), Steps() as steps:
         steps.next(f'merging {args.checkpoint}')
         merged = reparameterize(
-            load_config(args.config), args.checkpoint, args.out_dir,
-            args.shape)
+            load_config(args.config), args.checkpoint, args.out_dir, args.shape
+        )
     worst = max(merged.differences, key=lambda found: found.relative)
     before, after = merged.parameters
-    print(f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M '
-          'merged')
-    print(f'largest difference: {worst.relative:.1e} of the largest value '
-          f'({worst.name}, {worst.absolute:.1e} of {worst.scale:.1e})')
+    print(
+        f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M merged'
+    )
+    print(
+        f'largest difference: {worst.relative:.1e} of the largest value '
+        f'({worst.name}, {worst.absolute:.1e} of {worst.scale:.1e})'
+    )
     print(merged.config)
     print(merged.checkpoint)
 

@@ -5,7 +5,8 @@ data_preprocessor = dict(
     num_classes=1000,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+    to_rgb=True,
+)
 # Transforms see images as they are loaded: BGR.
 bgr_mean = data_preprocessor['mean'][::-1]
 bgr_std = data_preprocessor['std'][::-1]
@@ -18,8 +19,9 @@ rand_augment = dict(
     magnitude_level=9,
     magnitude_std=0.5,
     hparams=dict(
-        pad_val=[round(value) for value in bgr_mean],
-        interpolation='bicubic'))
+        pad_val=[round(value) for value in bgr_mean], interpolation='bicubic'
+    ),
+)
 random_erasing = dict(
     type='RandomErasing',
     erase_prob=0.25,
@@ -27,17 +29,20 @@ random_erasing = dict(
     min_area_ratio=0.02,
     max_area_ratio=1 / 3,
     fill_color=bgr_mean,
-    fill_std=bgr_std)
+    fill_std=bgr_std,
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
         type='RandomResizedCrop',
         scale=224,
         backend='pillow',
-        interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'), rand_augment,
+        interpolation='bicubic',
+    ),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    rand_augment,
     random_erasing,
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -46,9 +51,10 @@ test_pipeline = [
         scale=256,
         edge='short',
         backend='pillow',
-        interpolation='bicubic'),
+        interpolation='bicubic',
+    ),
     dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 
 train_dataloader = dict(
@@ -62,7 +68,9 @@ train_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         split='train',
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
@@ -74,7 +82,9 @@ val_dataloader = dict(
         type=dataset_type,
         data_root=data_root,
         split='val',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='Accuracy', topk=(1, 5))

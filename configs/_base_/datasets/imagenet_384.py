@@ -7,16 +7,18 @@ train_pipeline = [
         type='RandomResizedCrop',
         scale=384,
         backend='pillow',
-        interpolation='bicubic'),
+        interpolation='bicubic',
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    _base_.rand_augment, _base_.random_erasing,
-    dict(type='PackInputs')
+    _base_.rand_augment,
+    _base_.random_erasing,
+    dict(type='PackInputs'),
 ]
 # The whole image, as ConvNeXt tests at this size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=384, backend='pillow', interpolation='bicubic'),
-    dict(type='PackInputs')
+    dict(type='PackInputs'),
 ]
 
 train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))

@@ -7,11 +7,13 @@ default_scope = 'mmpretrain'
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
-        type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05),
+        type='AdamW', lr=4e-3, betas=(0.9, 0.999), weight_decay=0.05
+    ),
     # At a rate of 1 all depths learn alike. It is taken for its groups: norms,
     # biases, LayerScale and positional embeddings without weight decay.
     constructor='LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=1.0))
+    paramwise_cfg=dict(decay_rate=1.0),
+)
 
 param_scheduler = [
     dict(
@@ -20,14 +22,16 @@ param_scheduler = [
         by_epoch=True,
         begin=0,
         end=20,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
     # To the last epoch, whichever that is.
     dict(
         type='CosineAnnealingLR',
         eta_min=1e-6,
         by_epoch=True,
         begin=20,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    ),
 ]
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300, val_interval=1)
@@ -45,14 +49,17 @@ sparsity = dict(
     prune_rate=0.5,
     update_interval=2000,
     # Every 2-D and 4-D weight, the classifier's too.
-    include='.')
+    include='.',
+)
 custom_hooks = [ema, sparsity]
 
 default_hooks = dict(
     checkpoint=dict(save_best='accuracy/top1'),
-    visualization=dict(type='VisualizationHook', enable=False))
+    visualization=dict(type='VisualizationHook', enable=False),
+)
 visualizer = dict(
-    type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+    type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+)
 # Crops have one size, so the search for the fastest kernels pays off.
 env_cfg = dict(cudnn_benchmark=True)
 

@@ -6,8 +6,8 @@ _base_ = './imagenet_300e.py'
 optim_wrapper = dict(
     optimizer=dict(lr=5e-5, weight_decay=1e-8),
     # 6 layers for T, 12 for S and B.
-    paramwise_cfg=dict(
-        decay_rate=0.7, decay_type='layer_wise', num_layers=6))
+    paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
+)
 
 param_scheduler = [
     dict(
@@ -15,7 +15,8 @@ param_scheduler = [
         eta_min=1e-6,
         by_epoch=True,
         begin=0,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    )
 ]
 train_cfg = dict(max_epochs=30)
 
@@ -25,6 +26,7 @@ custom_hooks = [
         type='DynamicSparsityHook',
         init='zeros',
         update_interval=None,
-        include='.')
+        include='.',
+    )
 ]
 auto_scale_lr = dict(base_batch_size=512)

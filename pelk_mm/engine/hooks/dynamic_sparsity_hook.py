@@ -16,12 +16,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...ops.checks import (
-    check_bool,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from ...ops.checks import check_bool, check_choice, check_integer, check_number
 from .. import sparsity as policy
 from ..gradient_probe import probe_snip_scores
 from ..mask_keeper import MaskKeeper
@@ -127,37 +122,44 @@ class DynamicSparsityHook(Hook):
     # Before EMAHook ('NORMAL') averages and CheckpointHook saves.
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self,
-                 sparsity: float = 0.4,
-                 init: str = 'snip',
-                 prune_rate: float = 0.5,
-                 min_prune_rate: float = 0.005,
-                 update_interval: int | None = 2000,
-                 growth: str = 'random',
-                 end: int | None = None,
-                 include: str | Sequence[str] = (r'(^|\.)backbone\.', ),
-                 exclude: str | Sequence[str] = (),
-                 seed: int = 0,
-                 redraw: bool = False) -> None:
+    def __init__(
+        self,
+        sparsity: float = 0.4,
+        init: str = 'snip',
+        prune_rate: float = 0.5,
+        min_prune_rate: float = 0.005,
+        update_interval: int | None = 2000,
+        growth: str = 'random',
+        end: int | None = None,
+        include: str | Sequence[str] = (r'(^|\.)backbone\.',),
+        exclude: str | Sequence[str] = (),
+        seed: int = 0,
+        redraw: bool = False,
+    ) -> None:
         self.sparsity = check_number('sparsity', sparsity, 0, 1)
         if self.sparsity == 1:
-            raise ValueError('sparsity must be below 1, got 1: no weight '
-                             'would be left')
+            raise ValueError(
+                'sparsity must be below 1, got 1: no weight would be left'
+            )
         self.init = check_choice('init', init, _INITS)
         self.prune_rate = check_number('prune_rate', prune_rate, 0, 1)
-        self.min_prune_rate = check_number('min_prune_rate', min_prune_rate, 0,
-                                           1)
+        self.min_prune_rate = check_number(
+            'min_prune_rate', min_prune_rate, 0, 1
+        )
         if self.min_prune_rate > self.prune_rate:
             raise ValueError(
                 f'min_prune_rate={min_prune_rate} exceeds prune_rate='
-                f'{prune_rate}, from which the cosine comes down to it')
+                f'{prune_rate}, from which the cosine comes down to it'
+            )
         self.update_interval = _count('update_interval', update_interval)
         self.growth = check_choice('growth', growth, _GROWTHS)
         self.end = _count('end', end)
         self.include = _patterns('include', include)
         if not self.include:
-            raise ValueError('include names no pattern, so that nothing '
-                             "would be masked; use ['.'] for every weight")
+            raise ValueError(
+                'include names no pattern, so that nothing '
+                "would be masked; use ['.'] for every weight"
+            )
         self.exclude = _patterns('exclude', exclude)
         self.seed = check_integer('seed', seed, 0, _LARGEST_SEED)
         self.redraw = check_bool('redraw', redraw)
@@ -201,17 +203,18 @@ class DynamicSparsityHook(Hook):
             raise ValueError(
                 'there is more than one DynamicSparsityHook, and a checkpoint '
                 'holds the masks of one; use include and exclude of a single '
-                'hook')
+                'hook'
+            )
         model = runner.model
         _refuse_sharding(model)
         if is_model_wrapper(model):
             model = model.module
         again = self._model is model and self.keeper is not None
         self._model = model
-        self._weights = policy.select_weights(model, self.include,
-                                              self.exclude)
-        accumulation = getattr(runner.optim_wrapper, '_accumulative_counts',
-                               1)
+        self._weights = policy.select_weights(
+            model, self.include, self.exclude
+        )
+        accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self._end = self.end or -(-runner.max_iters // accumulation)
 
         if again:
@@ -230,12 +233,12 @@ class DynamicSparsityHook(Hook):
                 f'init={self.init!r} would draw others and zero '
                 f'{self.sparsity:.0%} of its trained weights. Use '
                 "init='zeros' to keep its masks, or redraw=True if new ones "
-                'are meant')
+                'are meant'
+            )
 
-    def before_train_iter(self,
-                          runner: Runner,
-                          batch_idx: int,
-                          data_batch: Any = None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
         """Draw the masks of ``init='snip'`` on the first batch.
 
         Args:
@@ -246,14 +249,17 @@ class DynamicSparsityHook(Hook):
         if self.keeper is None:
             scores = self._snip_scores(runner, data_batch)
             self._draw_from(
-                runner, policy.snip_densities(scores, 1 - self.sparsity))
+                runner, policy.snip_densities(scores, 1 - self.sparsity)
+            )
         self.keeper.gathering = self._is_gathering()
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict | None = None,
+    ) -> None:
         """Count the step, if one was taken, and move the masks if due.
 
         Args:
@@ -270,7 +276,7 @@ class DynamicSparsityHook(Hook):
         keeper.stepped = False
         if keeper.gathering:
             scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-            keeper.fold_gradients(scaler.get_scale() if scaler else 1.)
+            keeper.fold_gradients(scaler.get_scale() if scaler else 1.0)
         self.step += 1
         if self._is_update(self.step):
             rate = self.current_prune_rate
@@ -278,10 +284,10 @@ class DynamicSparsityHook(Hook):
             runner.logger.info(
                 f'DynamicSparsityHook: step {self.step}, dropped and grew '
                 f'{dropped:.2%} of the live weights (prune rate {rate:.4f}); '
-                f'{keeper.summary()}')
+                f'{keeper.summary()}'
+            )
 
-    def before_save_checkpoint(self, runner: Runner,
-                               checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Write masks, step, prune rate and generator into the checkpoint.
 
         mmengine calls this on the main process only, so nothing here may
@@ -295,13 +301,17 @@ class DynamicSparsityHook(Hook):
             return
         checkpoint[STATE_KEY] = pack_state(
             self.keeper.masks,
-            sparsity=(1 - self.keeper.density
-                      if self.init == 'zeros' else self.sparsity),
+            sparsity=(
+                1 - self.keeper.density
+                if self.init == 'zeros'
+                else self.sparsity
+            ),
             init=self.init,
             step=self.step,
             prune_rate=self.current_prune_rate,
             generator=self._generator.get_state(),
-            momentum={n: m.cpu() for n, m in self.keeper.momentum.items()})
+            momentum={n: m.cpu() for n, m in self.keeper.momentum.items()},
+        )
 
     def after_train(self, runner: Runner) -> None:
         """Take the hooks off the parameters and the optimizer.
@@ -315,13 +325,17 @@ class DynamicSparsityHook(Hook):
     @property
     def current_prune_rate(self) -> float:
         """Share of the live weights that an update would exchange now."""
-        return policy.prune_rate_at(self.step, self._end, self.prune_rate,
-                                    self.min_prune_rate)
+        return policy.prune_rate_at(
+            self.step, self._end, self.prune_rate, self.min_prune_rate
+        )
 
     def _is_update(self, step: int) -> bool:
         # Not at the very end: what is dropped there nothing makes up for.
-        return (self.update_interval is not None and 0 < step < self._end
-                and step % self.update_interval == 0)
+        return (
+            self.update_interval is not None
+            and 0 < step < self._end
+            and step % self.update_interval == 0
+        )
 
     def _is_gathering(self) -> bool:
         """Whether the step under way is among the last before an update."""
@@ -339,19 +353,20 @@ class DynamicSparsityHook(Hook):
             if isinstance(runner.optim_wrapper, OptimWrapperDict):
                 raise ValueError(
                     "init='snip' needs one loss and one optimizer, got an "
-                    "OptimWrapperDict; use init='erk' or 'uniform'")
+                    "OptimWrapperDict; use init='erk' or 'uniform'"
+                )
             return
         shapes = {n: tuple(p.shape) for n, p in self._trainable().items()}
         densities = getattr(policy, f'{self.init}_densities')
         self._draw_from(runner, densities(shapes, 1 - self.sparsity))
 
-    def _draw_from(self, runner: Runner,
-                   densities: Mapping[str, float]) -> None:
+    def _draw_from(
+        self, runner: Runner, densities: Mapping[str, float]
+    ) -> None:
         masks = {}
         for name, density in densities.items():
             weight = self._weights[name]
-            generator = policy.spawn_generator(self._generator,
-                                               weight.device)
+            generator = policy.spawn_generator(self._generator, weight.device)
             count = policy.live_count(density, weight.numel())
             masks[name] = policy.draw_mask(weight.shape, count, generator)
         dense = len(self._weights) - len(densities)
@@ -359,27 +374,30 @@ class DynamicSparsityHook(Hook):
         self._keep(runner, masks, f'drawn by {self.init}{note}')
 
     def _trainable(self) -> dict[str, nn.Parameter]:
-        trainable = {
-            n: p for n, p in self._weights.items() if p.requires_grad
-        }
+        trainable = {n: p for n, p in self._weights.items() if p.requires_grad}
         if not trainable:
             raise ValueError(
                 f'all {len(self._weights)} weights matching include='
                 f'{list(self.include)} are frozen, so that none can be '
-                'trained sparse; widen include or freeze less')
+                'trained sparse; widen include or freeze less'
+            )
         return trainable
 
-    def _snip_scores(self, runner: Runner,
-                     data_batch: Any) -> dict[str, Tensor]:
+    def _snip_scores(
+        self, runner: Runner, data_batch: Any
+    ) -> dict[str, Tensor]:
         """Scores on this rank's batch, averaged over ranks."""
         weights = self._trainable()
         # fp16 gradients need a large factor against underflow, if none of
         # them overflows by it; scores are compared, so it need not be undone.
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-        factors = (2.**16, 2.**11, 2.**6, 1.) if scaler is not None else (1., )
+        factors = (
+            (2.0**16, 2.0**11, 2.0**6, 1.0) if scaler is not None else (1.0,)
+        )
         for factor in factors:
-            scores = probe_snip_scores(self._model, data_batch,
-                                       runner.optim_wrapper, weights, factor)
+            scores = probe_snip_scores(
+                self._model, data_batch, runner.optim_wrapper, weights, factor
+            )
             for score in scores.values():
                 all_reduce(score, 'mean')
             if all(bool(s.isfinite().all()) for s in scores.values()):
@@ -396,25 +414,27 @@ class DynamicSparsityHook(Hook):
             saved = pretrained_masks(self._model)
         if saved:
             masks = self._fit(
-                {n: m for n, m in saved.items() if n in self._weights})
+                {n: m for n, m in saved.items() if n in self._weights}
+            )
             if not masks:
                 raise ValueError(
                     "none of the checkpoint's masks is for a weight that "
                     f'include={list(self.include)} and exclude='
                     f'{list(self.exclude)} select; it has masks for '
-                    f'{_few(saved)}')
+                    f'{_few(saved)}'
+                )
             self._check_dead(masks)
             origin = 'kept from the checkpoint'
         else:
             masks = {
-                n: policy.mask_from_zeros(p)
-                for n, p in self._weights.items()
+                n: policy.mask_from_zeros(p) for n, p in self._weights.items()
             }
             # A layer of nothing but zeros is one that starts there, not a
             # sparse one; masked, it would never start.
             for name in [n for n, mask in masks.items() if not mask.any()]:
                 runner.logger.warning(
-                    f'{name} is zero throughout and is left without a mask')
+                    f'{name} is zero throughout and is left without a mask'
+                )
                 del masks[name]
             origin = "read from the checkpoint's zeros"
         dead = sum(int((~mask).sum()) for mask in masks.values())
@@ -424,7 +444,8 @@ class DynamicSparsityHook(Hook):
                 f"init='zeros' found nothing sparse: {dead} of {total} "
                 'weights are zero. Load a sparse checkpoint (load_from, or '
                 "init_cfg of type 'Pretrained'), use another init, or leave "
-                'the hook out')
+                'the hook out'
+            )
         self._keep(runner, masks, origin)
 
     def _resume(self, runner: Runner, step: int) -> None:
@@ -437,9 +458,12 @@ class DynamicSparsityHook(Hook):
             raise ValueError(
                 f'cannot resume the sparse training: {reason}. Going on '
                 'would zero trained weights. Set redraw=True in '
-                'DynamicSparsityHook if that is meant')
-        runner.logger.warning(f'DynamicSparsityHook: {reason}; redraw=True, '
-                              'so new masks are drawn over trained weights')
+                'DynamicSparsityHook if that is meant'
+            )
+        runner.logger.warning(
+            f'DynamicSparsityHook: {reason}; redraw=True, '
+            'so new masks are drawn over trained weights'
+        )
         self.step = step if self._loaded is None else self._loaded['step']
         if self.init == 'zeros':
             self._loaded = None
@@ -452,21 +476,28 @@ class DynamicSparsityHook(Hook):
             return 'the checkpoint holds no masks, its network is dense'
         before = self._loaded['sparsity']
         if self.init != 'zeros' and before != self.sparsity:
-            return (f'the checkpoint was trained with sparsity={before} and '
-                    f'this run asks for {self.sparsity}')
+            return (
+                f'the checkpoint was trained with sparsity={before} and '
+                f'this run asks for {self.sparsity}'
+            )
         masked = set(self._loaded['masks'])
         known = dict(self._model.named_parameters())
         unknown = [n for n in masked if n in known and n not in self._weights]
         if unknown:
-            return ('the checkpoint masks weights that include and exclude '
-                    f'no longer select: {_few(unknown)}')
+            return (
+                'the checkpoint masks weights that include and exclude '
+                f'no longer select: {_few(unknown)}'
+            )
         new = [
-            n for n, p in self._weights.items()
+            n
+            for n, p in self._weights.items()
             if p.requires_grad and n not in masked
         ]
         if new and self.init != 'zeros':
-            return ('this run masks weights that the checkpoint trained '
-                    f'dense: {_few(new)}')
+            return (
+                'this run masks weights that the checkpoint trained '
+                f'dense: {_few(new)}'
+            )
         return None
 
     def _restore(self, runner: Runner) -> None:
@@ -479,7 +510,8 @@ class DynamicSparsityHook(Hook):
             runner.logger.warning(
                 'DynamicSparsityHook: the schedule changed, the prune rate '
                 f'at step {self.step} goes from {state["prune_rate"]:.4f} to '
-                f'{self.current_prune_rate:.4f}')
+                f'{self.current_prune_rate:.4f}'
+            )
         self._keep(runner, masks, f'resumed at step {self.step}')
         self.keeper.momentum = {
             name: average.to(self._weights[name].device)
@@ -489,10 +521,14 @@ class DynamicSparsityHook(Hook):
     def _fit(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks on their weights' devices; raises where one does not fit."""
         misfits = [
-            f'{name} {list(mask.shape)} against ' +
-            (str(list(self._weights[name].shape))
-             if name in self._weights else 'no such weight')
-            for name, mask in masks.items() if name not in self._weights
+            f'{name} {list(mask.shape)} against '
+            + (
+                str(list(self._weights[name].shape))
+                if name in self._weights
+                else 'no such weight'
+            )
+            for name, mask in masks.items()
+            if name not in self._weights
             or self._weights[name].shape != mask.shape
         ]
         if misfits:
@@ -500,7 +536,8 @@ class DynamicSparsityHook(Hook):
                 f"{len(misfits)} of the checkpoint's {len(masks)} masks do "
                 f'not fit the model (mask against weight): {_few(misfits)}. '
                 'Build the model as it was trained (arch, kernel sizes, not '
-                'switched to deploy)')
+                'switched to deploy)'
+            )
         return {n: m.to(self._weights[n].device) for n, m in masks.items()}
 
     def _check_dead(self, masks: Mapping[str, Tensor]) -> None:
@@ -508,24 +545,34 @@ class DynamicSparsityHook(Hook):
         alive = {
             name: count
             for name, mask in masks.items()
-            if (count := int(self._weights[name].detach()[~mask]
-                             .count_nonzero()))
+            if (
+                count := int(
+                    self._weights[name].detach()[~mask].count_nonzero()
+                )
+            )
         }
         if alive:
             raise ValueError(
                 f'{sum(alive.values())} weights in {len(alive)} layers are '
                 "not zero where the checkpoint's masks say so: "
                 f'{_few(alive)}. Its weights and masks do not belong '
-                'together, or not all of its weights were loaded')
+                'together, or not all of its weights were loaded'
+            )
 
-    def _keep(self, runner: Runner, masks: Mapping[str, Tensor],
-              origin: str) -> None:
+    def _keep(
+        self, runner: Runner, masks: Mapping[str, Tensor], origin: str
+    ) -> None:
         """Hand the masks to a keeper, which enforces them from now on."""
-        self.keeper = MaskKeeper(masks, self._weights, _optimizers(runner),
-                                 list(_averaged_models(runner)))
+        self.keeper = MaskKeeper(
+            masks,
+            self._weights,
+            _optimizers(runner),
+            list(_averaged_models(runner)),
+        )
         self.keeper.attach()
-        runner.logger.info(f'DynamicSparsityHook: masks {origin}; '
-                           f'{self.keeper.summary()}')
+        runner.logger.info(
+            f'DynamicSparsityHook: masks {origin}; {self.keeper.summary()}'
+        )
 
 
 def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
@@ -538,14 +585,17 @@ def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
         runner (Runner): The runner.
         checkpoint (dict): What was read from the file.
     """
-    if (STATE_KEY in checkpoint and runner._resume
-            and not any(isinstance(h, DynamicSparsityHook)
-                        for h in runner.hooks)):
+    if (
+        STATE_KEY in checkpoint
+        and runner._resume
+        and not any(isinstance(h, DynamicSparsityHook) for h in runner.hooks)
+    ):
         runner.logger.warning(
             'The checkpoint comes from a sparse training, and this run has '
             'no DynamicSparsityHook: its zero weights will grow and the '
             'network become dense. Put the hook back into custom_hooks '
-            '(update_interval=None keeps the masks as they are)')
+            '(update_interval=None keeps the masks as they are)'
+        )
 
 
 # Checks of arguments ---------------------------------------------------------
@@ -557,18 +607,24 @@ def _count(name: str, value: object) -> int | None:
 
 def _patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(value, (str, list, tuple)):
-        raise TypeError(f'{name} must be a regular expression or a list of '
-                        f'them, got {value!r} of type {type(value).__name__}')
-    patterns = (value, ) if isinstance(value, str) else tuple(value)
+        raise TypeError(
+            f'{name} must be a regular expression or a list of '
+            f'them, got {value!r} of type {type(value).__name__}'
+        )
+    patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f'{name} must hold regular expressions, got '
-                            f'{pattern!r} of type {type(pattern).__name__}')
+            raise TypeError(
+                f'{name} must hold regular expressions, got '
+                f'{pattern!r} of type {type(pattern).__name__}'
+            )
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f'{name} has {pattern!r}, which is no regular '
-                             f'expression: {error}') from error
+            raise ValueError(
+                f'{name} has {pattern!r}, which is no regular '
+                f'expression: {error}'
+            ) from error
     return patterns
 
 
@@ -576,10 +632,12 @@ def _patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _few(items: Sequence | Mapping) -> str:
-    items = ([f'{k} ({v})' for k, v in items.items()]
-             if isinstance(items, Mapping)
-             and all(isinstance(v, int) for v in items.values()) else
-             list(items))
+    items = (
+        [f'{k} ({v})' for k, v in items.items()]
+        if isinstance(items, Mapping)
+        and all(isinstance(v, int) for v in items.values())
+        else list(items)
+    )
     more = f' and {len(items) - 5} more' if len(items) > 5 else ''
     return ', '.join(items[:5]) + more
 
@@ -590,40 +648,50 @@ def _refuse_sharding(model: object) -> None:
         raise RuntimeError(
             'DynamicSparsityHook needs the parameters themselves and cannot '
             f'work through {type(model).__name__}; train with '
-            'DistributedDataParallel')
+            'DistributedDataParallel'
+        )
     # By name, as the classes are not in every version of torch.
     for things in (model.modules, model.parameters):
         sharded = {c.__name__ for x in things() for c in type(x).__mro__} & {
-            'FullyShardedDataParallel', 'FSDPModule', 'DTensor'
+            'FullyShardedDataParallel',
+            'FSDPModule',
+            'DTensor',
         }
         if sharded:
             raise RuntimeError(
                 'DynamicSparsityHook found sharded parameters '
                 f'({min(sharded)}). Magnitudes are ranked and densities kept '
                 'per whole weight, which a shard does not show; train with '
-                'DistributedDataParallel instead')
+                'DistributedDataParallel instead'
+            )
 
 
 def _optimizers(runner: Runner) -> list[Optimizer]:
     wrapper = runner.optim_wrapper
     wrappers = (
         list(wrapper.values())
-        if isinstance(wrapper, OptimWrapperDict) else [wrapper])
+        if isinstance(wrapper, OptimWrapperDict)
+        else [wrapper]
+    )
     optimizers = [w.optimizer for w in wrappers]
     for optimizer in optimizers:
         names = {cls.__name__ for cls in type(optimizer).__mro__}
-        if (not isinstance(optimizer, Optimizer)
-                or 'ZeroRedundancyOptimizer' in names):
+        if (
+            not isinstance(optimizer, Optimizer)
+            or 'ZeroRedundancyOptimizer' in names
+        ):
             raise RuntimeError(
                 'DynamicSparsityHook cannot reach the moments kept by '
                 f'{type(optimizer).__name__}; use an optimizer of '
-                'torch.optim, whole on every rank')
+                'torch.optim, whole on every rank'
+            )
     return optimizers
 
 
 def _ends_accumulation(wrapper: OptimWrapper | OptimWrapperDict) -> bool:
-    return (not isinstance(wrapper, OptimWrapperDict)
-            and wrapper.should_update())
+    return (
+        not isinstance(wrapper, OptimWrapperDict) and wrapper.should_update()
+    )
 
 
 def _averaged_models(runner: Runner) -> Iterator[nn.Module]:

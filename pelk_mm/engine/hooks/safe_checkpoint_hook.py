@@ -27,8 +27,17 @@ _POINTER, _COMING = 'last_checkpoint', '.next_checkpoint'
 _HISTORY = 'history_buffer'
 #: Modules' own dictionaries of tensors, with torch's notes about versions.
 _ALREADY_PLAIN = ('state_dict', 'ema_state_dict')
-_ARRAY_DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
-                 'float16', 'float32', 'float64')
+_ARRAY_DTYPES = (
+    'bool',
+    'uint8',
+    'int8',
+    'int16',
+    'int32',
+    'int64',
+    'float16',
+    'float32',
+    'float64',
+)
 
 
 class _RemoveLater:
@@ -84,8 +93,10 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 for path in remove_leftovers(folder, '.pth'):
-                    runner.logger.info(f'removed {path}, which a killed '
-                                       'process has left half-written')
+                    runner.logger.info(
+                        f'removed {path}, which a killed '
+                        'process has left half-written'
+                    )
             for note in (_POINTER, _COMING):
                 remove_leftovers(runner.work_dir, '', stem=note)
             self._start_pointer(runner)
@@ -99,7 +110,9 @@ class SafeCheckpointHook(CheckpointHook):
         work_dir = Path(runner.work_dir)
         resumed = runner._load_from if runner._resume else None
         if resumed and Path(resumed).absolute().parent in (
-                work_dir, Path(self.out_dir)):
+            work_dir,
+            Path(self.out_dir),
+        ):
             _write(work_dir / _POINTER, str(Path(resumed).absolute()))
         (work_dir / _COMING).unlink(missing_ok=True)
 
@@ -171,7 +184,8 @@ class SafeCheckpointHook(CheckpointHook):
                 log_scalars={
                     key: _to_history(value)
                     for key, value in hub.get('log_scalars', {}).items()
-                })
+                },
+            )
 
 
 def to_plain(value: Any, name: str = 'value') -> Any:
@@ -190,8 +204,12 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
     # Subclasses of str and of numbers are Python objects to the unpickler.
-    for kind, convert in ((str, str.__str__), (int, int), (float, float),
-                          (np.longdouble, float)):
+    for kind, convert in (
+        (str, str.__str__),
+        (int, int),
+        (float, float),
+        (np.longdouble, float),
+    ):
         if isinstance(value, kind):
             return convert(value)
     if isinstance(value, Path):
@@ -199,14 +217,15 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if isinstance(value, HistoryBuffer):
         log, count = value.data
         return {
-            _HISTORY:
-            dict(
+            _HISTORY: dict(
                 log=torch.from_numpy(log.copy()),
                 count=torch.from_numpy(count.copy()),
-                max_length=int(value.max_length))
+                max_length=int(value.max_length),
+            )
         }
     if isinstance(value, np.generic) and not isinstance(
-            value.item(), np.generic):
+        value.item(), np.generic
+    ):
         return to_plain(value.item(), name)
     if isinstance(value, np.ndarray):
         if value.dtype in _ARRAY_DTYPES:
@@ -215,10 +234,12 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if isinstance(value, Mapping):
         # A scheduler of mmengine counts its milestones.
         kind = type(value) if type(value) in (Counter, OrderedDict) else dict
-        return kind({
-            to_plain(key, name): to_plain(item, f'{name}.{key}')
-            for key, item in value.items()
-        })
+        return kind(
+            {
+                to_plain(key, name): to_plain(item, f'{name}.{key}')
+                for key, item in value.items()
+            }
+        )
     if isinstance(value, tuple):
         return tuple(to_plain(item, name) for item in value)
     if isinstance(value, (list, set, frozenset, deque)):
@@ -227,16 +248,19 @@ def to_plain(value: Any, name: str = 'value') -> Any:
         f'{name} is a {type(value).__name__}, which does not load safely: it '
         'is left out of the checkpoint',
         logger='current',
-        level=logging.WARNING)
+        level=logging.WARNING,
+    )
     return None
 
 
 def _to_history(value: Any) -> Any:
     if isinstance(value, Mapping) and _HISTORY in value:
         parts = value[_HISTORY]
-        return HistoryBuffer(parts['log'].cpu().numpy(),
-                             parts['count'].cpu().numpy(),
-                             parts['max_length'])
+        return HistoryBuffer(
+            parts['log'].cpu().numpy(),
+            parts['count'].cpu().numpy(),
+            parts['max_length'],
+        )
     return value
 
 
@@ -249,13 +273,15 @@ def _make_atomic(strategy: Any) -> None:
         RuntimeError: If the strategy saves folders, past all hooks.
     """
     if type(strategy).__name__ == 'DeepSpeedStrategy' or (
-            hasattr(strategy, 'state_dict_type')
-            and strategy.state_dict_type.name != 'FULL_STATE_DICT'):
+        hasattr(strategy, 'state_dict_type')
+        and strategy.state_dict_type.name != 'FULL_STATE_DICT'
+    ):
         raise RuntimeError(
             f'{type(strategy).__name__} saves each checkpoint as a folder, '
             'past the hooks, which SafeCheckpointHook cannot make safe; use '
             "type='CheckpointHook' (after a crash its newest checkpoint may "
-            'be torn)')
+            'be torn)'
+        )
     save = strategy.save_checkpoint
 
     def save_atomically(filename: str, **kwargs) -> None:
@@ -297,16 +323,19 @@ def _iteration_of(path: str | Path) -> int:
             f"{error}. mmengine's CheckpointHook writes such files. To resume "
             'from this one, if you trust who made it, set '
             'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
-            'will need no such thing') from error
+            'will need no such thing'
+        ) from error
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     parts = ('meta', 'message_hub', 'state_dict')
-    if not isinstance(checkpoint, Mapping) or any(part not in checkpoint
-                                                  for part in parts):
+    if not isinstance(checkpoint, Mapping) or any(
+        part not in checkpoint for part in parts
+    ):
         raise ValueError(
             f'{path} cannot be resumed from: it does not hold the state of a '
             f'run ({", ".join(parts)}); to start from its weights name it in '
-            'load_from')
+            'load_from'
+        )
     return int(checkpoint['meta'].get('iter', 0))
 
 
@@ -333,9 +362,12 @@ def find_resumable(work_dir: str | Path) -> str | None:
                 return str(path)
             tried.add(path)
     # By what is in them: clocks can be wrong, and copying changes dates.
-    found = [(iteration, path) for pattern in ('iter_*.pth', 'epoch_*.pth')
-             for path in work_dir.glob(pattern) if path not in tried
-             and (iteration := _try(path)) is not None]
+    found = [
+        (iteration, path)
+        for pattern in ('iter_*.pth', 'epoch_*.pth')
+        for path in work_dir.glob(pattern)
+        if path not in tried and (iteration := _try(path)) is not None
+    ]
     return str(max(found)[1]) if found else None
 
 

@@ -26,8 +26,13 @@ _EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
 _DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
 #: Deeper than any backbone.
 _MOST_LAYERS = 10_000
-_KNOWN = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys',
-          *_DECAY_MULTS)
+_KNOWN = (
+    'decay_rate',
+    'decay_type',
+    'num_layers',
+    'custom_keys',
+    *_DECAY_MULTS,
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -76,17 +81,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     #: Of the parameters of the model that is called with.
     _kinds: dict[str, str] | None = None
 
-    def __init__(self,
-                 optim_wrapper_cfg: dict,
-                 paramwise_cfg: dict | None = None) -> None:
+    def __init__(
+        self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
+    ) -> None:
         wrapper = optim_wrapper_cfg
-        optimizer = wrapper.get('optimizer') if isinstance(
-            wrapper, Mapping) else None
+        optimizer = (
+            wrapper.get('optimizer') if isinstance(wrapper, Mapping) else None
+        )
         if not isinstance(optimizer, Mapping):
             raise TypeError(
                 'optim_wrapper must be a dict with a dict optimizer, such as '
                 "dict(optimizer=dict(type='AdamW', lr=1e-4)), got "
-                f'{optim_wrapper_cfg!r}')
+                f'{optim_wrapper_cfg!r}'
+            )
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -102,51 +109,68 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
         if not isinstance(cfg, Mapping):
-            raise TypeError('paramwise_cfg must be a dict, got '
-                            f'{type(cfg).__name__}')
+            raise TypeError(
+                f'paramwise_cfg must be a dict, got {type(cfg).__name__}'
+            )
         _check_keys('paramwise_cfg', cfg, _KNOWN)
         if 'decay_rate' not in cfg:
             raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
         if check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
             raise ValueError('decay_rate must be above 0, got 0')
-        check_choice('decay_type', cfg.get('decay_type', 'layer_wise'),
-                     ('layer_wise', 'stage_wise'))
+        check_choice(
+            'decay_type',
+            cfg.get('decay_type', 'layer_wise'),
+            ('layer_wise', 'stage_wise'),
+        )
         if cfg.get('num_layers') is not None:
             check_integer('num_layers', cfg['num_layers'], 1, _MOST_LAYERS)
         custom = cfg.get('custom_keys', {})
         if not isinstance(custom, Mapping):
-            raise TypeError('custom_keys must be a dict, got '
-                            f'{type(custom).__name__}')
+            raise TypeError(
+                f'custom_keys must be a dict, got {type(custom).__name__}'
+            )
         multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
         for key, value in custom.items():
             name = f'custom_keys[{key!r}]'
             if not isinstance(key, str):
-                raise TypeError(f'{name} must be part of a parameter\'s name, '
-                                f'got a key of type {type(key).__name__}')
+                raise TypeError(
+                    f"{name} must be part of a parameter's name, "
+                    f'got a key of type {type(key).__name__}'
+                )
             if not isinstance(value, Mapping):
-                raise TypeError(f'{name} must be a dict, got '
-                                f'{type(value).__name__}')
+                raise TypeError(
+                    f'{name} must be a dict, got {type(value).__name__}'
+                )
             _check_keys(name, value, ('lr_mult', 'decay_mult'))
             multipliers.update(
-                {f'{name}.{part}': mult for part, mult in value.items()})
+                {f'{name}.{part}': mult for part, mult in value.items()}
+            )
         for name, mult in multipliers.items():
             check_number(name, mult, 0)
-        for name, value in (('lr', self.base_lr),
-                            ('weight_decay', self.base_wd)):
+        for name, value in (
+            ('lr', self.base_lr),
+            ('weight_decay', self.base_wd),
+        ):
             if value is not None:
                 check_number(f'optimizer.{name}', value, 0)
         if self.base_lr is None:
-            raise ValueError('the optimizer needs an lr, which decays with '
-                             f'depth; got {self.optimizer_cfg}')
+            raise ValueError(
+                'the optimizer needs an lr, which decays with '
+                f'depth; got {self.optimizer_cfg}'
+            )
         if self.base_wd is None and any(
-                name.endswith('decay_mult') and mult
-                for name, mult in multipliers.items()):
-            raise ValueError('the optimizer needs a weight_decay, which '
-                             f'{list(multipliers)} would scale; got '
-                             f'{self.optimizer_cfg}')
+            name.endswith('decay_mult') and mult
+            for name, mult in multipliers.items()
+        ):
+            raise ValueError(
+                'the optimizer needs a weight_decay, which '
+                f'{list(multipliers)} would scale; got '
+                f'{self.optimizer_cfg}'
+            )
 
-    def add_params(self, params: list[dict], module: nn.Module,
-                   **kwargs) -> None:
+    def add_params(
+        self, params: list[dict], module: nn.Module, **kwargs
+    ) -> None:
         """Put every trainable parameter of the model in exactly one group.
 
         Args:
@@ -159,10 +183,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """
         groups = self.make_groups(module)
         print_log(
-            'learning-rate decay by depth:\n' + '\n'.join(
-                f"  {group['group_name']}: {len(group['params'])} tensors, "
-                f"lr x {group['lr_scale']:.4g}" for group in groups),
-            logger='current')
+            'learning-rate decay by depth:\n'
+            + '\n'.join(
+                f'  {group["group_name"]}: {len(group["params"])} tensors, '
+                f'lr x {group["lr_scale"]:.4g}'
+                for group in groups
+            ),
+            logger='current',
+        )
         params.extend(groups)
 
     def make_groups(self, module: nn.Module) -> list[dict]:
@@ -193,15 +221,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # usual two.
             key = (depth, layer, decay_mult, lr_mult)
             if key not in groups:
-                groups[key] = self._new_group(f'{layer}layer_{depth}',
-                                              scale * lr_mult, decay_mult,
-                                              lr_mult)
+                groups[key] = self._new_group(
+                    f'{layer}layer_{depth}',
+                    scale * lr_mult,
+                    decay_mult,
+                    lr_mult,
+                )
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         return [groups[key] for key in sorted(groups)]
 
-    def _new_group(self, layer: str, scale: float, decay_mult: float,
-                   lr_mult: float) -> dict:
+    def _new_group(
+        self, layer: str, scale: float, decay_mult: float, lr_mult: float
+    ) -> dict:
         name = f'{layer}_no_decay' if decay_mult == 0 else f'{layer}_decay'
         if decay_mult not in (0, 1):
             name += f'_x{decay_mult:g}'
@@ -212,16 +244,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             param_names=[],
             group_name=name,
             lr=self.base_lr * scale,
-            lr_scale=scale)
+            lr_scale=scale,
+        )
         if self.base_wd is not None:
             group['weight_decay'] = self.base_wd * decay_mult
         elif decay_mult == 0:
             # The optimizer may have a default of its own, as AdamW has.
-            group['weight_decay'] = 0.
+            group['weight_decay'] = 0.0
         return group
 
-    def _depth(self, name: str, owner: str | None,
-               backbones: dict[str, nn.Module]) -> tuple[int, float]:
+    def _depth(
+        self, name: str, owner: str | None, backbones: dict[str, nn.Module]
+    ) -> tuple[int, float]:
         """Depth of a parameter and the factor of its learning rate."""
         cfg = self.paramwise_cfg
         rate = cfg['decay_rate']
@@ -229,38 +263,48 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         depth, total = backbones[prefix].get_layer_depth(name, prefix)
         layers = cfg.get('num_layers') or total - 2
         if cfg.get('decay_type') == 'stage_wise':
-            depth = layers + 1 if owner is None else _stage_depth(
-                name, prefix, depth, total, layers)
+            depth = (
+                layers + 1
+                if owner is None
+                else _stage_depth(name, prefix, depth, total, layers)
+            )
             total = layers + 2
         elif layers != total - 2:
             raise ValueError(
                 f'num_layers={layers}, but the backbone '
                 f'{type(backbones[prefix]).__name__} has {total - 2} layers; '
-                'leave num_layers out or set it to that')
+                'leave num_layers out or set it to that'
+            )
         elif owner is None:
             depth = total - 1
-        return depth, rate**(total - 1 - depth)
+        return depth, rate ** (total - 1 - depth)
 
     def _multipliers(self, name: str, kind: str) -> tuple[float, float]:
         """Factors of the learning rate and of the weight decay."""
         cfg = self.paramwise_cfg
         custom = cfg.get('custom_keys', {})
-        decay = 1. if kind == 'weight' else cfg.get(f'{kind}_decay_mult', 0.)
-        keys = sorted((key for key in custom if key in name),
-                      key=lambda key: (-len(key), key))
+        decay = 1.0 if kind == 'weight' else cfg.get(f'{kind}_decay_mult', 0.0)
+        keys = sorted(
+            (key for key in custom if key in name),
+            key=lambda key: (-len(key), key),
+        )
         if not keys:
-            return 1., float(decay)
+            return 1.0, float(decay)
         chosen = custom[keys[0]]
-        return (float(chosen.get('lr_mult', 1.)),
-                float(chosen.get('decay_mult', decay)))
+        return (
+            float(chosen.get('lr_mult', 1.0)),
+            float(chosen.get('decay_mult', decay)),
+        )
 
 
 def _check_keys(name: str, given: Mapping, known: Sequence[str]) -> None:
     unknown = sorted(set(given) - set(known), key=str)
     if unknown:
-        raise ValueError(f'{name} may have {", ".join(known)}, got unknown '
-                         f'{", ".join(map(str, unknown))}'
-                         f'{did_you_mean(unknown[0], known)}')
+        raise ValueError(
+            f'{name} may have {", ".join(known)}, got unknown '
+            f'{", ".join(map(str, unknown))}'
+            f'{did_you_mean(unknown[0], known)}'
+        )
 
 
 def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
@@ -269,27 +313,31 @@ def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
         name for name, module in model.named_modules() if _knows_depths(module)
     ]
     inner = [
-        name for name in names
-        if not any(other != name and other.startswith(f'{name}.' if name else
-                                                      '') for other in names)
+        name
+        for name in names
+        if not any(
+            other != name and other.startswith(f'{name}.' if name else '')
+            for other in names
+        )
     ]
     if not inner:
         raise ValueError(
             f'no module of {type(model).__name__} has a method '
             'get_layer_depth(name, prefix), from which '
             'LayerDecayOptimWrapperConstructor takes the depths; use a '
-            'backbone that has one, such as PeLK, or another constructor')
+            'backbone that has one, such as PeLK, or another constructor'
+        )
     modules = dict(model.named_modules())
     return {
-        plain_name(f'{name}.') if name else '': modules[name]
-        for name in inner
+        plain_name(f'{name}.') if name else '': modules[name] for name in inner
     }
 
 
 def _owner(name: str, backbones: Iterable[str]) -> str | None:
     """Prefix of the backbone that a parameter belongs to, if any."""
-    return next((prefix for prefix in backbones if name.startswith(prefix)),
-                None)
+    return next(
+        (prefix for prefix in backbones if name.startswith(prefix)), None
+    )
 
 
 def _knows_depths(module: nn.Module) -> bool:
@@ -316,17 +364,20 @@ def _parameter_kinds(model: nn.Module) -> dict[str, str]:
     return kinds
 
 
-def _stage_depth(name: str, prefix: str, depth: int, total: int,
-                 num_layers: int) -> int:
+def _stage_depth(
+    name: str, prefix: str, depth: int, total: int, num_layers: int
+) -> int:
     """Depth by the stage in the name, as ConvNeXt's segmentation recipe."""
-    own = name[len(prefix):]
+    own = name[len(prefix) :]
     stage = re.match(r'stages\.(\d+)\.', own)
     if stage:
         found = int(stage[1]) + 1
         if found > num_layers:
-            raise ValueError(f'num_layers={num_layers} is less than the '
-                             f'stages of the backbone: {name} is in stage '
-                             f'{found}')
+            raise ValueError(
+                f'num_layers={num_layers} is less than the '
+                f'stages of the backbone: {name} is in stage '
+                f'{found}'
+            )
         return found
     if own.startswith('downsample_layers.') or depth == 0:
         return 0
@@ -334,4 +385,5 @@ def _stage_depth(name: str, prefix: str, depth: int, total: int,
         return num_layers + 1
     raise ValueError(
         f"decay_type='stage_wise' cannot place the parameter {name}: its name "
-        'has no stages.N; use layer_wise for this backbone')
+        'has no stages.N; use layer_wise for this backbone'
+    )

@@ -19,12 +19,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
-from ...ops.checks import (
-    check_bool,
-    check_integer,
-    check_number,
-    did_you_mean,
-)
+from ...ops.checks import check_bool, check_integer, check_number, did_you_mean
 from ...ops.sharing_grid import LARGEST_KERNEL
 from ..layers import LayerNorm2d, PartialPeripheralConv2d
 from ..utils import (
@@ -54,22 +49,28 @@ class PeLKBlock(nn.Module):
             :class:`~pelk_mm.models.layers.PartialPeripheralConv2d`.
     """
 
-    def __init__(self,
-                 channels: int,
-                 grid: SharingGrid,
-                 drop_path_rate: float = 0.,
-                 layer_scale_init_value: float = 1e-6,
-                 with_cp: bool = False,
-                 **conv_cfg) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: SharingGrid,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        with_cp: bool = False,
+        **conv_cfg,
+    ) -> None:
         super().__init__()
         self.conv = PartialPeripheralConv2d(channels, grid, **conv_cfg)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(
-            torch.full((channels, ), float(layer_scale_init_value))
-        ) if layer_scale_init_value > 0 else None
+        self.gamma = (
+            nn.Parameter(
+                torch.full((channels,), float(layer_scale_init_value))
+            )
+            if layer_scale_init_value > 0
+            else None
+        )
         self.drop_path = DropPath(drop_path_rate)
         self.with_cp = with_cp
 
@@ -106,17 +107,20 @@ class PeLKStage(nn.Module):
         **block_cfg: Arguments of :class:`PeLKBlock`.
     """
 
-    def __init__(self,
-                 channels: int,
-                 grid: SharingGrid,
-                 drop_path_rates: Sequence[float],
-                 pos_embed: bool = True,
-                 **block_cfg) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: SharingGrid,
+        drop_path_rates: Sequence[float],
+        pos_embed: bool = True,
+        **block_cfg,
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.blocks = nn.ModuleList(
             PeLKBlock(channels, grid, rate, **block_cfg)
-            for rate in drop_path_rates)
+            for rate in drop_path_rates
+        )
         self.pos_embed = None
         if pos_embed:
             size = grid.kernel_size
@@ -138,8 +142,11 @@ class PeLKStage(nn.Module):
         self.pos_embed = None
 
     def _pos_sums(self) -> Tensor | None:
-        return (None if self.pos_embed is None else self.grid.reduce(
-            self.pos_embed))
+        return (
+            None
+            if self.pos_embed is None
+            else self.grid.reduce(self.pos_embed)
+        )
 
 
 @MODELS.register_module()
@@ -197,87 +204,101 @@ class PeLK(BaseModule):
     """
 
     arch_settings = {
-        'tiny':
-        dict(
+        'tiny': dict(
             depths=(3, 3, 9, 3),
             channels=(124, 249, 499, 998),
             kernel_sizes=(51, 49, 47, 13),
-            center_radius=2),
-        'small':
-        dict(
+            center_radius=2,
+        ),
+        'small': dict(
             depths=(3, 3, 27, 3),
             channels=(124, 249, 499, 998),
             kernel_sizes=(51, 49, 47, 13),
-            center_radius=2),
-        'base':
-        dict(
+            center_radius=2,
+        ),
+        'base': dict(
             depths=(3, 3, 27, 3),
             channels=(166, 332, 665, 1331),
             kernel_sizes=(51, 49, 47, 13),
-            center_radius=2),
-        'tiny-101':
-        dict(
+            center_radius=2,
+        ),
+        'tiny-101': dict(
             depths=(3, 3, 9, 3),
             channels=(124, 249, 499, 998),
             kernel_sizes=(101, 69, 67, 13),
-            center_radius=3),
-        'base-101':
-        dict(
+            center_radius=3,
+        ),
+        'base-101': dict(
             depths=(3, 3, 27, 3),
             channels=(166, 332, 665, 1331),
             kernel_sizes=(101, 69, 67, 13),
-            center_radius=3),
-        'tiny-151':
-        dict(
+            center_radius=3,
+        ),
+        'tiny-151': dict(
             depths=(3, 3, 9, 3),
             channels=(124, 249, 499, 998),
             kernel_sizes=(151, 89, 87, 13),
-            center_radius=3),
+            center_radius=3,
+        ),
     }
     num_stages = 4
     stem_stride = 4
 
-    def __init__(self,
-                 arch: str | dict = 'tiny',
-                 in_channels: int = 3,
-                 small_kernel: int | None = 5,
-                 conv_ratio: float = 0.375,
-                 pos_embed: bool = True,
-                 norm_cfg: dict | None = None,
-                 drop_path_rate: float = 0.,
-                 layer_scale_init_value: float = 1e-6,
-                 out_indices: int | Sequence[int] = -1,
-                 frozen_stages: int = 0,
-                 gap_before_final_norm: bool = True,
-                 with_cp: bool = False,
-                 deploy: bool = False,
-                 backend: str | None = None,
-                 init_cfg: dict | list[dict] | None = None) -> None:
-        super().__init__(_check_init_cfg(init_cfg) or dict(
-            type='TruncNormal',
-            layer=['Conv2d', 'Linear', 'PeripheralConv2d'],
-            std=.02,
-            bias=0.))
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        small_kernel: int | None = 5,
+        conv_ratio: float = 0.375,
+        pos_embed: bool = True,
+        norm_cfg: dict | None = None,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        out_indices: int | Sequence[int] = -1,
+        frozen_stages: int = 0,
+        gap_before_final_norm: bool = True,
+        with_cp: bool = False,
+        deploy: bool = False,
+        backend: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            _check_init_cfg(init_cfg)
+            or dict(
+                type='TruncNormal',
+                layer=['Conv2d', 'Linear', 'PeripheralConv2d'],
+                std=0.02,
+                bias=0.0,
+            )
+        )
         settings = self._settings(arch)
         self.arch = deepcopy(arch)
         self.depths = settings['depths']
         self.channels = settings['channels']
         self.kernel_sizes = settings['kernel_sizes']
         self.center_radius = settings['center_radius']
-        self.in_channels = check_integer('in_channels', in_channels, 1,
-                                         _MOST_CHANNELS)
+        self.in_channels = check_integer(
+            'in_channels', in_channels, 1, _MOST_CHANNELS
+        )
         self.out_indices = self._indices(out_indices)
         built = max(self.out_indices) + 1
-        self.frozen_stages = check_integer('frozen_stages', frozen_stages, 0,
-                                           self.num_stages)
+        self.frozen_stages = check_integer(
+            'frozen_stages', frozen_stages, 0, self.num_stages
+        )
         if check_number('drop_path_rate', drop_path_rate, 0, 1) == 1:
-            raise ValueError('drop_path_rate must be below 1, which would '
-                             'never run the last block, got 1')
-        check_number('layer_scale_init_value', layer_scale_init_value, 0,
-                     _LARGEST_SCALE)
-        for name, value in (('pos_embed', pos_embed), ('with_cp', with_cp),
-                            ('gap_before_final_norm', gap_before_final_norm),
-                            ('deploy', deploy)):
+            raise ValueError(
+                'drop_path_rate must be below 1, which would '
+                'never run the last block, got 1'
+            )
+        check_number(
+            'layer_scale_init_value', layer_scale_init_value, 0, _LARGEST_SCALE
+        )
+        for name, value in (
+            ('pos_embed', pos_embed),
+            ('with_cp', with_cp),
+            ('gap_before_final_norm', gap_before_final_norm),
+            ('deploy', deploy),
+        ):
             check_bool(name, value)
         self.gap_before_final_norm = gap_before_final_norm
         self.deploy = deploy
@@ -285,20 +306,21 @@ class PeLK(BaseModule):
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
         blocks = sum(self.depths)
-        rates = [drop_path_rate * i / max(blocks - 1, 1)
-                 for i in range(blocks)]
+        rates = [
+            drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)
+        ]
         for i in range(built):
             channels = self.channels[i]
             if i == 0:
                 patch = self.stem_stride
                 layers = [
                     nn.Conv2d(in_channels, channels, patch, stride=patch),
-                    LayerNorm2d(channels, eps=1e-6)
+                    LayerNorm2d(channels, eps=1e-6),
                 ]
             else:
                 layers = [
                     LayerNorm2d(self.channels[i - 1], eps=1e-6),
-                    nn.Conv2d(self.channels[i - 1], channels, 2, stride=2)
+                    nn.Conv2d(self.channels[i - 1], channels, 2, stride=2),
                 ]
             self.downsample_layers.append(nn.Sequential(*layers))
             first = sum(self.depths[:i])
@@ -306,7 +328,7 @@ class PeLK(BaseModule):
                 PeLKStage(
                     channels,
                     SharingGrid(self.kernel_sizes[i], self.center_radius),
-                    rates[first:first + self.depths[i]],
+                    rates[first : first + self.depths[i]],
                     pos_embed=pos_embed and not deploy,
                     layer_scale_init_value=layer_scale_init_value,
                     with_cp=with_cp,
@@ -314,9 +336,11 @@ class PeLK(BaseModule):
                     small_kernel=small_kernel,
                     norm_cfg=norm_cfg,
                     deploy=deploy,
-                    backend=backend))
+                    backend=backend,
+                )
+            )
         for i in self.out_indices:
-            norm = (nn.LayerNorm if gap_before_final_norm else LayerNorm2d)
+            norm = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
             self.add_module(f'norm{i}', norm(self.channels[i], eps=1e-6))
         self._freeze()
 
@@ -329,42 +353,57 @@ class PeLK(BaseModule):
                     f'unknown arch {arch!r}'
                     f'{did_you_mean(arch, cls.arch_settings)}, expected one '
                     f'of {list(cls.arch_settings)} or a dict with depths, '
-                    'channels, kernel_sizes and center_radius')
+                    'channels, kernel_sizes and center_radius'
+                )
             return cls.arch_settings[arch]
         if not isinstance(arch, Mapping):
-            raise TypeError('arch must be a name or a dict, got '
-                            f'{type(arch).__name__}')
+            raise TypeError(
+                f'arch must be a name or a dict, got {type(arch).__name__}'
+            )
         lists = dict(
             depths=_MOST_BLOCKS,
             channels=_MOST_CHANNELS,
-            kernel_sizes=LARGEST_KERNEL)
+            kernel_sizes=LARGEST_KERNEL,
+        )
         missing = [key for key in lists if key not in arch]
         unknown = sorted(set(arch) - {*lists, 'center_radius'}, key=str)
         if missing or unknown:
-            hint = did_you_mean(unknown[0], [*lists, 'center_radius']
-                                ) if unknown else ''
+            hint = (
+                did_you_mean(unknown[0], [*lists, 'center_radius'])
+                if unknown
+                else ''
+            )
             raise ValueError(
                 'an arch dict needs depths, channels and kernel_sizes and may '
                 f'have center_radius; missing {missing}, unknown '
-                f'{unknown}{hint}')
+                f'{unknown}{hint}'
+            )
         settings = {}
         for key, most in lists.items():
             values = arch[key]
             if isinstance(values, (str, bytes)) or not isinstance(
-                    values, Sequence):
-                raise TypeError(f'arch[{key!r}] must be a sequence of '
-                                f'{cls.num_stages} integers, got {values!r}')
+                values, Sequence
+            ):
+                raise TypeError(
+                    f'arch[{key!r}] must be a sequence of '
+                    f'{cls.num_stages} integers, got {values!r}'
+                )
             if len(values) != cls.num_stages:
                 raise ValueError(
                     f'arch[{key!r}] must have one entry for each of the '
                     f'{cls.num_stages} stages, got {len(values)}: '
-                    f'{list(values)}')
+                    f'{list(values)}'
+                )
             settings[key] = tuple(
                 check_integer(f'arch[{key!r}][{i}]', value, 1, most)
-                for i, value in enumerate(values))
+                for i, value in enumerate(values)
+            )
         settings['center_radius'] = check_integer(
-            "arch['center_radius']", arch.get('center_radius', 2), 0,
-            LARGEST_KERNEL // 2)
+            "arch['center_radius']",
+            arch.get('center_radius', 2),
+            0,
+            LARGEST_KERNEL // 2,
+        )
         for size in settings['kernel_sizes']:
             try:
                 SharingGrid(size, settings['center_radius'])
@@ -375,15 +414,21 @@ class PeLK(BaseModule):
     @classmethod
     def _indices(cls, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         if isinstance(out_indices, Integral):
-            out_indices = (out_indices, )
-        if (not isinstance(out_indices, Sequence) or not out_indices
-                or isinstance(out_indices, (str, bytes))):
-            raise TypeError('out_indices must be an integer or a non-empty '
-                            f'sequence of integers, got {out_indices!r}')
+            out_indices = (out_indices,)
+        if (
+            not isinstance(out_indices, Sequence)
+            or not out_indices
+            or isinstance(out_indices, (str, bytes))
+        ):
+            raise TypeError(
+                'out_indices must be an integer or a non-empty '
+                f'sequence of integers, got {out_indices!r}'
+            )
         indices = []
         for index in out_indices:
-            index = check_integer('out_indices', index, -cls.num_stages,
-                                  cls.num_stages - 1)
+            index = check_integer(
+                'out_indices', index, -cls.num_stages, cls.num_stages - 1
+            )
             indices.append(index % cls.num_stages)
         return tuple(indices)
 
@@ -419,7 +464,8 @@ class PeLK(BaseModule):
         self._check_input(x)
         outputs = {}
         for i, (down, stage) in enumerate(
-                zip(self.downsample_layers, self.stages, strict=True)):
+            zip(self.downsample_layers, self.stages, strict=True)
+        ):
             x = stage(down(x))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
@@ -434,14 +480,16 @@ class PeLK(BaseModule):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'PeLK expects images (N, {self.in_channels}, H, W), got '
-                f'shape {tuple(x.shape)}')
-        least = self.stem_stride * 2**(len(self.stages) - 1)
+                f'shape {tuple(x.shape)}'
+            )
+        least = self.stem_stride * 2 ** (len(self.stages) - 1)
         if min(x.shape[2:]) < least:
             raise ValueError(
                 f'an image of {x.shape[2]} x {x.shape[3]} pixels is too '
                 f'small: the stem has stride {self.stem_stride} and the '
                 f'stages in use need at least {least} x {least}; resize or '
-                'pad it')
+                'pad it'
+            )
 
     def train(self, mode: bool = True) -> PeLK:
         """Set the mode; frozen stages stay in eval mode."""
@@ -451,8 +499,7 @@ class PeLK(BaseModule):
 
     def _freeze(self) -> None:
         frozen = slice(self.frozen_stages)
-        for module in (*self.downsample_layers[frozen],
-                       *self.stages[frozen]):
+        for module in (*self.downsample_layers[frozen], *self.stages[frozen]):
             module.eval()
             module.requires_grad_(False)
 
@@ -478,20 +525,23 @@ class PeLK(BaseModule):
                 f'{type(self).__name__}: merging the small kernels takes the '
                 f'large ones from {before:.2%} to {after:.2%} non-zero '
                 'weights',
-                logger='current')
+                logger='current',
+            )
 
     def _kernel_density(self) -> float:
         """Share of non-zero weights in the large kernels."""
         kernels = [
-            block.conv.large.weight for stage in self.stages
+            block.conv.large.weight
+            for stage in self.stages
             for block in stage.blocks
         ]
-        return (sum(int(kernel.count_nonzero()) for kernel in kernels) /
-                sum(kernel.numel() for kernel in kernels))
+        return sum(int(kernel.count_nonzero()) for kernel in kernels) / sum(
+            kernel.numel() for kernel in kernels
+        )
 
-    def get_layer_depth(self,
-                        param_name: str,
-                        prefix: str = '') -> tuple[int, int]:
+    def get_layer_depth(
+        self, param_name: str, prefix: str = ''
+    ) -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
 
         The grouping of ConvNeXt's recipes: the stem is 0, the first two
@@ -511,7 +561,7 @@ class PeLK(BaseModule):
         last = third + ceil(self.depths[2] / 3)
         if not param_name.startswith(prefix):
             return last + 1, last + 2
-        name = param_name[len(prefix):].split('.')
+        name = param_name[len(prefix) :].split('.')
         if name[0] == 'downsample_layers':
             return (0, 2, third, last)[int(name[1])], last + 2
         if name[0] == 'stages':
@@ -530,8 +580,9 @@ class PeLK(BaseModule):
             return
         if cfg is not self.init_cfg:
             # As mmengine does it: what else is in a list comes first.
-            initialize(self, [other for other in self.init_cfg
-                              if other is not cfg])
+            initialize(
+                self, [other for other in self.init_cfg if other is not cfg]
+            )
         load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
         self._is_init = True
 
@@ -548,16 +599,22 @@ def _check_init_cfg(init_cfg: object) -> dict | list[dict] | None:
         if not isinstance(cfg, Mapping):
             raise TypeError(
                 'init_cfg must be None, a dict or a list of dicts, got '
-                f'{cfg!r} of type {type(cfg).__name__}')
+                f'{cfg!r} of type {type(cfg).__name__}'
+            )
         if not isinstance(cfg.get('type'), (str, type)):
-            raise ValueError("init_cfg needs a type, such as 'Pretrained' or "
-                             f"'TruncNormal', got {dict(cfg)}")
+            raise ValueError(
+                "init_cfg needs a type, such as 'Pretrained' or "
+                f"'TruncNormal', got {dict(cfg)}"
+            )
         if not is_pretrained(cfg):
             continue
-        for key, need in (('checkpoint', (str, )), ('prefix',
-                                                    (str, type(None)))):
+        for key, need in (
+            ('checkpoint', (str,)),
+            ('prefix', (str, type(None))),
+        ):
             if not isinstance(cfg.get(key), need):
-                raise TypeError(f'init_cfg.{key} must be a string, got '
-                                f'{cfg.get(key)!r}')
+                raise TypeError(
+                    f'init_cfg.{key} must be a string, got {cfg.get(key)!r}'
+                )
     pretrained_of(init_cfg)
     return init_cfg

@@ -6,5 +6,8 @@ from .peripheral_conv import (
 )
 
 __all__ = [
-    'LayerNorm2d', 'PartialPeripheralConv2d', 'PeripheralConv2d', 'SmallConv2d'
+    'LayerNorm2d',
+    'PartialPeripheralConv2d',
+    'PeripheralConv2d',
+    'SmallConv2d',
 ]

@@ -30,11 +30,13 @@ class PeripheralConv2d(nn.Module):
         ValueError: If there is no backend of that name.
     """
 
-    def __init__(self,
-                 channels: int,
-                 grid: SharingGrid,
-                 bias: bool = True,
-                 backend: str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: SharingGrid,
+        bias: bool = True,
+        backend: str | None = None,
+    ) -> None:
         super().__init__()
         check_name(backend)
         self.channels = channels
@@ -54,11 +56,14 @@ class PeripheralConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``; same shape, dtype and layout."""
         return peripheral_conv2d(
-            x, self.weight, self.grid, self.bias, backend=self.backend)
+            x, self.weight, self.grid, self.bias, backend=self.backend
+        )
 
     def extra_repr(self) -> str:
-        return (f'{self.channels}, kernel_size={self.grid.kernel_size}, '
-                f'cells={self.grid.num_cells}, bias={self.bias is not None}')
+        return (
+            f'{self.channels}, kernel_size={self.grid.kernel_size}, '
+            f'cells={self.grid.num_cells}, bias={self.bias is not None}'
+        )
 
 
 class SmallConv2d(nn.Conv2d):
@@ -74,17 +79,17 @@ class SmallConv2d(nn.Conv2d):
         backend (str, optional): See :class:`PeripheralConv2d`. Default: None.
     """
 
-    def __init__(self,
-                 channels: int,
-                 kernel_size: int,
-                 backend: str | None = None) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, backend: str | None = None
+    ) -> None:
         super().__init__(
             channels,
             channels,
             kernel_size,
             padding=kernel_size // 2,
             groups=channels,
-            bias=False)
+            bias=False,
+        )
         self.grid = SharingGrid.from_sizes([1] * kernel_size)
         self.backend = backend
 
@@ -93,7 +98,8 @@ class SmallConv2d(nn.Conv2d):
         if x.device.type != 'cpu':
             return super().forward(x)
         return peripheral_conv2d(
-            x, self.weight, self.grid, backend=self.backend)
+            x, self.weight, self.grid, backend=self.backend
+        )
 
 
 class PartialPeripheralConv2d(nn.Module):
@@ -132,35 +138,43 @@ class PartialPeripheralConv2d(nn.Module):
             there is no such backend.
     """
 
-    def __init__(self,
-                 channels: int,
-                 grid: SharingGrid,
-                 conv_ratio: float = 0.375,
-                 small_kernel: int | None = 5,
-                 norm_cfg: dict | None = None,
-                 deploy: bool = False,
-                 backend: str | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        grid: SharingGrid,
+        conv_ratio: float = 0.375,
+        small_kernel: int | None = 5,
+        norm_cfg: dict | None = None,
+        deploy: bool = False,
+        backend: str | None = None,
+    ) -> None:
         super().__init__()
-        convolved = int(check_number('conv_ratio', conv_ratio, 0, 1) *
-                        channels)
+        convolved = int(
+            check_number('conv_ratio', conv_ratio, 0, 1) * channels
+        )
         if not 1 <= convolved <= channels:
             raise ValueError(
                 f'conv_ratio={conv_ratio} of {channels} channels leaves '
-                f'{convolved} to convolve, expected 1 to {channels}')
+                f'{convolved} to convolve, expected 1 to {channels}'
+            )
         if small_kernel is not None and (
-                check_integer('small_kernel', small_kernel, 1) % 2 == 0
-                or small_kernel > grid.kernel_size):
+            check_integer('small_kernel', small_kernel, 1) % 2 == 0
+            or small_kernel > grid.kernel_size
+        ):
             raise ValueError(
                 'small_kernel must be None or odd and no larger than the '
-                f'large kernel ({grid.kernel_size}), got {small_kernel}')
+                f'large kernel ({grid.kernel_size}), got {small_kernel}'
+            )
         self.split = (convolved, channels - convolved)
         self.merged = small_kernel is None or deploy
         self.large = PeripheralConv2d(
-            convolved, grid, bias=self.merged, backend=backend)
+            convolved, grid, bias=self.merged, backend=backend
+        )
         self.small = None
         self.small_kernel = small_kernel
-        if small_kernel is not None and not (deploy
-                                             and self._small_fits(grid)):
+        if small_kernel is not None and not (
+            deploy and self._small_fits(grid)
+        ):
             self.small = SmallConv2d(convolved, small_kernel, backend)
             nn.init.trunc_normal_(self.small.weight, std=0.02)
         if not self.merged:
@@ -236,31 +250,38 @@ class PartialPeripheralConv2d(nn.Module):
             del self.large_norm, self.small_norm
         large.weight.copy_(weight)
         large.bias = nn.Parameter(
-            bias.to(large.weight.dtype), large.weight.requires_grad)
+            bias.to(large.weight.dtype), large.weight.requires_grad
+        )
         self.merged = True
 
 
 def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
     cfg = dict(type='BN') if cfg is None else cfg
     if not isinstance(cfg, Mapping):
-        raise TypeError('norm_cfg must be None or a dict, got '
-                        f'{cfg!r} of type {type(cfg).__name__}')
+        raise TypeError(
+            'norm_cfg must be None or a dict, got '
+            f'{cfg!r} of type {type(cfg).__name__}'
+        )
     try:
         norm = build_norm_layer(dict(cfg), channels)[1]
     except Exception as error:
         # Of mmcv's registry or of the norm itself; neither names the field.
         reason = error.args[0] if error.args else type(error).__name__
         raise ValueError(
-            f'norm_cfg={dict(cfg)} builds no norm: {reason}') from error
+            f'norm_cfg={dict(cfg)} builds no norm: {reason}'
+        ) from error
     if not (isinstance(norm, _BatchNorm) and norm.track_running_stats):
         raise ValueError(
             'norm_cfg must be a BatchNorm with running statistics, such as '
             f"dict(type='BN') or dict(type='SyncBN'), got {dict(cfg)}: no "
-            'other norm can be merged into a convolution')
+            'other norm can be merged into a convolution'
+        )
     # torch takes anything for these and fails at the first batch.
     if check_number('norm_cfg.eps', norm.eps, 0) == 0:
-        raise ValueError('norm_cfg.eps must be above 0, got 0: a channel '
-                         'without variance would be divided by it')
+        raise ValueError(
+            'norm_cfg.eps must be above 0, got 0: a channel '
+            'without variance would be divided by it'
+        )
     if norm.momentum is not None:
         check_number('norm_cfg.momentum', norm.momentum, 0, 1)
     check_bool('norm_cfg.affine', norm.affine)

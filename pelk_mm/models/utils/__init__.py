@@ -18,9 +18,21 @@ from .safe_loading import (
 )
 
 __all__ = [
-    'CheckpointError', 'UnsafeCheckpointError', 'backbone_prefixes',
-    'check_pretrained', 'check_state_dict', 'checkpoint_keeping_stats',
-    'is_pretrained', 'load_file', 'load_pretrained', 'move_kernels',
-    'move_masks', 'pretrained_of', 'read_checkpoint', 'read_grids', 'regrid',
-    'weights_of', 'weights_only'
+    'CheckpointError',
+    'UnsafeCheckpointError',
+    'backbone_prefixes',
+    'check_pretrained',
+    'check_state_dict',
+    'checkpoint_keeping_stats',
+    'is_pretrained',
+    'load_file',
+    'load_pretrained',
+    'move_kernels',
+    'move_masks',
+    'pretrained_of',
+    'read_checkpoint',
+    'read_grids',
+    'regrid',
+    'weights_of',
+    'weights_only',
 ]

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpoint_keeping_stats(module: nn.Module,
-                             function: Callable[..., Tensor],
-                             *args) -> Tensor:
+def checkpoint_keeping_stats(
+    module: nn.Module, function: Callable[..., Tensor], *args
+) -> Tensor:
     """Run ``function`` now, and again in the backward pass.
 
     Unlike :func:`torch.utils.checkpoint.checkpoint` alone, the second run
@@ -30,16 +30,22 @@ def checkpoint_keeping_stats(module: nn.Module,
     """
     # The compiler recomputes operations, not statements: it updates the
     # statistics once anyway, and takes no contexts.
-    context = {} if torch.compiler.is_compiling() else dict(
-        context_fn=lambda: (nullcontext(), _kept_stats(module)))
+    context = (
+        {}
+        if torch.compiler.is_compiling()
+        else dict(context_fn=lambda: (nullcontext(), _kept_stats(module)))
+    )
     return checkpoint(function, *args, use_reentrant=False, **context)
 
 
 @contextmanager
 def _kept_stats(module: nn.Module) -> Iterator[None]:
-    kept = [(norm, name, buffer) for norm in module.modules()
-            if isinstance(norm, _BatchNorm)
-            for name, buffer in norm.named_buffers(recurse=False)]
+    kept = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm)
+        for name, buffer in norm.named_buffers(recurse=False)
+    ]
     # The forward pass saved the buffers for its gradient: writing the old
     # values back into them would invalidate it. Copies take the update.
     for norm, name, buffer in kept:

@@ -14,9 +14,11 @@ from .safe_loading import CheckpointError, load_file
 #: Every PeLK has it, in either form; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
 #: The parts of a stage's convolutions, apart from a mere counter.
-_PART = re.compile(r'stages\.(\d+)\.(?:blocks\.\d+\.conv\.)?'
-                   r'(pos_embed|large|small|(?:large|small)_norm)'
-                   r'(?!\.num_batches_tracked)(\.\w+)?$')
+_PART = re.compile(
+    r'stages\.(\d+)\.(?:blocks\.\d+\.conv\.)?'
+    r'(pos_embed|large|small|(?:large|small)_norm)'
+    r'(?!\.num_batches_tracked)(\.\w+)?$'
+)
 #: What only the training form has.
 _TRAINING_ONLY = {'pos_embed', 'large_norm', 'small_norm'}
 _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
@@ -24,8 +26,9 @@ _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
 _OUTPUT_NORM = re.compile(r'norm\d+\.')
 
 
-def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
-                     prefix: str) -> None:
+def check_state_dict(
+    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
+) -> None:
     """Raise unless the state dict is one of this backbone, in this form.
 
     Missing entries are left to the caller's ``strict``; what is refused here
@@ -44,7 +47,7 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
     """
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {
-        key[len(prefix):]: value.shape
+        key[len(prefix) :]: value.shape
         for key, value in state_dict.items()
         if key.startswith(prefix) and isinstance(value, Tensor)
     }
@@ -53,64 +56,83 @@ def check_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor],
         raise RuntimeError(
             f'0 of the {len(own)} entries of the PeLK backbone are in the '
             f'state dict under the prefix {prefix!r}; it has '
-            f'{_some(state_dict)}. Is this a checkpoint of another model?')
+            f'{_some(state_dict)}. Is this a checkpoint of another model?'
+        )
     depths = _depths(given, len(model.stages))
-    expected = list(model.depths[:len(model.stages)])
+    expected = list(model.depths[: len(model.stages)])
     if depths != expected:
         raise RuntimeError(
             f'the checkpoint has {depths} blocks in its stages, this model '
-            f'{expected}: it is of another arch than {model.arch!r}')
+            f'{expected}: it is of another arch than {model.arch!r}'
+        )
     _check_form(model, own, given)
     wrong = sorted(key for key in found if own[key] != given[key])
     if wrong:
         lines = '; '.join(
             f'{key} is {tuple(given[key])} in the checkpoint, '
-            f'{tuple(own[key])} in the model' for key in wrong[:3])
-        advice = ('only the kernels differ: '
-                  'tools/model_converters/grow_kernel.py converts them'
-                  if all(_KERNEL.search(key) for key in wrong) else
-                  'it is of another arch')
+            f'{tuple(own[key])} in the model'
+            for key in wrong[:3]
+        )
+        advice = (
+            'only the kernels differ: '
+            'tools/model_converters/grow_kernel.py converts them'
+            if all(_KERNEL.search(key) for key in wrong)
+            else 'it is of another arch'
+        )
         raise RuntimeError(
             f'{len(wrong)} of the {len(own)} entries of the PeLK backbone '
             f'({model.arch!r}) have another shape in the checkpoint: {lines}. '
-            f'{advice[0].upper()}{advice[1:]}.')
+            f'{advice[0].upper()}{advice[1:]}.'
+        )
 
 
-def _check_form(model: nn.Module, own: Iterable[str],
-                given: Iterable[str]) -> None:
+def _check_form(
+    model: nn.Module, own: Iterable[str], given: Iterable[str]
+) -> None:
     stages = len(model.stages)
     own_parts, given_parts = _parts(own, stages), _parts(given, stages)
     if own_parts == given_parts:
         return
     missing = ', '.join(sorted(own_parts - given_parts)) or 'none'
     unexpected = ', '.join(sorted(given_parts - own_parts)) or 'none'
-    own_training = any(part.split('.')[0] in _TRAINING_ONLY
-                       for part in own_parts)
-    given_training = any(part.split('.')[0] in _TRAINING_ONLY
-                         for part in given_parts)
+    own_training = any(
+        part.split('.')[0] in _TRAINING_ONLY for part in own_parts
+    )
+    given_training = any(
+        part.split('.')[0] in _TRAINING_ONLY for part in given_parts
+    )
     if own_training and not given_training:
-        advice = ('it holds merged weights (saved after switch_to_deploy), '
-                  'this PeLK is in training form: build it with deploy=True, '
-                  'as in the config beside a checkpoint of '
-                  'tools/model_converters/reparameterize.py')
+        advice = (
+            'it holds merged weights (saved after switch_to_deploy), '
+            'this PeLK is in training form: build it with deploy=True, '
+            'as in the config beside a checkpoint of '
+            'tools/model_converters/reparameterize.py'
+        )
     elif model.deploy and given_training:
-        advice = ('it holds weights in training form, this PeLK is merged: '
-                  'build it with deploy=False, load, then call '
-                  'switch_to_deploy(), as '
-                  'tools/model_converters/reparameterize.py does')
+        advice = (
+            'it holds weights in training form, this PeLK is merged: '
+            'build it with deploy=False, load, then call '
+            'switch_to_deploy(), as '
+            'tools/model_converters/reparameterize.py does'
+        )
     else:
-        advice = ('build the PeLK with the small_kernel, pos_embed and '
-                  'norm_cfg that it was trained with')
-    raise RuntimeError('the convolutions in the checkpoint have other parts '
-                       f'than in this model (missing: {missing}; unexpected: '
-                       f'{unexpected}); {advice}')
+        advice = (
+            'build the PeLK with the small_kernel, pos_embed and '
+            'norm_cfg that it was trained with'
+        )
+    raise RuntimeError(
+        'the convolutions in the checkpoint have other parts '
+        f'than in this model (missing: {missing}; unexpected: '
+        f'{unexpected}); {advice}'
+    )
 
 
 def _parts(keys: Iterable[str], stages: int) -> set[str]:
     matches = (_PART.match(key) for key in keys)
     return {
         match[2] + (match[3] or '')
-        for match in matches if match and int(match[1]) < stages
+        for match in matches
+        if match and int(match[1]) < stages
     }
 
 
@@ -129,8 +151,9 @@ def _some(names: Iterable[str], most: int = 3) -> str:
     return (', '.join(names[:most]) or 'no entries at all') + more
 
 
-def load_pretrained(model: nn.Module, checkpoint: str,
-                    prefix: str = '') -> None:
+def load_pretrained(
+    model: nn.Module, checkpoint: str, prefix: str = ''
+) -> None:
     """Load a backbone's weights from a checkpoint of any task.
 
     Takes mmengine checkpoints and bare state dicts, of the backbone or of a
@@ -162,7 +185,8 @@ def load_pretrained(model: nn.Module, checkpoint: str,
         f'{", ".join(missing) or "none"}; unexpected: '
         f'{", ".join(unexpected) or "none"}',
         logger='current',
-        level=logging.WARNING if untrained else logging.INFO)
+        level=logging.WARNING if untrained else logging.INFO,
+    )
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -191,8 +215,10 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
     found = [cfg for cfg in cfgs if is_pretrained(cfg)]
     if len(found) > 1:
-        raise ValueError('init_cfg may load one checkpoint, got several of '
-                         f"type 'Pretrained': {found}")
+        raise ValueError(
+            'init_cfg may load one checkpoint, got several of '
+            f"type 'Pretrained': {found}"
+        )
     return found[0] if found else None
 
 
@@ -203,8 +229,9 @@ def is_pretrained(cfg: object) -> bool:
     return name in ('Pretrained', 'PretrainedInit', 'mmengine.Pretrained')
 
 
-def _select(model: nn.Module, checkpoint: str,
-            prefix: str) -> tuple[dict[str, Tensor], str]:
+def _select(
+    model: nn.Module, checkpoint: str, prefix: str
+) -> tuple[dict[str, Tensor], str]:
     """The backbone's entries of a checkpoint, checked, and their prefix."""
     state_dict = read_state_dict(checkpoint)
     if prefix and not prefix.endswith('.'):
@@ -215,8 +242,9 @@ def _select(model: nn.Module, checkpoint: str,
     except RuntimeError as error:
         raise RuntimeError(f'{checkpoint}: {error}') from error
     return {
-        key[len(prefix):]: value
-        for key, value in state_dict.items() if key.startswith(prefix)
+        key[len(prefix) :]: value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
     }, prefix
 
 
@@ -254,7 +282,8 @@ def read_checkpoint(checkpoint: str, trust: bool = False) -> dict:
     if not isinstance(loaded, Mapping):
         raise CheckpointError(
             f'{checkpoint} holds a {type(loaded).__name__}, expected a '
-            'checkpoint or a state dict')
+            'checkpoint or a state dict'
+        )
     return dict(loaded)
 
 
@@ -275,7 +304,8 @@ def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
     if not checkpoint or not all(
-            isinstance(value, Tensor) for value in checkpoint.values()):
+        isinstance(value, Tensor) for value in checkpoint.values()
+    ):
         raise RuntimeError(f'{name} holds no state dict of tensors')
     return dict(checkpoint)
 
@@ -289,11 +319,12 @@ def backbone_prefixes(names: Iterable[str]) -> list[str]:
     Returns:
         list[str]: Such as ``['backbone.']``; ``''`` is a bare backbone.
     """
-    return [key[:-len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
+    return [key[: -len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
 
 
-def _find_prefix(state_dict: Mapping[str, Tensor], prefix: str,
-                 checkpoint: str) -> str:
+def _find_prefix(
+    state_dict: Mapping[str, Tensor], prefix: str, checkpoint: str
+) -> str:
     """The prefix asked for, or the only one under which a backbone is."""
     prefixes = backbone_prefixes(state_dict)
     for candidate in (prefix, f'module.{prefix}'):
@@ -304,4 +335,5 @@ def _find_prefix(state_dict: Mapping[str, Tensor], prefix: str,
     raise RuntimeError(
         f'{checkpoint} has no PeLK backbone under the prefix {prefix!r}: '
         f'found it under {prefixes or "no prefix at all"}, entries are '
-        f'{_some(state_dict)}')
+        f'{_some(state_dict)}'
+    )

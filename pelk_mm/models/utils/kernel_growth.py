@@ -34,7 +34,7 @@ def regrid(weight: Tensor, old: SharingGrid, new: SharingGrid) -> Tensor:
     return new.project(kernel).to(weight.dtype)
 
 
-def resize_centred(kernel: Tensor, size: int, value: float = 0.) -> Tensor:
+def resize_centred(kernel: Tensor, size: int, value: float = 0.0) -> Tensor:
     """Pad or cut ``(..., K, K)`` around its centre to ``(..., size, size)``.
 
     Args:
@@ -46,8 +46,9 @@ def resize_centred(kernel: Tensor, size: int, value: float = 0.) -> Tensor:
     return F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4, value=value)
 
 
-def read_grids(state_dict: Mapping[str, Tensor],
-               prefix: str) -> list[SharingGrid]:
+def read_grids(
+    state_dict: Mapping[str, Tensor], prefix: str
+) -> list[SharingGrid]:
     """Tell the grids of a backbone's stages by the shapes of its entries.
 
     The positional embedding shows K and the kernel k'; together they leave
@@ -75,26 +76,33 @@ def read_grids(state_dict: Mapping[str, Tensor],
         raise RuntimeError(
             'the kernel sizes cannot be told from the checkpoint, as it has '
             'no positional embeddings (merged weights, or pos_embed=False); '
-            'say which arch it is of')
+            'say which arch it is of'
+        )
     found = []
     for radius in range(min(sizes.values()) // 2 + 1):
         grids = [SharingGrid(sizes[i], radius) for i in sorted(sizes)]
-        fits = all(grid.num_cells == cells[i]
-                   for i, grid in zip(sorted(cells), grids, strict=True))
+        fits = all(
+            grid.num_cells == cells[i]
+            for i, grid in zip(sorted(cells), grids, strict=True)
+        )
         if fits and grids not in found:
             found.append(grids)
     if len(found) != 1:
-        shapes = ', '.join(f'{cells[i]} cells for {sizes[i]} positions'
-                           for i in sorted(sizes))
+        shapes = ', '.join(
+            f'{cells[i]} cells for {sizes[i]} positions' for i in sorted(sizes)
+        )
         raise RuntimeError(
             f'{len(found)} centre radii fit the kernels of the checkpoint '
-            f'({shapes}); say which arch it is of')
+            f'({shapes}); say which arch it is of'
+        )
     return found[0]
 
 
 def move_kernels(
-    state_dict: Mapping[str, Tensor], prefix: str,
-    old: Sequence[SharingGrid], new: Sequence[SharingGrid]
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    old: Sequence[SharingGrid],
+    new: Sequence[SharingGrid],
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Write all large kernels of a backbone in the cells of other grids.
 
@@ -119,20 +127,25 @@ def move_kernels(
     kernels = list(_entries(state_dict, prefix, _LARGE))
     stages = {stage for stage, _, _ in kernels}
     if not len(stages) == len(old) == len(new):
-        raise ValueError(f'the backbone has {len(stages)} stages, got '
-                         f'{len(old)} old and {len(new)} new grids')
+        raise ValueError(
+            f'the backbone has {len(stages)} stages, got '
+            f'{len(old)} old and {len(new)} new grids'
+        )
     for stage, name, weight in kernels:
         if weight.shape[-1] != old[stage].num_cells:
             raise ValueError(
                 f'{name} has {weight.shape[-1]} x {weight.shape[-1]} cells, '
                 f'which is not a kernel of {old[stage].kernel_size} x '
                 f'{old[stage].kernel_size} in {old[stage].num_cells} x '
-                f'{old[stage].num_cells} cells')
+                f'{old[stage].num_cells} cells'
+            )
     if list(old) == list(new):
-        raise ValueError('the old and the new grids are the same: '
-                         f'{[grid.kernel_size for grid in new]}')
+        raise ValueError(
+            'the old and the new grids are the same: '
+            f'{[grid.kernel_size for grid in new]}'
+        )
     moved = dict(state_dict)
-    change, whole = [0.] * len(old), [0.] * len(old)
+    change, whole = [0.0] * len(old), [0.0] * len(old)
     for stage, name, weight in kernels:
         before, after = old[stage], new[stage]
         moved[name] = regrid(weight, before, after)
@@ -143,13 +156,18 @@ def move_kernels(
         whole[stage] += float(kernel.square().sum())
     for stage, name, embedding in _entries(state_dict, prefix, _POS_EMBED):
         moved[name] = resize_centred(embedding, new[stage].kernel_size)
-    return moved, [(part / max(total, 1e-300))**0.5
-                   for part, total in zip(change, whole, strict=True)]
+    return moved, [
+        (part / max(total, 1e-300)) ** 0.5
+        for part, total in zip(change, whole, strict=True)
+    ]
 
 
-def move_masks(masks: Mapping[str, Tensor], prefix: str,
-               old: Sequence[SharingGrid],
-               new: Sequence[SharingGrid]) -> dict[str, Tensor]:
+def move_masks(
+    masks: Mapping[str, Tensor],
+    prefix: str,
+    old: Sequence[SharingGrid],
+    new: Sequence[SharingGrid],
+) -> dict[str, Tensor]:
     """Write the masks of large kernels in the cells of other grids.
 
     A new cell lives if any of its positions did, or is new: what lies outside
@@ -166,14 +184,16 @@ def move_masks(masks: Mapping[str, Tensor], prefix: str,
     """
     moved = dict(masks)
     for stage, name, mask in _entries(masks, prefix, _LARGE):
-        alive = resize_centred(old[stage].expand(mask.float()),
-                               new[stage].kernel_size, value=1.)
+        alive = resize_centred(
+            old[stage].expand(mask.float()), new[stage].kernel_size, value=1.0
+        )
         moved[name] = new[stage].reduce(alive) > 0
     return moved
 
 
-def _entries(state_dict: Mapping[str, Tensor], prefix: str,
-             pattern: str) -> Iterator[tuple[int, str, Tensor]]:
+def _entries(
+    state_dict: Mapping[str, Tensor], prefix: str, pattern: str
+) -> Iterator[tuple[int, str, Tensor]]:
     """Stage, full name and value of the entries that match."""
     for name, value in state_dict.items():
         match = re.fullmatch(re.escape(prefix) + pattern, name)

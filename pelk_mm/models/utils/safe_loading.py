@@ -28,8 +28,10 @@ _YES = ('1', 'y', 'yes', 'true')
 #: How torch's files start: zip archives, and pickles before torch 1.6.
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
 #: What torch's restricted unpickler says of objects that it does not build.
-_OBJECTS = re.compile(r'GLOBAL (?P<name>[\w.]*\w)|unrecognized function|'
-                      r'unallowed class|Can only build')
+_OBJECTS = re.compile(
+    r'GLOBAL (?P<name>[\w.]*\w)|unrecognized function|'
+    r'unallowed class|Can only build'
+)
 
 
 class CheckpointError(RuntimeError):
@@ -64,10 +66,9 @@ def weights_only(always: bool = True) -> Iterator[None]:
             os.environ[_SAFE] = before
 
 
-def load_file(checkpoint: str | Path,
-              *,
-              mmap: bool = False,
-              trust: bool = False) -> Any:
+def load_file(
+    checkpoint: str | Path, *, mmap: bool = False, trust: bool = False
+) -> Any:
     """Read a checkpoint file to the CPU.
 
     Its checksums are compared, which torch does not do: a bit that flipped
@@ -95,7 +96,8 @@ def load_file(checkpoint: str | Path,
         with weights_only(not trust):
             if '://' in name:
                 return CheckpointLoader.load_checkpoint(
-                    name, map_location='cpu')
+                    name, map_location='cpu'
+                )
             return _load_local(Path(name).expanduser(), mmap, trust)
     except (CheckpointError, OSError):
         raise
@@ -110,26 +112,32 @@ def _load_local(path: Path, mmap: bool, trust: bool) -> Any:
     if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint {path}')
     if path.is_dir():
-        raise IsADirectoryError(f'{path} is a folder, expected a checkpoint '
-                                'file in it')
+        raise IsADirectoryError(
+            f'{path} is a folder, expected a checkpoint file in it'
+        )
     with open(path, 'rb') as file:
         start = file.read(len(_ZIP))
     if not start:
         raise _damaged(path, 'it has 0 bytes')
     if start == _ZIP:
         status = path.stat()
-        wrong = _wrong_sums(path.absolute(), status.st_size,
-                            status.st_mtime_ns)
+        wrong = _wrong_sums(
+            path.absolute(), status.st_size, status.st_mtime_ns
+        )
         if wrong is not None:
             raise _damaged(path, wrong)
     elif not start.startswith(_PICKLE):
-        raise _damaged(path, f'it starts with {start!r}, as nothing does '
-                       'that torch.save writes')
+        raise _damaged(
+            path,
+            f'it starts with {start!r}, as nothing does '
+            'that torch.save writes',
+        )
     return torch.load(
         path,
         map_location='cpu',
         mmap=mmap and start == _ZIP,
-        weights_only=not (trust or _everything_is_trusted()))
+        weights_only=not (trust or _everything_is_trusted()),
+    )
 
 
 @lru_cache(maxsize=8)
@@ -144,8 +152,11 @@ def _wrong_sums(path: Path, size: int, modified: int) -> str | None:
             if any(entry.compress_type != ZIP_STORED for entry in entries):
                 return 'it has compressed entries, and torch writes none'
             # All of them are 0 where torch was told not to compute any.
-            wrong = archive.testzip() if any(
-                entry.CRC for entry in entries) else None
+            wrong = (
+                archive.testzip()
+                if any(entry.CRC for entry in entries)
+                else None
+            )
     except Exception as error:
         # A damaged directory can make zipfile seek to nowhere, or do anything.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -162,7 +173,8 @@ def _damaged(name: str | Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f'{name} is not a whole checkpoint: {reason}. Copy it again from '
         'where it came from; a training goes on from its newest whole one '
-        'with --resume')
+        'with --resume'
+    )
 
 
 def _explain(name: str, error: UnpicklingError) -> CheckpointError:
@@ -176,4 +188,5 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
         'because loading them can run code. Checkpoints saved with '
         "default_hooks.checkpoint = dict(type='SafeCheckpointHook') have "
         'none; of one that you trust, '
-        'tools/model_converters/publish_model.py --trust keeps the weights')
+        'tools/model_converters/publish_model.py --trust keeps the weights'
+    )

@@ -9,8 +9,12 @@ from .triton import TritonBackend
 #: Every backend by name, in the order in which a choice prefers them.
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
-    for backend in (TritonBackend(), CppBackend(), DenseBackend(),
-                    FFTBackend())
+    for backend in (
+        TritonBackend(),
+        CppBackend(),
+        DenseBackend(),
+        FFTBackend(),
+    )
 }
 
 __all__ = ['BACKENDS', 'Backend', 'BackendError', 'memory_format']

@@ -32,8 +32,9 @@ class Backend(ABC):
     failure: Exception | None = None
 
     @abstractmethod
-    def can_run(self, device: torch.device,
-                dtype: torch.dtype) -> tuple[bool, str]:
+    def can_run(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[bool, str]:
         """Whether this backend runs there, and the reason if it does not.
 
         Never raises and never builds anything: what has yet to be built is
@@ -49,20 +50,33 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
-                grid: SharingGrid) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: SharingGrid,
+    ) -> Tensor:
         """Convolve ``input`` with ``weight`` ``(C, 1, k', k')``."""
 
     @abstractmethod
-    def weight_grad(self, input: Tensor, grad_output: Tensor,
-                    grid: SharingGrid) -> Tensor:
+    def weight_grad(
+        self, input: Tensor, grad_output: Tensor, grid: SharingGrid
+    ) -> Tensor:
         """Gradient ``(C, 1, k', k')`` of the weight."""
 
-    def backward(self, input: Tensor, weight: Tensor, grad_output: Tensor,
-                 grid: SharingGrid) -> tuple[Tensor, Tensor]:
+    def backward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        grad_output: Tensor,
+        grid: SharingGrid,
+    ) -> tuple[Tensor, Tensor]:
         """Gradients of the input and of the weight, in one go if possible."""
-        return (self.forward(grad_output, weight.flip(2, 3), None, grid),
-                self.weight_grad(input, grad_output, grid))
+        return (
+            self.forward(grad_output, weight.flip(2, 3), None, grid),
+            self.weight_grad(input, grad_output, grid),
+        )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

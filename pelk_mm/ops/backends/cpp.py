@@ -30,8 +30,9 @@ class CppBackend(Backend):
         self._ready = False
         self.failure: Exception | None = None
 
-    def can_run(self, device: torch.device,
-                dtype: torch.dtype) -> tuple[bool, str]:
+    def can_run(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[bool, str]:
         if device.type != 'cpu':
             return False, f'it runs on CPU only, not on {device.type}'
         if dtype not in _DTYPES:
@@ -56,40 +57,67 @@ class CppBackend(Backend):
         if self.failure is not None:
             raise BackendError(self._reason()) from self.failure
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
-                grid: SharingGrid) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: SharingGrid,
+    ) -> Tensor:
         self.prepare()
         if input.dtype == torch.float16:
-            return self.forward(input.float(), weight.float(),
-                                None if bias is None else bias.float(),
-                                grid).to(input.dtype)
+            return self.forward(
+                input.float(),
+                weight.float(),
+                None if bias is None else bias.float(),
+                grid,
+            ).to(input.dtype)
         return torch.ops.pelk_mm_cpp.forward(
-            input, weight, bias, grid.sizes,
-            memory_format(input) == torch.channels_last)
+            input,
+            weight,
+            bias,
+            grid.sizes,
+            memory_format(input) == torch.channels_last,
+        )
 
-    def weight_grad(self, input: Tensor, grad_output: Tensor,
-                    grid: SharingGrid) -> Tensor:
+    def weight_grad(
+        self, input: Tensor, grad_output: Tensor, grid: SharingGrid
+    ) -> Tensor:
         self.prepare()
         if input.dtype == torch.float16:
-            return self.weight_grad(input.float(), grad_output.float(),
-                                    grid).to(input.dtype)
-        return torch.ops.pelk_mm_cpp.weight_grad(input, grad_output,
-                                                 grid.sizes)
+            return self.weight_grad(
+                input.float(), grad_output.float(), grid
+            ).to(input.dtype)
+        return torch.ops.pelk_mm_cpp.weight_grad(
+            input, grad_output, grid.sizes
+        )
 
-    def backward(self, input: Tensor, weight: Tensor, grad_output: Tensor,
-                 grid: SharingGrid) -> tuple[Tensor, Tensor]:
+    def backward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        grad_output: Tensor,
+        grid: SharingGrid,
+    ) -> tuple[Tensor, Tensor]:
         self.prepare()
         if input.dtype == torch.float16:
             grad_input, grad_weight = self.backward(
-                input.float(), weight.float(), grad_output.float(), grid)
+                input.float(), weight.float(), grad_output.float(), grid
+            )
             return grad_input.to(input.dtype), grad_weight.to(input.dtype)
         return torch.ops.pelk_mm_cpp.backward(
-            input, weight, grad_output, grid.sizes,
-            memory_format(input) == torch.channels_last)
+            input,
+            weight,
+            grad_output,
+            grid.sizes,
+            memory_format(input) == torch.channels_last,
+        )
 
     def _reason(self) -> str:
         lines = str(self.failure).strip().splitlines() or ['no message']
         # A failed build repeats the compiler's commands, which say little.
         telling = [line for line in lines[1:] if _TELLING.search(line)]
-        return ("backend 'cpp' could not be built: "
-                f'{type(self.failure).__name__}: {(telling or lines)[0]}')
+        return (
+            "backend 'cpp' could not be built: "
+            f'{type(self.failure).__name__}: {(telling or lines)[0]}'
+        )

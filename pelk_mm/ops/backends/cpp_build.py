@@ -59,8 +59,9 @@ def cache_root() -> Path:
     if root:
         return Path(root)
     cache = os.environ.get('XDG_CACHE_HOME')
-    return (Path(cache) if cache else Path.home() / '.cache') \
-        / 'torch_extensions'
+    return (
+        Path(cache) if cache else Path.home() / '.cache'
+    ) / 'torch_extensions'
 
 
 def _flags() -> list[str]:
@@ -81,20 +82,29 @@ def _key() -> str:
     for path in sorted(_SOURCES.iterdir()):
         if path.is_file():
             digest.update(f'{path.name}\0'.encode() + path.read_bytes())
-    environment = (torch.__version__, torch.version.git_version,
-                   torch.compiled_with_cxx11_abi(),
-                   sys.implementation.cache_tag, platform.system(),
-                   platform.machine(), platform.libc_ver(),
-                   os.environ.get('CXX', ''), _flags())
+    environment = (
+        torch.__version__,
+        torch.version.git_version,
+        torch.compiled_with_cxx11_abi(),
+        sys.implementation.cache_tag,
+        platform.system(),
+        platform.machine(),
+        platform.libc_ver(),
+        os.environ.get('CXX', ''),
+        _flags(),
+    )
     digest.update(repr(environment).encode())
     return digest.hexdigest()[:16]
 
 
 def _compile(folder: Path, library: Path, verbose: bool) -> None:
     from torch.utils import cpp_extension  # slow to import, rarely needed
+
     _logger.warning(
         'compiling the CPU kernels of pelk_mm into %s, once; this takes about '
-        'a minute', folder)
+        'a minute',
+        folder,
+    )
     # Whoever left these was killed: the lock is ours.
     for stale in folder.glob('build-*'):
         shutil.rmtree(stale, ignore_errors=True)
@@ -103,12 +113,14 @@ def _compile(folder: Path, library: Path, verbose: bool) -> None:
     build = Path(tempfile.mkdtemp(prefix='build-', dir=folder))
     try:
         cpp_extension.load(
-            _NAME, [str(path) for path in _sources()],
+            _NAME,
+            [str(path) for path in _sources()],
             extra_cflags=_flags(),
             build_directory=str(build),
             with_cuda=False,
             is_python_module=False,
-            verbose=verbose)
+            verbose=verbose,
+        )
         # It is loaded by now; under its final name it is for other processes.
         os.replace(build / library.name, library)
     finally:
@@ -121,6 +133,7 @@ def _exclusive(path: Path) -> Iterator[None]:
     with path.open('w') as file:
         try:
             import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX)
         except (ImportError, OSError):
             # No such locks here: at worst the work is done twice, since each

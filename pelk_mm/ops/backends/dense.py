@@ -15,12 +15,18 @@ class DenseBackend(Backend):
 
     name = 'dense'
 
-    def can_run(self, device: torch.device,
-                dtype: torch.dtype) -> tuple[bool, str]:
+    def can_run(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[bool, str]:
         return True, ''
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
-                grid: SharingGrid) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: SharingGrid,
+    ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         kernel = grid.expand(weight.to(dtype))
         output = F.conv2d(
@@ -28,16 +34,20 @@ class DenseBackend(Backend):
             kernel,
             None if bias is None else bias.to(dtype),
             padding=grid.kernel_size // 2,
-            groups=input.shape[1])
+            groups=input.shape[1],
+        )
         return output.to(input.dtype)
 
-    def weight_grad(self, input: Tensor, grad_output: Tensor,
-                    grid: SharingGrid) -> Tensor:
+    def weight_grad(
+        self, input: Tensor, grad_output: Tensor, grid: SharingGrid
+    ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         channels, size = input.shape[1], grid.kernel_size
         kernel_grad = torch.nn.grad.conv2d_weight(
-            input.to(dtype), (channels, 1, size, size),
+            input.to(dtype),
+            (channels, 1, size, size),
             grad_output.to(dtype),
             padding=size // 2,
-            groups=channels)
+            groups=channels,
+        )
         return grid.reduce(kernel_grad).to(input.dtype)

@@ -51,11 +51,14 @@ class TritonBackend(Backend):
         self._ready = False
         self._failure: str | None = None
 
-    def can_run(self, device: torch.device,
-                dtype: torch.dtype) -> tuple[bool, str]:
+    def can_run(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[bool, str]:
         if dtype not in _DTYPES:
-            return False, (f'it has no kernel for {dtype}, only for '
-                           f'{", ".join(map(str, _DTYPES))}')
+            return False, (
+                f'it has no kernel for {dtype}, only for '
+                f'{", ".join(map(str, _DTYPES))}'
+            )
         kernels, reason = _kernels()
         if kernels is None:
             return False, reason
@@ -65,7 +68,8 @@ class TritonBackend(Backend):
             return False, (
                 "it needs an NVIDIA GPU; elsewhere only Triton's interpreter "
                 'runs it, for tests: set TRITON_INTERPRET=1 before anything '
-                'imports triton')
+                'imports triton'
+            )
         if self._failure is not None:
             return False, self._failure
         return _runs_on(device)
@@ -83,19 +87,29 @@ class TritonBackend(Backend):
             raise BackendError(self._failure)
         try:
             pixel = torch.zeros(1, 1, 1, 16, device='cuda')
-            _interleave(pixel, torch.empty_like(pixel)[..., :1],
-                        Tiles(16, 16, 16, 16, 4))
+            _interleave(
+                pixel,
+                torch.empty_like(pixel)[..., :1],
+                Tiles(16, 16, 16, 16, 4),
+            )
         # Compilers, drivers and file systems fail in many ways, none of which
         # should stop a training that has other backends.
         except Exception as error:
             lines = str(error).strip().splitlines() or ['no message']
-            self._failure = ("backend 'triton' could not launch a kernel: "
-                             f'{type(error).__name__}: {lines[0]}')
+            self._failure = (
+                "backend 'triton' could not launch a kernel: "
+                f'{type(error).__name__}: {lines[0]}'
+            )
             raise BackendError(self._failure) from error
         self._ready = True
 
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None,
-                grid: SharingGrid) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grid: SharingGrid,
+    ) -> Tensor:
         batch, channels, height, width = input.shape
         output = torch.empty_like(input, memory_format=memory_format(input))
         direct = output.is_contiguous()
@@ -104,8 +118,9 @@ class TritonBackend(Backend):
         kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.forward(batch * height, channels, width, narrow)
-        plan = make_plan(grid.sizes, height,
-                         tiles.reach(width, grid.kernel_size), narrow)
+        plan = make_plan(
+            grid.sizes, height, tiles.reach(width, grid.kernel_size), narrow
+        )
         tables = make_tables(plan, input.device)
         # The kernel's k' distinct rows, written out along the columns.
         rows = weight.squeeze(1).index_select(2, tables.column_cells)
@@ -113,40 +128,61 @@ class TritonBackend(Backend):
         if not direct:
             scratch_lines += height
         with _on(input.device):
-            for group in _channel_groups(input,
-                                         batch * scratch_lines * tiles.padded):
+            for group in _channel_groups(
+                input, batch * scratch_lines * tiles.padded
+            ):
                 maps = _fill_maps(input[:, group], plan, tiles)
                 target = output[:, group]
-                planes = target if direct else _scratch(
-                    input, target.shape[1], batch, height,
-                    tiles.padded).transpose(0, 1)
-                kernels.forward_kernel[(
-                    -(-batch * height // tiles.lines),
-                    -(-width // tiles.columns), target.shape[1])](
-                        maps, rows[group],
-                        None if bias is None else bias[group], planes,
-                        tables.ladder, tables.cells, tables.level_ends, batch,
-                        height, width, plan.top, maps.stride(0),
-                        grid.num_cells, grid.kernel_size,
-                        *planes.stride()[:3], planes.shape[3],
-                        PADDED=tiles.padded,
-                        LEVELS=len(plan.boxes),
-                        HAS_BIAS=bias is not None,
-                        BLOCK_M=tiles.lines,
-                        BLOCK_X=tiles.columns,
-                        BLOCK_K=tiles.chunk,
-                        PRECISION=_precision(input),
-                        num_warps=tiles.warps,
-                        maxnreg=128,
-                        # Loading ahead would bypass the first-level cache,
-                        # which holds most of a tile shifted by a few rows.
-                        num_stages=1)
+                planes = (
+                    target
+                    if direct
+                    else _scratch(
+                        input, target.shape[1], batch, height, tiles.padded
+                    ).transpose(0, 1)
+                )
+                kernels.forward_kernel[
+                    (
+                        -(-batch * height // tiles.lines),
+                        -(-width // tiles.columns),
+                        target.shape[1],
+                    )
+                ](
+                    maps,
+                    rows[group],
+                    None if bias is None else bias[group],
+                    planes,
+                    tables.ladder,
+                    tables.cells,
+                    tables.level_ends,
+                    batch,
+                    height,
+                    width,
+                    plan.top,
+                    maps.stride(0),
+                    grid.num_cells,
+                    grid.kernel_size,
+                    *planes.stride()[:3],
+                    planes.shape[3],
+                    PADDED=tiles.padded,
+                    LEVELS=len(plan.boxes),
+                    HAS_BIAS=bias is not None,
+                    BLOCK_M=tiles.lines,
+                    BLOCK_X=tiles.columns,
+                    BLOCK_K=tiles.chunk,
+                    PRECISION=_precision(input),
+                    num_warps=tiles.warps,
+                    maxnreg=128,
+                    # Loading ahead would bypass the first-level cache,
+                    # which holds most of a tile shifted by a few rows.
+                    num_stages=1,
+                )
                 if not direct:
                     _interleave(planes, target, tiles)
         return output
 
-    def weight_grad(self, input: Tensor, grad_output: Tensor,
-                    grid: SharingGrid) -> Tensor:
+    def weight_grad(
+        self, input: Tensor, grad_output: Tensor, grid: SharingGrid
+    ) -> Tensor:
         batch, channels, height, width = input.shape
         cells = grid.num_cells
         if not batch:
@@ -154,33 +190,51 @@ class TritonBackend(Backend):
         kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.weight_grad(batch * height, width, narrow)
-        plan = make_plan(grid.sizes, height,
-                         tiles.reach(width, grid.kernel_size), narrow)
+        plan = make_plan(
+            grid.sizes, height, tiles.reach(width, grid.kernel_size), narrow
+        )
         tables = make_tables(plan, input.device)
         pairs, chunks = tiles.pairs(width, grid.kernel_size)
         scratch_lines = plan.num_maps * (plan.top + height) + height
         grads = []
         with _on(input.device):
-            for group in _channel_groups(input,
-                                         batch * scratch_lines * tiles.padded):
+            for group in _channel_groups(
+                input, batch * scratch_lines * tiles.padded
+            ):
                 maps = _fill_maps(input[:, group], plan, tiles)
-                grad_maps = _fill_maps(grad_output[:, group], copy_plan(),
-                                       tiles)
+                grad_maps = _fill_maps(
+                    grad_output[:, group], copy_plan(), tiles
+                )
                 count = maps.shape[1]
-                splits, split_lines = tiles.splits(batch * height,
-                                                   count * cells * pairs)
+                splits, split_lines = tiles.splits(
+                    batch * height, count * cells * pairs
+                )
                 partial = _scratch(
                     input,
                     splits * pairs,
                     count,
                     cells,
                     cells,
-                    dtype=torch.float32)
+                    dtype=torch.float32,
+                )
                 kernels.weight_grad_kernel[(pairs, cells * splits, count)](
-                    maps, grad_maps, partial, tables.ladder, tables.boxes_of,
-                    tables.cell_starts, batch, count, height, width, plan.top,
-                    maps.stride(0), cells, grid.kernel_size, splits,
-                    split_lines, chunks,
+                    maps,
+                    grad_maps,
+                    partial,
+                    tables.ladder,
+                    tables.boxes_of,
+                    tables.cell_starts,
+                    batch,
+                    count,
+                    height,
+                    width,
+                    plan.top,
+                    maps.stride(0),
+                    cells,
+                    grid.kernel_size,
+                    splits,
+                    split_lines,
+                    chunks,
                     PADDED=tiles.padded,
                     LEVELS=len(plan.boxes),
                     BLOCK_M=tiles.lines,
@@ -188,7 +242,8 @@ class TritonBackend(Backend):
                     BLOCK_K=tiles.chunk,
                     PRECISION=_precision(input),
                     num_warps=tiles.warps,
-                    num_stages=3)
+                    num_stages=3,
+                )
                 grads.append(partial.sum(0))
         return torch.cat(grads).to(input.dtype).unsqueeze(1)
 
@@ -217,23 +272,25 @@ def _runs_on(device: torch.device) -> tuple[bool, str]:
         return False, (
             'its tensor-core instructions need compute capability '
             f'{".".join(map(str, _MIN_CAPABILITY))}, {device} has '
-            f'{".".join(map(str, capability))}')
+            f'{".".join(map(str, capability))}'
+        )
     return True, ''
 
 
 def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: make it the tensors' one."""
-    return torch.cuda.device(device) if device.type == 'cuda' else (
-        nullcontext())
+    return (
+        torch.cuda.device(device) if device.type == 'cuda' else (nullcontext())
+    )
 
 
 def _precision(input: Tensor) -> str:
     return 'tf32x3' if input.dtype == torch.float32 else 'ieee'
 
 
-def _scratch(like: Tensor,
-             *shape: int,
-             dtype: torch.dtype | None = None) -> Tensor:
+def _scratch(
+    like: Tensor, *shape: int, dtype: torch.dtype | None = None
+) -> Tensor:
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
 
 
@@ -255,23 +312,28 @@ def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
     lines = plan.top + height
     maps = _scratch(input, plan.num_maps, channels, batch, lines, tiles.padded)
     block_c = _channel_block(tiles)
-    kernels.maps_kernel[(batch * lines, -(-channels // block_c) *
-                         (tiles.padded // tiles.chunk))](
-                             input,
-                             maps,
-                             batch,
-                             channels,
-                             height,
-                             width,
-                             *input.stride(),
-                             maps.stride(0),
-                             BOXES=sum(plan.boxes),
-                             LARGEST=plan.boxes[0],
-                             SPLIT=plan.narrow,
-                             PADDED=tiles.padded,
-                             BLOCK_C=block_c,
-                             BLOCK_W=tiles.chunk,
-                             num_warps=4)
+    kernels.maps_kernel[
+        (
+            batch * lines,
+            -(-channels // block_c) * (tiles.padded // tiles.chunk),
+        )
+    ](
+        input,
+        maps,
+        batch,
+        channels,
+        height,
+        width,
+        *input.stride(),
+        maps.stride(0),
+        BOXES=sum(plan.boxes),
+        LARGEST=plan.boxes[0],
+        SPLIT=plan.narrow,
+        PADDED=tiles.padded,
+        BLOCK_C=block_c,
+        BLOCK_W=tiles.chunk,
+        num_warps=4,
+    )
     return maps
 
 
@@ -280,19 +342,24 @@ def _interleave(planes: Tensor, target: Tensor, tiles: Tiles) -> None:
     kernels, _ = _kernels()
     batch, channels, height, width = target.shape
     block_c = _channel_block(tiles)
-    kernels.interleave_kernel[(batch * height, -(-channels // block_c) *
-                               (tiles.padded // tiles.chunk))](
-                                   planes,
-                                   target,
-                                   batch,
-                                   channels,
-                                   height,
-                                   width,
-                                   *target.stride(),
-                                   PADDED=tiles.padded,
-                                   BLOCK_C=block_c,
-                                   BLOCK_W=tiles.chunk,
-                                   num_warps=4)
+    kernels.interleave_kernel[
+        (
+            batch * height,
+            -(-channels // block_c) * (tiles.padded // tiles.chunk),
+        )
+    ](
+        planes,
+        target,
+        batch,
+        channels,
+        height,
+        width,
+        *target.stride(),
+        PADDED=tiles.padded,
+        BLOCK_C=block_c,
+        BLOCK_W=tiles.chunk,
+        num_warps=4,
+    )
 
 
 def _channel_block(tiles: Tiles) -> int:

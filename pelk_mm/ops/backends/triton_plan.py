@@ -58,14 +58,17 @@ class Plan:
     @cached_property
     def num_products(self) -> int:
         """Matrix products per tile and chunk of columns."""
-        return sum(part * count
-                   for part, level in zip(self.parts, self.cells, strict=True)
-                   for _, _, count in level)
+        return sum(
+            part * count
+            for part, level in zip(self.parts, self.cells, strict=True)
+            for _, _, count in level
+        )
 
 
 @lru_cache(maxsize=512)
-def make_plan(sizes: tuple[int, ...], height: int, columns: int,
-              narrow: bool) -> Plan:
+def make_plan(
+    sizes: tuple[int, ...], height: int, columns: int, narrow: bool
+) -> Plan:
     """The cheapest plan for a kernel on maps of this height.
 
     Args:
@@ -88,17 +91,21 @@ def make_plan(sizes: tuple[int, ...], height: int, columns: int,
     ]
     return min(
         plans,
-        key=lambda plan: (plan.num_products * columns / 64 + plan.num_maps *
-                          _MAP_COST[narrow]))
+        key=lambda plan: (
+            plan.num_products * columns / 64
+            + plan.num_maps * _MAP_COST[narrow]
+        ),
+    )
 
 
 def copy_plan() -> Plan:
     """A plan whose only map is the input itself."""
-    return Plan((1, ), False, (1, ), (((0, 0, 1), ), ))
+    return Plan((1,), False, (1,), (((0, 0, 1),),))
 
 
-def _row_spans(sizes: tuple[int, ...],
-               height: int) -> list[tuple[int, int, int]]:
+def _row_spans(
+    sizes: tuple[int, ...], height: int
+) -> list[tuple[int, int, int]]:
     """``(cell, first, past)`` row offsets of the cells that meet the map."""
     ends = list(accumulate(sizes, initial=-(sum(sizes) // 2)))
     spans = []
@@ -109,8 +116,12 @@ def _row_spans(sizes: tuple[int, ...],
     return spans
 
 
-def _split(sizes: tuple[int, ...], spans: list[tuple[int, int, int]],
-           boxes: tuple[int, ...], narrow: bool) -> Plan:
+def _split(
+    sizes: tuple[int, ...],
+    spans: list[tuple[int, int, int]],
+    boxes: tuple[int, ...],
+    narrow: bool,
+) -> Plan:
     levels: list[list[tuple[int, int, int]]] = [[] for _ in boxes]
     for cell, first, past in spans:
         for box, level in zip(boxes, levels, strict=True):
@@ -153,7 +164,9 @@ def make_tables(plan: Plan, device: torch.device) -> Tables:
             plan.parts,
             reversed(list(first_maps)),
             steps,
-            strict=True))
+            strict=True,
+        )
+    )
     boxes_of = torch.zeros(len(plan.boxes), len(plan.sizes), 2)
     for index, level in enumerate(plan.cells):
         for cell, shift, count in level:
@@ -166,10 +179,13 @@ def make_tables(plan: Plan, device: torch.device) -> Tables:
         return torch.as_tensor(rows, dtype=torch.int32).to(device)
 
     return Tables(
-        table(ladder), table([row for level in plan.cells for row in level]),
-        table([0, *accumulate(map(len, plan.cells))]), table(boxes_of),
+        table(ladder),
+        table([row for level in plan.cells for row in level]),
+        table([0, *accumulate(map(len, plan.cells))]),
+        table(boxes_of),
         table([0, *accumulate(plan.sizes)]),
-        torch.tensor(columns).to(device))
+        torch.tensor(columns).to(device),
+    )
 
 
 @dataclass(frozen=True)
@@ -191,8 +207,7 @@ class Tiles:
     warps: int
 
     @staticmethod
-    def forward(lines: int, channels: int, width: int,
-                narrow: bool) -> Tiles:
+    def forward(lines: int, channels: int, width: int, narrow: bool) -> Tiles:
         """For ``forward_kernel`` on ``channels`` planes of ``lines`` rows."""
         columns = _power_of_two(width, 64)
         # A wide map wastes less at the ends of the kernel's reach with short
@@ -205,8 +220,12 @@ class Tiles:
         else:
             most, warps = 64, 4
         return Tiles(
-            _power_of_two(lines, most), columns, chunk,
-            _round_up(width, chunk), warps)
+            _power_of_two(lines, most),
+            columns,
+            chunk,
+            _round_up(width, chunk),
+            warps,
+        )
 
     @staticmethod
     def weight_grad(lines: int, width: int, narrow: bool) -> Tiles:
@@ -214,13 +233,18 @@ class Tiles:
         columns = _power_of_two(width, 64)
         most = (64 if narrow else 16) * 64 // columns
         return Tiles(
-            _power_of_two(lines, most), columns, columns,
-            _round_up(width, columns), 4)
+            _power_of_two(lines, most),
+            columns,
+            columns,
+            _round_up(width, columns),
+            4,
+        )
 
     def reach(self, width: int, kernel_size: int) -> int:
         """Columns of the input that the widest met tile contracts over."""
         return self.chunk * max(
-            past - first for first, past in self._chunks(width, kernel_size))
+            past - first for first, past in self._chunks(width, kernel_size)
+        )
 
     def pairs(self, width: int, kernel_size: int) -> tuple[int, int]:
         """Tiles of columns times most chunks of any, and the latter."""
@@ -238,13 +262,13 @@ class Tiles:
         size = _round_up(-(-lines // max(wanted, 1)), self.lines)
         return -(-lines // size), size
 
-    def _chunks(self, width: int,
-                kernel_size: int) -> Iterator[tuple[int, int]]:
+    def _chunks(
+        self, width: int, kernel_size: int
+    ) -> Iterator[tuple[int, int]]:
         radius = kernel_size // 2
         for left in range(0, width, self.columns):
             past = min(left + self.columns + radius, width)
-            yield (max(left - radius, 0) // self.chunk,
-                   -(-past // self.chunk))
+            yield (max(left - radius, 0) // self.chunk, -(-past // self.chunk))
 
 
 def _power_of_two(value: int, most: int) -> int:

@@ -31,15 +31,20 @@ class SparseNet(BaseModel):
     def __init__(self, overflow_at: Sequence[int] = (), **kwargs) -> None:
         super().__init__(**kwargs)
         self.backbone = nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
-            nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Flatten(),
-            nn.Linear(8 * 6 * 6, 12))
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 5, padding=2, groups=8),
+            nn.Flatten(),
+            nn.Linear(8 * 6 * 6, 12),
+        )
         self.head = nn.Linear(12, 4)
         self.overflow_at = set(overflow_at)
         self.passes = 0
 
-    def forward(self, inputs: Tensor, label: Tensor,
-                mode: str = 'tensor') -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Tensor, label: Tensor, mode: str = 'tensor'
+    ) -> dict[str, Tensor]:
         logits = self.head(self.backbone(inputs))
         loss = nn.functional.cross_entropy(logits, label)
         if self.passes in self.overflow_at:
@@ -55,7 +60,7 @@ class CPUScalerOptimWrapper(AmpOptimWrapper):
     def __init__(self, **kwargs) -> None:
         OptimWrapper.__init__(self, **kwargs)
         self._scale_update_param = None
-        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.**10)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
 
     def optim_context(self, model):
         return OptimWrapper.optim_context(self, model)
@@ -66,23 +71,26 @@ def samples(count: int = 64) -> list[dict]:
     return [
         dict(
             inputs=torch.randn(3, 8, 8, generator=generator),
-            label=int(torch.randint(4, (), generator=generator)))
+            label=int(torch.randint(4, (), generator=generator)),
+        )
         for _ in range(count)
     ]
 
 
-def make_runner(work_dir: str | Path,
-                iters: int = 12,
-                hook: Mapping | None = None,
-                *,
-                model: nn.Module | None = None,
-                data: Sequence[dict] | None = None,
-                optimizer: Mapping | None = None,
-                wrapper: Mapping | None = None,
-                hooks: Sequence[Mapping | Hook] = (),
-                save_every: int = 1000,
-                distributed: bool = False,
-                **kwargs) -> Runner:
+def make_runner(
+    work_dir: str | Path,
+    iters: int = 12,
+    hook: Mapping | None = None,
+    *,
+    model: nn.Module | None = None,
+    data: Sequence[dict] | None = None,
+    optimizer: Mapping | None = None,
+    wrapper: Mapping | None = None,
+    hooks: Sequence[Mapping | Hook] = (),
+    save_every: int = 1000,
+    distributed: bool = False,
+    **kwargs,
+) -> Runner:
     """A runner on four samples an iteration; ``hook=None`` leaves it out."""
     torch.manual_seed(0)
     optimizer = optimizer or dict(type='AdamW', lr=1e-2, weight_decay=0.05)
@@ -92,14 +100,18 @@ def make_runner(work_dir: str | Path,
             *hooks,
             dict(
                 dict(
-                    type='DynamicSparsityHook', init='erk',
-                    update_interval=3), **hook)
+                    type='DynamicSparsityHook', init='erk', update_interval=3
+                ),
+                **hook,
+            ),
         ]
     cfg = dict(
         model_wrapper_cfg=dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
-            device_ids=None))
+            device_ids=None,
+        )
+    )
     # Asking the compiler for its version and the like takes a second a run.
     with mock.patch('mmengine.runner.runner.collect_env', dict):
         return Runner(
@@ -110,22 +122,27 @@ def make_runner(work_dir: str | Path,
                 batch_size=4,
                 sampler=dict(type='InfiniteSampler', seed=0),
                 collate_fn=dict(
-                    type='pseudo_collate' if data else 'default_collate')),
+                    type='pseudo_collate' if data else 'default_collate'
+                ),
+            ),
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
             optim_wrapper=dict(
-                dict(type='OptimWrapper', optimizer=optimizer),
-                **wrapper or {}),
+                dict(type='OptimWrapper', optimizer=optimizer), **wrapper or {}
+            ),
             default_hooks=dict(
                 checkpoint=dict(
                     type='SafeCheckpointHook',
                     by_epoch=False,
-                    interval=save_every)),
+                    interval=save_every,
+                )
+            ),
             custom_hooks=list(hooks),
             launcher='pytorch' if distributed else 'none',
             randomness=dict(seed=0),
             experiment_name=f'run{os.urandom(6).hex()}',
             cfg=Config(cfg),
-            **kwargs)
+            **kwargs,
+        )
 
 
 def train(work_dir: str | Path, *args, **kwargs) -> Runner:
@@ -140,8 +157,7 @@ def sparsity_hook(runner: Runner) -> DynamicSparsityHook:
 
 def load(work_dir: str | Path, iters: int) -> dict:
     """A checkpoint, read as safely as torch can."""
-    return torch.load(
-        Path(work_dir) / f'iter_{iters}.pth', weights_only=True)
+    return torch.load(Path(work_dir) / f'iter_{iters}.pth', weights_only=True)
 
 
 def differences(a, b, where: str = '') -> list[str]:
@@ -151,11 +167,18 @@ def differences(a, b, where: str = '') -> list[str]:
             return [f'{where}: keys']
         return [d for k in a for d in differences(a[k], b[k], f'{where}/{k}')]
     if isinstance(a, (list, tuple)):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True))
-                for d in differences(x, y, f'{where}/{i}')]
+        return [
+            d
+            for i, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f'{where}/{i}')
+        ]
     if isinstance(a, Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and bool(
-            (a == b).all()) and bool((a.signbit() == b.signbit()).all())
+        same = (
+            a.dtype == b.dtype
+            and a.shape == b.shape
+            and bool((a == b).all())
+            and bool((a.signbit() == b.signbit()).all())
+        )
     else:
         same = a == b
     return [] if same else [where]
@@ -169,7 +192,8 @@ def straight_and_resumed(work_dir: str, hook: dict, **kwargs) -> Runner:
     train(work_dir / 'straight', 40, hook, save_every=20, **extra)
     train(work_dir / 'resumed', 20, hook, save_every=20, **extra)
     return train(
-        work_dir / 'resumed', 40, hook, save_every=20, resume=True, **extra)
+        work_dir / 'resumed', 40, hook, save_every=20, resume=True, **extra
+    )
 
 
 def in_two_processes(rank: int, rendezvous: str, function, *args) -> None:
@@ -177,7 +201,8 @@ def in_two_processes(rank: int, rendezvous: str, function, *args) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.set_num_threads(1)
     dist.init_process_group(
-        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
+        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2
+    )
     try:
         function(*args)
     finally:

@@ -50,15 +50,17 @@ class Watch(Hook):
         hook = sparsity_hook(runner)
         masks = hook.keeper.masks
         models = [runner.model]
-        models += [h.ema_model.module for h in runner.hooks
-                   if hasattr(h, 'ema_model')]
+        models += [
+            h.ema_model.module for h in runner.hooks if hasattr(h, 'ema_model')
+        ]
         for model in models:
             params = dict(model.named_parameters())
             for name, mask in masks.items():
                 assert (params[name][~mask] == 0).all(), name
         for param, state in runner.optim_wrapper.optimizer.state.items():
-            name = next(n for n, p in runner.model.named_parameters()
-                        if p is param)
+            name = next(
+                n for n, p in runner.model.named_parameters() if p is param
+            )
             for value in state.values():
                 if name in masks and value.shape == param.shape:
                     assert (value[~masks[name]] == 0).all(), name
@@ -77,7 +79,7 @@ def _one_thread():
 
 def messages(runner):
     """The log of a run."""
-    (path, ) = Path(runner.log_dir).glob('*.log')
+    (path,) = Path(runner.log_dir).glob('*.log')
     return path.read_text()
 
 
@@ -90,8 +92,8 @@ def first_batch():
 
 def updates(runner):
     return [
-        int(step) for step in re.findall(r'step (\d+), dropped',
-                                         messages(runner))
+        int(step)
+        for step in re.findall(r'step (\d+), dropped', messages(runner))
     ]
 
 
@@ -102,10 +104,13 @@ def test_registered_for_every_scope():
     assert HOOKS.get('DynamicSparsityHook') is DynamicSparsityHook
 
 
-@pytest.mark.parametrize('optimizer', [
-    dict(type='AdamW', lr=1e-2, weight_decay=0.05),
-    dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-2),
-])
+@pytest.mark.parametrize(
+    'optimizer',
+    [
+        dict(type='AdamW', lr=1e-2, weight_decay=0.05),
+        dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=1e-2),
+    ],
+)
 def test_zeros_stay_through_training(tmp_path, optimizer):
     watch = Watch()
     runner = train(
@@ -114,7 +119,8 @@ def test_zeros_stay_through_training(tmp_path, optimizer):
         dict(sparsity=0.4),
         optimizer=optimizer,
         wrapper=dict(clip_grad=dict(max_norm=0.5)),
-        hooks=[watch, dict(type='EMAHook', momentum=0.2)])
+        hooks=[watch, dict(type='EMAHook', momentum=0.2)],
+    )
     hook = sparsity_hook(runner)
     assert list(hook.keeper.masks) == BACKBONE
     shapes = {n: m.shape for n, m in hook.keeper.masks.items()}
@@ -130,12 +136,16 @@ def test_zeros_stay_through_training(tmp_path, optimizer):
 def test_the_log_says_what_happened(tmp_path):
     runner = train(tmp_path, 4, dict(init='uniform', end=10))
     text = messages(runner)
-    assert ('masks drawn by uniform; density 0.6002 over 3 weights, most '
-            'dense' in text)
+    assert (
+        'masks drawn by uniform; density 0.6002 over 3 weights, most '
+        'dense' in text
+    )
     assert re.search(
         r'step 3, dropped and grew 39\.\d\d% of the live weights \(prune '
         r'rate 0\.3980\); density 0\.6002 over 3 weights, most dense '
-        r'backbone\.\d\.weight 0\.60\d\d, least dense backbone', text)
+        r'backbone\.\d\.weight 0\.60\d\d, least dense backbone',
+        text,
+    )
 
 
 def test_steps_are_those_of_the_optimizer(tmp_path):
@@ -145,7 +155,8 @@ def test_steps_are_those_of_the_optimizer(tmp_path):
         12,
         dict(update_interval=2),
         wrapper=dict(accumulative_counts=2),
-        hooks=[watch])
+        hooks=[watch],
+    )
     assert watch.steps == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
     # Six steps in all: none of the masks moves at the last one.
     assert updates(runner) == [2, 4]
@@ -170,7 +181,8 @@ def test_skipped_steps_do_not_count(tmp_path):
         dict(growth='momentum'),
         model=SparseNet(overflow_at=[0, 4]),
         wrapper=dict(type='CPUScalerOptimWrapper'),
-        hooks=[watch])
+        hooks=[watch],
+    )
     assert watch.steps == [0, 1, 2, 3, 3, 4, 5, 6, 7]
     assert updates(runner) == [3, 6]
     # 2 ** 10, halved twice.
@@ -179,12 +191,11 @@ def test_skipped_steps_do_not_count(tmp_path):
 
 
 def test_clipping_sees_live_weights_only(tmp_path):
-
     class Norms(Hook):
-
         def after_train_iter(self, runner, *args, **kwargs):
             self.seen = runner.message_hub.get_scalar(
-                'train/grad_norm').current()
+                'train/grad_norm'
+            ).current()
 
     hook, norms = dict(init='uniform', sparsity=0.9), Norms()
     clip = dict(clip_grad=dict(max_norm=1e9))
@@ -238,9 +249,12 @@ def test_snip_uses_the_first_batch_and_trains_on_it_unchanged(tmp_path):
 def test_seed_and_scope(tmp_path):
     masks = [
         sparsity_hook(
-            train(tmp_path / str(i), 1, dict(
-                init='uniform', seed=seed, include='.', exclude=['5'],
-            ))).keeper.masks
+            train(
+                tmp_path / str(i),
+                1,
+                dict(init='uniform', seed=seed, include='.', exclude=['5']),
+            )
+        ).keeper.masks
         for i, seed in enumerate((0, 0, 1))
     ]
     assert list(masks[0]) == [*BACKBONE[:2], 'head.weight']
@@ -266,9 +280,7 @@ def test_everything_frozen_is_refused(tmp_path):
 
 
 def test_optimizer_wrapper_dict(tmp_path):
-
     class Two(SparseNet):
-
         def train_step(self, data, optim_wrapper):
             loss = self(**data)['loss']
             for wrapper in optim_wrapper.values():
@@ -280,11 +292,14 @@ def test_optimizer_wrapper_dict(tmp_path):
 
     def run(folder, **hook):
         model = Two()
-        wrappers = OptimWrapperDict(**{
-            name: OptimWrapper(
-                torch.optim.SGD(getattr(model, name).parameters(), lr=0.1))
-            for name in ('backbone', 'head')
-        })
+        wrappers = OptimWrapperDict(
+            **{
+                name: OptimWrapper(
+                    torch.optim.SGD(getattr(model, name).parameters(), lr=0.1)
+                )
+                for name in ('backbone', 'head')
+            }
+        )
         runner = make_runner(folder, 5, hook, model=model)
         runner.optim_wrapper = wrappers
         runner.train()
@@ -294,18 +309,23 @@ def test_optimizer_wrapper_dict(tmp_path):
     assert updates(runner) == [3]
     for name, mask in sparsity_hook(runner).keeper.masks.items():
         assert (runner.model.get_parameter(name)[~mask] == 0).all()
-    with pytest.raises(ValueError, match="needs one loss"):
+    with pytest.raises(ValueError, match='needs one loss'):
         run(tmp_path / 'b', init='snip')
 
 
 # Resuming -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('hook, kwargs', [
-    (dict(init='snip', update_interval=5), {}),
-    (dict(init='erk', update_interval=6, growth='momentum'),
-     dict(wrapper=dict(type='CPUScalerOptimWrapper'))),
-])
+@pytest.mark.parametrize(
+    'hook, kwargs',
+    [
+        (dict(init='snip', update_interval=5), {}),
+        (
+            dict(init='erk', update_interval=6, growth='momentum'),
+            dict(wrapper=dict(type='CPUScalerOptimWrapper')),
+        ),
+    ],
+)
 def test_resumed_is_straight_to_the_bit(tmp_path, hook, kwargs):
     """Masks move after the resumption, and for SNIP at the very save."""
     runner = straight_and_resumed(str(tmp_path), hook, **kwargs)
@@ -316,23 +336,28 @@ def test_resumed_is_straight_to_the_bit(tmp_path, hook, kwargs):
     for key in ('state_dict', 'ema_state_dict', 'optimizer', STATE_KEY):
         assert differences(straight[key], resumed[key], key) == []
     halfway = load(tmp_path / 'straight', 20)
-    assert (bool(halfway[STATE_KEY]['momentum'])
-            == (hook.get('growth') == 'momentum'))
+    assert bool(halfway[STATE_KEY]['momentum']) == (
+        hook.get('growth') == 'momentum'
+    )
     moved = differences(
-        unpack_masks(halfway[STATE_KEY]), unpack_masks(straight[STATE_KEY]))
+        unpack_masks(halfway[STATE_KEY]), unpack_masks(straight[STATE_KEY])
+    )
     assert len(moved) == 3
 
 
 def _two_process_run(folder):
     """Both ranks note what they hold at the end."""
     runner = straight_and_resumed(
-        folder, dict(init='snip', update_interval=5), distributed=True)
+        folder, dict(init='snip', update_interval=5), distributed=True
+    )
     hook = sparsity_hook(runner)
     torch.save(
         dict(
             masks=hook.keeper.masks,
-            weights=dict(runner.model.module.named_parameters())),
-        f'{folder}/rank{dist.get_rank()}.pth')
+            weights=dict(runner.model.module.named_parameters()),
+        ),
+        f'{folder}/rank{dist.get_rank()}.pth',
+    )
 
     # A rank that went astray is brought back to rank 0's masks.
     if dist.get_rank() == 1:
@@ -342,8 +367,7 @@ def _two_process_run(folder):
     torch.save(hook.keeper.masks, f'{folder}/healed{dist.get_rank()}.pth')
 
     # Shards cannot be masked.
-    runner.model = fully_shard(
-        SparseNet(), mesh=init_device_mesh('cpu', (2, )))
+    runner.model = fully_shard(SparseNet(), mesh=init_device_mesh('cpu', (2,)))
     with pytest.raises(RuntimeError, match='found sharded parameters'):
         sparsity_hook(runner).before_train(runner)
 
@@ -354,7 +378,8 @@ def test_two_processes_resume_to_the_bit_and_agree(tmp_path):
         in_two_processes,
         (str(tmp_path / 'rendezvous'), _two_process_run, str(tmp_path)),
         nprocs=2,
-        start_method='spawn')
+        start_method='spawn',
+    )
     straight = load(tmp_path / 'straight', 40)
     resumed = load(tmp_path / 'resumed', 40)
     for key in ('state_dict', 'ema_state_dict', 'optimizer', STATE_KEY):
@@ -371,7 +396,8 @@ def test_two_processes_resume_to_the_bit_and_agree(tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='needs a CUDA device')
+    not torch.cuda.is_available(), reason='needs a CUDA device'
+)
 @pytest.mark.parametrize('growth', ['random', 'momentum'])
 def test_half_precision_on_a_gpu(tmp_path, growth):
     """Masks where the weights are, the generator where it always is."""
@@ -379,7 +405,8 @@ def test_half_precision_on_a_gpu(tmp_path, growth):
     amp = dict(type='AmpOptimWrapper', loss_scale='dynamic')
     train(tmp_path, 10, hook, wrapper=amp, hooks=[Watch()], save_every=10)
     runner = train(
-        tmp_path, 20, hook, wrapper=amp, hooks=[Watch()], resume=True)
+        tmp_path, 20, hook, wrapper=amp, hooks=[Watch()], resume=True
+    )
     keeper = sparsity_hook(runner).keeper
     assert all(mask.is_cuda for mask in keeper.masks.values())
     assert keeper.density == pytest.approx(0.6, abs=0.01)
@@ -410,17 +437,22 @@ def resume(tmp_path, path, hook, iters=8, **kwargs):
         hook,
         load_from=str(path),
         resume=True,
-        **kwargs)
+        **kwargs,
+    )
 
 
 def test_resuming_with_another_sparsity(sparse_run, tmp_path):
     path = sparse_run / 'iter_4.pth'
-    with pytest.raises(ValueError, match=r'sparsity=0\.5 and this run asks '
-                       r'for 0\.3\. .*redraw=True'):
+    with pytest.raises(
+        ValueError,
+        match=r'sparsity=0\.5 and this run asks '
+        r'for 0\.3\. .*redraw=True',
+    ):
         resume(tmp_path, path, dict(sparsity=0.3))
     runner = resume(
-        tmp_path, path, dict(sparsity=0.3, redraw=True), save_every=6)
-    assert sparsity_hook(runner).keeper.density == pytest.approx(0.7, abs=.01)
+        tmp_path, path, dict(sparsity=0.3, redraw=True), save_every=6
+    )
+    assert sparsity_hook(runner).keeper.density == pytest.approx(0.7, abs=0.01)
     assert sparsity_hook(runner).step == 8
 
     # The next resumption finds masks that suit it and leaves them alone.
@@ -429,10 +461,14 @@ def test_resuming_with_another_sparsity(sparse_run, tmp_path):
         tmp_path / 'again',
         tmp_path / 'run' / 'iter_6.pth',
         dict(sparsity=0.3, redraw=True, update_interval=None),
-        iters=7)
-    assert differences(
-        unpack_masks(saved[STATE_KEY]),
-        sparsity_hook(again).keeper.masks) == []
+        iters=7,
+    )
+    assert (
+        differences(
+            unpack_masks(saved[STATE_KEY]), sparsity_hook(again).keeper.masks
+        )
+        == []
+    )
 
 
 def test_resuming_a_dense_run(sparse_run, tmp_path):
@@ -441,7 +477,8 @@ def test_resuming_a_dense_run(sparse_run, tmp_path):
         with pytest.raises(ValueError, match='holds no masks'):
             resume(tmp_path, path, dict(sparsity=0.5, init=init))
     runner = resume(
-        tmp_path, path, dict(sparsity=0.5, init='snip', redraw=True))
+        tmp_path, path, dict(sparsity=0.5, init='snip', redraw=True)
+    )
     assert sparsity_hook(runner).step == 8
 
 
@@ -462,18 +499,19 @@ def test_masks_that_do_not_fit_the_model(sparse_run, tmp_path):
     model = SparseNet()
     model.backbone[3] = nn.Conv2d(8, 8, 3, padding=1, groups=8)
     with pytest.raises(
-            ValueError,
-            match=r"1 of the checkpoint's 3 masks do not fit .*"
-            r'backbone.3.weight \[8, 1, 5, 5\] against \[8, 1, 3, 3\]'):
+        ValueError,
+        match=r"1 of the checkpoint's 3 masks do not fit .*"
+        r'backbone.3.weight \[8, 1, 5, 5\] against \[8, 1, 3, 3\]',
+    ):
         resume(
             tmp_path,
             sparse_run / 'iter_4.pth',
             dict(sparsity=0.5),
-            model=model)
+            model=model,
+        )
 
 
 def test_a_damaged_state_is_refused(sparse_run, tmp_path):
-
     def flip(checkpoint):
         checkpoint[STATE_KEY]['masks'][BACKBONE[1]][3] ^= 1
 
@@ -484,9 +522,11 @@ def test_a_damaged_state_is_refused(sparse_run, tmp_path):
         state = checkpoint['state_dict']
         state[BACKBONE[1]] = torch.ones_like(state[BACKBONE[1]])
 
-    for edit, message in ((flip, 'do not have the hash'),
-                          (outdate, 'version 99'),
-                          (revive, '91 weights in 1 layers are not zero')):
+    for edit, message in (
+        (flip, 'do not have the hash'),
+        (outdate, 'version 99'),
+        (revive, '91 weights in 1 layers are not zero'),
+    ):
         path = edited(sparse_run, tmp_path, edit)
         with pytest.raises(ValueError, match=message):
             resume(tmp_path, path, dict(sparsity=0.5))
@@ -494,7 +534,8 @@ def test_a_damaged_state_is_refused(sparse_run, tmp_path):
 
 def test_a_new_schedule_is_told(sparse_run, tmp_path):
     runner = resume(
-        tmp_path, sparse_run / 'iter_4.pth', dict(sparsity=0.5, end=100))
+        tmp_path, sparse_run / 'iter_4.pth', dict(sparsity=0.5, end=100)
+    )
     assert 'the schedule changed' in messages(runner)
 
 
@@ -516,8 +557,7 @@ def test_zeros_keeps_the_saved_masks(sparse_run, tmp_path):
     watch = Watch()
     runner = train(tmp_path, 5, KEEP, load_from=path, hooks=[watch])
     assert differences(saved, sparsity_hook(runner).keeper.masks) == []
-    assert runner.model.get_parameter(
-        BACKBONE[2])[saved[BACKBONE[2]]].all()
+    assert runner.model.get_parameter(BACKBONE[2])[saved[BACKBONE[2]]].all()
     assert updates(runner) == []
 
 
@@ -536,21 +576,23 @@ class Detector(BaseModel):
         super().__init__()
 
         class Backbone(BaseModel):
-
             def __init__(self, **kwargs):
                 super().__init__(**kwargs)
                 for i, layer in enumerate(SparseNet().backbone):
                     self.add_module(str(i), layer)
 
             def forward(self, x):
-                for layer in (m for n, m in self.named_children()
-                              if n.isdigit()):
+                for layer in (
+                    m for n, m in self.named_children() if n.isdigit()
+                ):
                     x = layer(x)
                 return x
 
         self.backbone = Backbone(
             init_cfg=dict(
-                type='Pretrained', checkpoint=checkpoint, prefix=prefix))
+                type='Pretrained', checkpoint=checkpoint, prefix=prefix
+            )
+        )
         self.box = nn.Linear(12, 4)
 
     def forward(self, inputs, label, mode='tensor'):
@@ -559,7 +601,6 @@ class Detector(BaseModel):
 
 @pytest.mark.parametrize('prefix', ['backbone', 'backbone.'])
 def test_zeros_finds_masks_through_init_cfg(sparse_run, tmp_path, prefix):
-
     def zero_a_live_weight(checkpoint):
         weight = checkpoint['state_dict'][BACKBONE[2]]
         weight.view(-1)[weight.flatten().nonzero()[0]] = 0
@@ -574,10 +615,8 @@ def test_zeros_of_a_dense_checkpoint(tmp_path):
     train(tmp_path / 'dense', 2)
     with pytest.raises(ValueError, match='found nothing sparse: 0 of 3872'):
         train(
-            tmp_path,
-            3,
-            KEEP,
-            load_from=str(tmp_path / 'dense' / 'iter_2.pth'))
+            tmp_path, 3, KEEP, load_from=str(tmp_path / 'dense' / 'iter_2.pth')
+        )
 
 
 def test_zeros_of_a_foreign_scope(sparse_run, tmp_path):
@@ -586,11 +625,11 @@ def test_zeros_of_a_foreign_scope(sparse_run, tmp_path):
             tmp_path,
             3,
             dict(KEEP, include='head'),
-            load_from=str(sparse_run / 'iter_4.pth'))
+            load_from=str(sparse_run / 'iter_4.pth'),
+        )
 
 
 def test_a_layer_of_zeros_is_not_a_sparse_one(sparse_run, tmp_path):
-
     def blank(checkpoint):
         del checkpoint[STATE_KEY]
         checkpoint['state_dict'][BACKBONE[1]].zero_()
@@ -598,7 +637,8 @@ def test_a_layer_of_zeros_is_not_a_sparse_one(sparse_run, tmp_path):
     path = edited(sparse_run, tmp_path, blank)
     runner = train(tmp_path, 3, KEEP, load_from=path)
     assert list(sparsity_hook(runner).keeper.masks) == [
-        BACKBONE[0], BACKBONE[2]
+        BACKBONE[0],
+        BACKBONE[2],
     ]
     assert f'{BACKBONE[1]} is zero throughout' in messages(runner)
 
@@ -619,7 +659,8 @@ def test_frozen_sparse_weights_downstream(sparse_run, tmp_path):
         4,
         dict(init='zeros', update_interval=2),
         model=model,
-        load_from=str(sparse_run / 'iter_4.pth'))
+        load_from=str(sparse_run / 'iter_4.pth'),
+    )
     saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])
     masks = sparsity_hook(runner).keeper.masks
     moved = differences(saved, masks)
@@ -629,23 +670,26 @@ def test_frozen_sparse_weights_downstream(sparse_run, tmp_path):
 # Arguments ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kwargs, error, message', [
-    (dict(sparsity=1.), ValueError, 'sparsity must be below 1'),
-    (dict(sparsity=-0.1), ValueError, 'sparsity must be 0 to 1, got -0.1'),
-    (dict(sparsity=float('nan')), ValueError, 'sparsity'),
-    (dict(sparsity='0.4'), TypeError, 'sparsity must be a number'),
-    (dict(init='random'), ValueError, "init must be one of .*'random'"),
-    (dict(growth='gradient'), ValueError, 'growth must be one of'),
-    (dict(prune_rate=1.5), ValueError, 'prune_rate must be 0 to 1'),
-    (dict(prune_rate=0.1, min_prune_rate=0.2), ValueError, 'exceeds'),
-    (dict(update_interval=0), ValueError, 'update_interval .* least 1'),
-    (dict(update_interval=2.5), TypeError, 'update_interval'),
-    (dict(end=-1), ValueError, 'end must be at least 1'),
-    (dict(include=()), ValueError, 'include names no pattern'),
-    (dict(include='('), ValueError, 'no regular expression'),
-    (dict(seed=None), TypeError, 'seed must be an integer'),
-    (dict(redraw='yes'), TypeError, 'redraw must be True or False'),
-])
+@pytest.mark.parametrize(
+    'kwargs, error, message',
+    [
+        (dict(sparsity=1.0), ValueError, 'sparsity must be below 1'),
+        (dict(sparsity=-0.1), ValueError, 'sparsity must be 0 to 1, got -0.1'),
+        (dict(sparsity=float('nan')), ValueError, 'sparsity'),
+        (dict(sparsity='0.4'), TypeError, 'sparsity must be a number'),
+        (dict(init='random'), ValueError, "init must be one of .*'random'"),
+        (dict(growth='gradient'), ValueError, 'growth must be one of'),
+        (dict(prune_rate=1.5), ValueError, 'prune_rate must be 0 to 1'),
+        (dict(prune_rate=0.1, min_prune_rate=0.2), ValueError, 'exceeds'),
+        (dict(update_interval=0), ValueError, 'update_interval .* least 1'),
+        (dict(update_interval=2.5), TypeError, 'update_interval'),
+        (dict(end=-1), ValueError, 'end must be at least 1'),
+        (dict(include=()), ValueError, 'include names no pattern'),
+        (dict(include='('), ValueError, 'no regular expression'),
+        (dict(seed=None), TypeError, 'seed must be an integer'),
+        (dict(redraw='yes'), TypeError, 'redraw must be True or False'),
+    ],
+)
 def test_bad_arguments(kwargs, error, message):
     with pytest.raises(error, match=message):
         DynamicSparsityHook(**kwargs)
@@ -661,13 +705,13 @@ def test_fsdp_is_refused(tmp_path):
 
 
 def test_an_optimizer_out_of_reach_is_refused(tmp_path):
-
     class ZeroRedundancyOptimizer(torch.optim.SGD):
         pass
 
     runner = make_runner(tmp_path, 2, dict())
     runner.optim_wrapper = OptimWrapper(
-        ZeroRedundancyOptimizer(runner.model.parameters(), lr=1.))
+        ZeroRedundancyOptimizer(runner.model.parameters(), lr=1.0)
+    )
     with pytest.raises(RuntimeError, match='cannot reach the moments'):
         runner.train()
 
@@ -678,7 +722,8 @@ def test_two_hooks_are_refused(tmp_path):
             tmp_path,
             2,
             dict(),
-            hooks=[dict(type='DynamicSparsityHook', include='head')])
+            hooks=[dict(type='DynamicSparsityHook', include='head')],
+        )
 
 
 def test_patterns_that_match_nothing(tmp_path):

@@ -20,14 +20,21 @@ SMALL = dict(
     depths=(1, 1, 4, 1),
     channels=(8, 12, 17, 24),
     kernel_sizes=(13, 9, 7, 5),
-    center_radius=2)
+    center_radius=2,
+)
 ALL = (0, 1, 2, 3)
 
 
 def small(**kwargs):
     """A small PeLK with LayerScale 1, or every branch would be invisible."""
-    kwargs = dict(layer_scale_init_value=1., out_indices=ALL,
-                  gap_before_final_norm=False) | kwargs
+    kwargs = (
+        dict(
+            layer_scale_init_value=1.0,
+            out_indices=ALL,
+            gap_before_final_norm=False,
+        )
+        | kwargs
+    )
     return PeLK(SMALL, **kwargs)
 
 
@@ -52,7 +59,8 @@ def same(left, right, **tolerance):
     """Whether two tuples of tensors are the same, shapes included."""
     return len(left) == len(right) and all(
         a.shape == b.shape and torch.allclose(a, b, **tolerance)
-        for a, b in zip(left, right, strict=True))
+        for a, b in zip(left, right, strict=True)
+    )
 
 
 def some_loss(maps):
@@ -61,16 +69,19 @@ def some_loss(maps):
 
 
 class TestArchs:
-
-    @pytest.mark.parametrize(('arch', 'millions'), [
-        ('tiny', 28.8), ('small', 50.8), ('base', 89.6), ('base-101', 89.9)])
+    @pytest.mark.parametrize(
+        ('arch', 'millions'),
+        [('tiny', 28.8), ('small', 50.8), ('base', 89.6), ('base-101', 89.9)],
+    )
     def test_parameter_counts_of_the_paper(self, arch, millions):
         """60 % of every 2-D and 4-D weight are live, classifier included."""
         with torch.device('meta'):
             classifier = nn.Linear(PeLK.out_channels(arch)[-1], 1000)
-        live = sum(p.numel() * (0.6 if p.ndim in (2, 4) else 1)
-                   for part in (full_size(arch), classifier)
-                   for p in part.parameters())
+        live = sum(
+            p.numel() * (0.6 if p.ndim in (2, 4) else 1)
+            for part in (full_size(arch), classifier)
+            for p in part.parameters()
+        )
         assert live / 1e6 == pytest.approx(millions, abs=0.1)
 
     @pytest.mark.parametrize('arch', ARCHS)
@@ -78,15 +89,23 @@ class TestArchs:
         size, _, large = arch.partition('-')
         base = {'tiny': 96, 'small': 96, 'base': 128}[size]
         depths = {'tiny': 9, 'small': 27, 'base': 27}[size]
-        kernels = {'': (51, 49, 47, 13), '101': (101, 69, 67, 13),
-                   '151': (151, 89, 87, 13)}[large]
+        kernels = {
+            '': (51, 49, 47, 13),
+            '101': (101, 69, 67, 13),
+            '151': (151, 89, 87, 13),
+        }[large]
         model = full_size(arch)
         widths = [base * 2**i * 13 // 10 for i in range(4)]
         assert PeLK.out_channels(arch) == widths
         assert [len(stage.blocks) for stage in model.stages] == [
-            3, 3, depths, 3]
+            3,
+            3,
+            depths,
+            3,
+        ]
         for stage, kernel, width in zip(
-                model.stages, kernels, widths, strict=True):
+            model.stages, kernels, widths, strict=True
+        ):
             assert stage.pos_embed.shape == (1, kernel, kernel)
             for block in stage.blocks:
                 grid = block.conv.large.grid
@@ -112,14 +131,19 @@ class TestArchs:
 
 
 class TestForward:
-
     def test_maps_are_contiguous_and_strided(self):
         """mmcv's operators read the memory of other layouts wrongly."""
         for layout in (torch.contiguous_format, torch.channels_last):
-            maps = outputs(small(out_indices=ALL).eval(),
-                           images(64, 96).to(memory_format=layout))
+            maps = outputs(
+                small(out_indices=ALL).eval(),
+                images(64, 96).to(memory_format=layout),
+            )
             assert [tuple(y.shape) for y in maps] == [
-                (2, 8, 16, 24), (2, 12, 8, 12), (2, 17, 4, 6), (2, 24, 2, 3)]
+                (2, 8, 16, 24),
+                (2, 12, 8, 12),
+                (2, 17, 4, 6),
+                (2, 24, 2, 3),
+            ]
             assert all(y.is_contiguous() for y in maps)
 
     def test_odd_sizes_are_cut_like_convnexts(self):
@@ -138,41 +162,62 @@ class TestForward:
 
     def test_batch_does_not_mix_in_eval_mode(self):
         model, x = small().eval(), images()
-        assert same([y[:1] for y in outputs(model, x)],
-                    outputs(model, x[:1]), atol=1e-5)
+        assert same(
+            [y[:1] for y in outputs(model, x)],
+            outputs(model, x[:1]),
+            atol=1e-5,
+        )
 
     def test_follows_the_paper_block_by_block(self, randomise):
         """The stem, one block and the output norm, written out again."""
-        model = randomise(PeLK(
-            dict(SMALL, depths=(1, 1, 1, 1)), out_indices=0,
-            gap_before_final_norm=False, layer_scale_init_value=0.7)).eval()
+        model = randomise(
+            PeLK(
+                dict(SMALL, depths=(1, 1, 1, 1)),
+                out_indices=0,
+                gap_before_final_norm=False,
+                layer_scale_init_value=0.7,
+            )
+        ).eval()
         state, x = model.state_dict(), images(32, 32)
 
         def norm(y, name):
             return F.layer_norm(
-                y.permute(0, 2, 3, 1), y.shape[1:2], state[f'{name}.weight'],
-                state[f'{name}.bias'], 1e-6).permute(0, 3, 1, 2)
+                y.permute(0, 2, 3, 1),
+                y.shape[1:2],
+                state[f'{name}.weight'],
+                state[f'{name}.bias'],
+                1e-6,
+            ).permute(0, 3, 1, 2)
 
         def batch_norm(y, name):
             shape = (1, -1, 1, 1)
             mean, var, weight, bias = (
                 state[f'{name}.{part}'].view(shape)
-                for part in ('running_mean', 'running_var', 'weight', 'bias'))
+                for part in ('running_mean', 'running_var', 'weight', 'bias')
+            )
             return (y - mean) / (var + 1e-5).sqrt() * weight + bias
 
         stem = 'downsample_layers.0'
         y = norm(
-            F.conv2d(x, state[f'{stem}.0.weight'], state[f'{stem}.0.bias'],
-                     stride=4), f'{stem}.1')
+            F.conv2d(
+                x, state[f'{stem}.0.weight'], state[f'{stem}.0.bias'], stride=4
+            ),
+            f'{stem}.1',
+        )
         block = 'stages.0.blocks.0'
         grid = model.stages[0].blocks[0].conv.large.grid
         kernel = grid.expand(state[f'{block}.conv.large.weight'])
         head = y[:, :3]
-        z = batch_norm(F.conv2d(head, kernel, padding=6, groups=3),
-                       f'{block}.conv.large_norm')
+        z = batch_norm(
+            F.conv2d(head, kernel, padding=6, groups=3),
+            f'{block}.conv.large_norm',
+        )
         z = z + batch_norm(
-            F.conv2d(head, state[f'{block}.conv.small.weight'], padding=2,
-                     groups=3), f'{block}.conv.small_norm')
+            F.conv2d(
+                head, state[f'{block}.conv.small.weight'], padding=2, groups=3
+            ),
+            f'{block}.conv.small_norm',
+        )
         constant = (kernel[:, 0] * state['stages.0.pos_embed']).sum((1, 2))
         assert constant.abs().min() > 1e-3
         z = torch.cat((z + constant[:, None, None], y[:, 3:]), 1)
@@ -183,7 +228,8 @@ class TestForward:
             z = F.gelu(z) if i == 1 else z
         y = y + (z * 0.7).permute(0, 3, 1, 2)
         torch.testing.assert_close(
-            model(x)[0], norm(y, 'norm0'), rtol=1e-4, atol=1e-5)
+            model(x)[0], norm(y, 'norm0'), rtol=1e-4, atol=1e-5
+        )
 
     def test_pooled_vectors_are_normalised_means(self):
         maps, vectors = small(), small(gap_before_final_norm=True)
@@ -196,32 +242,46 @@ class TestForward:
             raw = outputs(maps)[i]
             torch.testing.assert_close(
                 pooled[i],
-                F.layer_norm(raw.mean((2, 3)), raw.shape[1:2], eps=1e-6))
+                F.layer_norm(raw.mean((2, 3)), raw.shape[1:2], eps=1e-6),
+            )
 
-    @pytest.mark.parametrize(('asked', 'stages'), [
-        (-1, (3, )), (0, (0, )), ((1, ), (1, )), ((0, 2), (0, 2)),
-        ([3, 0, 1], (3, 0, 1)), ((-4, -1), (0, 3)), ((-2, 2), (2, 2)),
-        (range(4), ALL)])
+    @pytest.mark.parametrize(
+        ('asked', 'stages'),
+        [
+            (-1, (3,)),
+            (0, (0,)),
+            ((1,), (1,)),
+            ((0, 2), (0, 2)),
+            ([3, 0, 1], (3, 0, 1)),
+            ((-4, -1), (0, 3)),
+            ((-2, 2), (2, 2)),
+            (range(4), ALL),
+        ],
+    )
     def test_out_indices(self, asked, stages):
         whole, model = small().eval(), small(out_indices=asked).eval()
         assert len(model.stages) == max(stages) + 1
         model.load_state_dict(whole.state_dict(), strict=False)
         every = outputs(whole)
         assert same(outputs(model), [every[i] for i in stages])
-        norms = {name for name, _ in model.named_children()
-                 if name.startswith('norm')}
+        norms = {
+            name
+            for name, _ in model.named_children()
+            if name.startswith('norm')
+        }
         assert norms == {f'norm{i}' for i in stages}
 
 
 class TestTraining:
-
     @pytest.mark.parametrize('pooled', [True, False])
     def test_every_parameter_gets_a_gradient(self, pooled):
         model = small(gap_before_final_norm=pooled)
         some_loss(model(images(64, 64))).backward()
-        without = [name for name, parameter in model.named_parameters()
-                   if parameter.grad is None
-                   or parameter.grad.abs().max() < 1e-6]
+        without = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is None or parameter.grad.abs().max() < 1e-6
+        ]
         assert not without
 
     @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
@@ -229,8 +289,9 @@ class TestTraining:
         """Outputs, gradients and the norms' statistics, over two steps."""
         torch.manual_seed(1)
         plain = small(drop_path_rate=0.5, norm_cfg=dict(type=norm))
-        saving = small(drop_path_rate=0.5, norm_cfg=dict(type=norm),
-                       with_cp=True)
+        saving = small(
+            drop_path_rate=0.5, norm_cfg=dict(type=norm), with_cp=True
+        )
         saving.load_state_dict(plain.state_dict())
         results = []
         for model in (plain, saving):
@@ -238,20 +299,28 @@ class TestTraining:
             for _ in range(2):
                 maps = model(images())
                 some_loss(maps).backward()
-            results.append((maps, [p.grad for p in model.parameters()],
-                            list(model.buffers())))
+            results.append(
+                (
+                    maps,
+                    [p.grad for p in model.parameters()],
+                    list(model.buffers()),
+                )
+            )
         for a, b in zip(*results, strict=True):
             assert same(a, b, rtol=1e-4, atol=1e-5)
-        counts = {int(b) for name, b in saving.named_buffers()
-                  if name.endswith('num_batches_tracked')}
+        counts = {
+            int(b)
+            for name, b in saving.named_buffers()
+            if name.endswith('num_batches_tracked')
+        }
         assert counts == {2}
 
     def test_checkpointing_keeps_fewer_activations(self):
-
         def kept(model):
             sizes = []
             with torch.autograd.graph.saved_tensors_hooks(
-                    lambda x: sizes.append(x.numel()) or x, lambda x: x):
+                lambda x: sizes.append(x.numel()) or x, lambda x: x
+            ):
                 model(images())
             return sum(sizes)
 
@@ -263,8 +332,11 @@ class TestTraining:
         saving = small(norm_cfg=dict(type='BN'), with_cp=True)
         saving.load_state_dict(plain.state_dict())
         torch.distributed.init_process_group(
-            'gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0,
-            world_size=1)
+            'gloo',
+            init_method=f'file://{tmp_path}/rendezvous',
+            rank=0,
+            world_size=1,
+        )
         try:
             models = plain, nn.parallel.DistributedDataParallel(saving)
             for seed in range(2):
@@ -273,9 +345,12 @@ class TestTraining:
                     some_loss(model(images())).backward()
         finally:
             torch.distributed.destroy_process_group()
-        assert same([p.grad for p in plain.parameters()],
-                    [p.grad for p in saving.parameters()],
-                    rtol=1e-4, atol=1e-5)
+        assert same(
+            [p.grad for p in plain.parameters()],
+            [p.grad for p in saving.parameters()],
+            rtol=1e-4,
+            atol=1e-5,
+        )
         assert same(list(plain.buffers()), list(saving.buffers()))
 
     def test_an_interrupted_recomputation_leaves_the_norms_alone(self):
@@ -286,8 +361,9 @@ class TestTraining:
         model.stages[-1].blocks[-1].act = nn.Linear(1, 1)
         with pytest.raises(RuntimeError):
             loss.backward()
-        assert all(buffers[name] is buffer
-                   for name, buffer in model.named_buffers())
+        assert all(
+            buffers[name] is buffer for name, buffer in model.named_buffers()
+        )
 
     @pytest.mark.parametrize('stages', range(5))
     def test_frozen_stages(self, stages):
@@ -300,15 +376,18 @@ class TestTraining:
                 for part in parts:
                     for module in part.modules():
                         assert module.training == (
-                            mode is not False and i >= stages)
+                            mode is not False and i >= stages
+                        )
                     for parameter in part.parameters():
                         assert parameter.requires_grad == (i >= stages)
                 assert getattr(model, f'norm{i}').weight.requires_grad
         before = copy.deepcopy(model.state_dict())
         sum(y.square().mean() for y in model(images())).backward()
-        moved = {int(name.split('.')[1]) for name, value
-                 in model.state_dict().items()
-                 if 'running' in name and not torch.equal(value, before[name])}
+        moved = {
+            int(name.split('.')[1])
+            for name, value in model.state_dict().items()
+            if 'running' in name and not torch.equal(value, before[name])
+        }
         assert moved == set(range(stages, 4))
 
     def test_frozen_stages_beyond_those_built(self):
@@ -316,9 +395,11 @@ class TestTraining:
         assert not any(p.requires_grad for p in model.stages.parameters())
 
     def test_drop_path_grows_linearly(self):
-        rates = [block.drop_path.drop_prob
-                 for stage in small(drop_path_rate=0.6).stages
-                 for block in stage.blocks]
+        rates = [
+            block.drop_path.drop_prob
+            for stage in small(drop_path_rate=0.6).stages
+            for block in stage.blocks
+        ]
         assert rates == pytest.approx([0.1 * i for i in range(7)])
         # Whatever is built, a block has the rate it has in the whole.
         first = small(drop_path_rate=0.6, out_indices=1).stages[1].blocks[0]
@@ -350,41 +431,76 @@ class TestTraining:
                 assert (parameter == 1).all(), name
             else:
                 assert parameter.std().item() == pytest.approx(
-                    0.02, rel=0.05 + 3 / parameter.numel()**0.5), name
+                    0.02, rel=0.05 + 3 / parameter.numel() ** 0.5
+                ), name
 
 
 class TestArguments:
-
-    @pytest.mark.parametrize(('kwargs', 'effect'), [
-        (dict(in_channels=1), lambda m: m(images(channels=1))),
-        (dict(small_kernel=3), lambda m: 'conv.small.weight'
-         in str(m.state_dict().keys()) and
-         m.stages[0].blocks[0].conv.small.kernel_size == (3, 3)),
-        (dict(small_kernel=None), lambda m: not any(
-            isinstance(x, _BatchNorm) for x in m.modules())),
-        (dict(conv_ratio=0.5), lambda m:
-         m.stages[0].blocks[0].conv.split == (4, 4)),
-        (dict(pos_embed=False), lambda m:
-         not any('pos_embed' in x for x in m.state_dict())),
-        (dict(norm_cfg=dict(type='SyncBN')), lambda m: all(
-            isinstance(x, nn.SyncBatchNorm) for x in m.modules()
-            if isinstance(x, _BatchNorm))),
-        (dict(norm_cfg=dict(type='BN', momentum=0.5)), lambda m: all(
-            x.momentum == 0.5 for x in m.modules()
-            if isinstance(x, _BatchNorm))),
-        (dict(layer_scale_init_value=0.5), lambda m:
-         (m.stages[3].blocks[0].gamma == 0.5).all()),
-        (dict(layer_scale_init_value=0), lambda m:
-         not any('gamma' in x for x in m.state_dict())),
-        (dict(backend='fft'), lambda m: {
-            b.conv.large.backend for s in m.stages for b in s.blocks
-        } == {'fft'}),
-        (dict(deploy=True), lambda m:
-         not any('norm.running' in x for x in m.state_dict())),
-        (dict(init_cfg=dict(type='Constant', layer='Linear', val=3.)),
-         lambda m: m.init_weights() or
-         (m.stages[0].blocks[0].pointwise_conv1.weight == 3).all()),
-    ])
+    @pytest.mark.parametrize(
+        ('kwargs', 'effect'),
+        [
+            (dict(in_channels=1), lambda m: m(images(channels=1))),
+            (
+                dict(small_kernel=3),
+                lambda m: 'conv.small.weight' in str(m.state_dict().keys())
+                and m.stages[0].blocks[0].conv.small.kernel_size == (3, 3),
+            ),
+            (
+                dict(small_kernel=None),
+                lambda m: not any(
+                    isinstance(x, _BatchNorm) for x in m.modules()
+                ),
+            ),
+            (
+                dict(conv_ratio=0.5),
+                lambda m: m.stages[0].blocks[0].conv.split == (4, 4),
+            ),
+            (
+                dict(pos_embed=False),
+                lambda m: not any('pos_embed' in x for x in m.state_dict()),
+            ),
+            (
+                dict(norm_cfg=dict(type='SyncBN')),
+                lambda m: all(
+                    isinstance(x, nn.SyncBatchNorm)
+                    for x in m.modules()
+                    if isinstance(x, _BatchNorm)
+                ),
+            ),
+            (
+                dict(norm_cfg=dict(type='BN', momentum=0.5)),
+                lambda m: all(
+                    x.momentum == 0.5
+                    for x in m.modules()
+                    if isinstance(x, _BatchNorm)
+                ),
+            ),
+            (
+                dict(layer_scale_init_value=0.5),
+                lambda m: (m.stages[3].blocks[0].gamma == 0.5).all(),
+            ),
+            (
+                dict(layer_scale_init_value=0),
+                lambda m: not any('gamma' in x for x in m.state_dict()),
+            ),
+            (
+                dict(backend='fft'),
+                lambda m: {
+                    b.conv.large.backend for s in m.stages for b in s.blocks
+                }
+                == {'fft'},
+            ),
+            (
+                dict(deploy=True),
+                lambda m: not any('norm.running' in x for x in m.state_dict()),
+            ),
+            (
+                dict(init_cfg=dict(type='Constant', layer='Linear', val=3.0)),
+                lambda m: m.init_weights()
+                or (m.stages[0].blocks[0].pointwise_conv1.weight == 3).all(),
+            ),
+        ],
+    )
     def test_each_has_its_effect_and_runs(self, kwargs, effect):
         model = small(**kwargs)
         # The effect is this argument's, not what every PeLK has.
@@ -399,16 +515,19 @@ class TestArguments:
 
     def test_layer_scale_and_drop_path_change_what_is_computed(self):
         model, other = small(), small(layer_scale_init_value=0.5)
-        other.load_state_dict({k: v for k, v in model.state_dict().items()
-                               if 'gamma' not in k}, strict=False)
+        other.load_state_dict(
+            {k: v for k, v in model.state_dict().items() if 'gamma' not in k},
+            strict=False,
+        )
         assert not same(outputs(model), outputs(other), rtol=1e-2, atol=1e-2)
         without = small(layer_scale_init_value=0)
         without.load_state_dict(model.state_dict(), strict=False)
         assert same(outputs(model), outputs(without))
         dropping = small(drop_path_rate=0.9)
         dropping.load_state_dict(model.state_dict())
-        assert not same(outputs(model), outputs(dropping), rtol=1e-2,
-                        atol=1e-2)
+        assert not same(
+            outputs(model), outputs(dropping), rtol=1e-2, atol=1e-2
+        )
 
     def test_eval_and_train_return_the_model(self):
         model = small(frozen_stages=1)
@@ -417,11 +536,17 @@ class TestArguments:
         assert model.train() is model
 
     def test_the_callers_objects_stay_as_they_were(self):
-        arch = dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 8],
-                    kernel_sizes=[5, 5, 5, 5])
-        given = dict(arch=arch, out_indices=[0, -1],
-                     norm_cfg=dict(type='BN', requires_grad=True),
-                     init_cfg=[dict(type='TruncNormal', layer='Linear')])
+        arch = dict(
+            depths=[1, 1, 1, 1],
+            channels=[8, 8, 8, 8],
+            kernel_sizes=[5, 5, 5, 5],
+        )
+        given = dict(
+            arch=arch,
+            out_indices=[0, -1],
+            norm_cfg=dict(type='BN', requires_grad=True),
+            init_cfg=[dict(type='TruncNormal', layer='Linear')],
+        )
         before = copy.deepcopy(given)
         model = PeLK(**given)
         model.init_weights()
@@ -446,75 +571,94 @@ class TestArguments:
                 twin.stages[2].blocks[0].norm.weight.add_(1)
             assert not same(outputs(model), outputs(twin))
 
-    @pytest.mark.parametrize(('arch', 'error', 'message'), [
-        ('huge', ValueError, "unknown arch 'huge'.*'tiny'"),
-        (3, TypeError, 'arch'),
-        (dict(SMALL, widths=(1, )), ValueError, "unknown.*widths"),
-        (dict(depths=(1, 1, 1, 1)), ValueError, "missing.*channels"),
-        (dict(SMALL, depths=(1, 1, 1)), ValueError, "depths.*4.*got 3"),
-        (dict(SMALL, channels=(8, ) * 5), ValueError, "channels.*got 5"),
-        (dict(SMALL, kernel_sizes=()), ValueError, "kernel_sizes.*got 0"),
-        (dict(SMALL, kernel_sizes=51), TypeError, "kernel_sizes.*51"),
-        (dict(SMALL, depths='3393'), TypeError, "depths.*'3393'"),
-        (dict(SMALL, depths=(1, 0, 1, 1)), ValueError, r"depths'\]\[1\]"),
-        (dict(SMALL, channels=(8, 8., 8, 8)), TypeError, r"channels'\]\[1\]"),
-        (dict(SMALL, channels=(8, 8, 8, 2)), ValueError, 'to convolve'),
-        (dict(SMALL, kernel_sizes=(13, 9, 8, 5)), ValueError,
-         'kernel_sizes.*odd.*8'),
-        (dict(SMALL, kernel_sizes=(13, 9, 3, 5)), ValueError,
-         'kernel_sizes.*3.*centre'),
-        (dict(SMALL, center_radius=-1), ValueError, 'center_radius'),
-        (dict(SMALL, center_radius=2.), TypeError, 'center_radius'),
-    ])
+    @pytest.mark.parametrize(
+        ('arch', 'error', 'message'),
+        [
+            ('huge', ValueError, "unknown arch 'huge'.*'tiny'"),
+            (3, TypeError, 'arch'),
+            (dict(SMALL, widths=(1,)), ValueError, 'unknown.*widths'),
+            (dict(depths=(1, 1, 1, 1)), ValueError, 'missing.*channels'),
+            (dict(SMALL, depths=(1, 1, 1)), ValueError, 'depths.*4.*got 3'),
+            (dict(SMALL, channels=(8,) * 5), ValueError, 'channels.*got 5'),
+            (dict(SMALL, kernel_sizes=()), ValueError, 'kernel_sizes.*got 0'),
+            (dict(SMALL, kernel_sizes=51), TypeError, 'kernel_sizes.*51'),
+            (dict(SMALL, depths='3393'), TypeError, "depths.*'3393'"),
+            (dict(SMALL, depths=(1, 0, 1, 1)), ValueError, r"depths'\]\[1\]"),
+            (
+                dict(SMALL, channels=(8, 8.0, 8, 8)),
+                TypeError,
+                r"channels'\]\[1\]",
+            ),
+            (dict(SMALL, channels=(8, 8, 8, 2)), ValueError, 'to convolve'),
+            (
+                dict(SMALL, kernel_sizes=(13, 9, 8, 5)),
+                ValueError,
+                'kernel_sizes.*odd.*8',
+            ),
+            (
+                dict(SMALL, kernel_sizes=(13, 9, 3, 5)),
+                ValueError,
+                'kernel_sizes.*3.*centre',
+            ),
+            (dict(SMALL, center_radius=-1), ValueError, 'center_radius'),
+            (dict(SMALL, center_radius=2.0), TypeError, 'center_radius'),
+        ],
+    )
     def test_wrong_archs_say_what_is_wrong(self, arch, error, message):
         with pytest.raises(error, match=message):
             PeLK(arch)
         with pytest.raises((TypeError, ValueError)):
             PeLK(arch, in_channels=0)
 
-    @pytest.mark.parametrize(('name', 'value', 'error'), [
-        ('in_channels', 0, ValueError),
-        ('in_channels', '3', TypeError),
-        ('in_channels', True, TypeError),
-        ('small_kernel', 4, ValueError),
-        ('small_kernel', 7, ValueError),
-        ('small_kernel', 5., TypeError),
-        ('conv_ratio', 0, ValueError),
-        ('conv_ratio', 1.1, ValueError),
-        ('conv_ratio', math.nan, ValueError),
-        ('conv_ratio', None, TypeError),
-        ('pos_embed', 1, TypeError),
-        ('norm_cfg', 'BN', TypeError),
-        ('norm_cfg', dict(type='LN'), ValueError),
-        ('drop_path_rate', -0.1, ValueError),
-        ('drop_path_rate', 1, ValueError),
-        ('drop_path_rate', [0.1], TypeError),
-        ('layer_scale_init_value', -1e-6, ValueError),
-        ('layer_scale_init_value', None, TypeError),
-        ('out_indices', 4, ValueError),
-        ('out_indices', (0, -5), ValueError),
-        ('out_indices', (), TypeError),
-        ('out_indices', None, TypeError),
-        ('out_indices', '0123', TypeError),
-        ('out_indices', (1., ), TypeError),
-        ('frozen_stages', -1, ValueError),
-        ('frozen_stages', 5, ValueError),
-        ('frozen_stages', None, TypeError),
-        ('gap_before_final_norm', None, TypeError),
-        ('with_cp', 'yes', TypeError),
-        ('deploy', 0, TypeError),
-        ('backend', 'abacus', ValueError),
-    ])
+    @pytest.mark.parametrize(
+        ('name', 'value', 'error'),
+        [
+            ('in_channels', 0, ValueError),
+            ('in_channels', '3', TypeError),
+            ('in_channels', True, TypeError),
+            ('small_kernel', 4, ValueError),
+            ('small_kernel', 7, ValueError),
+            ('small_kernel', 5.0, TypeError),
+            ('conv_ratio', 0, ValueError),
+            ('conv_ratio', 1.1, ValueError),
+            ('conv_ratio', math.nan, ValueError),
+            ('conv_ratio', None, TypeError),
+            ('pos_embed', 1, TypeError),
+            ('norm_cfg', 'BN', TypeError),
+            ('norm_cfg', dict(type='LN'), ValueError),
+            ('drop_path_rate', -0.1, ValueError),
+            ('drop_path_rate', 1, ValueError),
+            ('drop_path_rate', [0.1], TypeError),
+            ('layer_scale_init_value', -1e-6, ValueError),
+            ('layer_scale_init_value', None, TypeError),
+            ('out_indices', 4, ValueError),
+            ('out_indices', (0, -5), ValueError),
+            ('out_indices', (), TypeError),
+            ('out_indices', None, TypeError),
+            ('out_indices', '0123', TypeError),
+            ('out_indices', (1.0,), TypeError),
+            ('frozen_stages', -1, ValueError),
+            ('frozen_stages', 5, ValueError),
+            ('frozen_stages', None, TypeError),
+            ('gap_before_final_norm', None, TypeError),
+            ('with_cp', 'yes', TypeError),
+            ('deploy', 0, TypeError),
+            ('backend', 'abacus', ValueError),
+        ],
+    )
     def test_wrong_arguments_are_named(self, name, value, error):
         with pytest.raises(error, match=f'{name}|{value!r}'):
             PeLK(SMALL, **{name: value})
 
-    @pytest.mark.parametrize(('shape', 'message'), [
-        ((1, 3, 31, 64), '31 x 64.*32 x 32'),
-        ((1, 3, 64, 3), '64 x 3 '),
-        ((1, 4, 64, 64), r'3, H, W.*\(1, 4, 64, 64\)'),
-        ((3, 64, 64), r'\(3, 64, 64\)'),
-    ])
+    @pytest.mark.parametrize(
+        ('shape', 'message'),
+        [
+            ((1, 3, 31, 64), '31 x 64.*32 x 32'),
+            ((1, 3, 64, 3), '64 x 3 '),
+            ((1, 4, 64, 64), r'3, H, W.*\(1, 4, 64, 64\)'),
+            ((3, 64, 64), r'\(3, 64, 64\)'),
+        ],
+    )
     def test_wrong_images_are_refused(self, shape, message):
         with pytest.raises(ValueError, match=message):
             small()(torch.randn(shape))
@@ -529,7 +673,7 @@ class TestArguments:
 def build_fast(arch, randomise, **kwargs):
     """A full-size PeLK without the seconds of truncated normals."""
     with torch.device('meta'):
-        model = PeLK(arch, layer_scale_init_value=1., **kwargs)
+        model = PeLK(arch, layer_scale_init_value=1.0, **kwargs)
     model.to_empty(device='cpu')
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -541,7 +685,6 @@ def build_fast(arch, randomise, **kwargs):
 
 
 class TestDeploy:
-
     def check(self, model, x):
         model.eval()
         expected = outputs(model, x)
@@ -550,36 +693,59 @@ class TestDeploy:
         for y, z in zip(expected, merged, strict=True):
             assert y.dtype == torch.float32
             assert (y - z).abs().max() / y.abs().max() < 1e-5
-        kinds = {name.split('conv.')[1] for name in model.state_dict()
-                 if '.conv.' in name}
+        kinds = {
+            name.split('conv.')[1]
+            for name in model.state_dict()
+            if '.conv.' in name
+        }
         assert 'pos_embed' not in str(list(model.state_dict()))
         return kinds
 
     @pytest.mark.parametrize('arch', ARCHS)
     def test_is_exact_for_every_arch(self, arch, randomise):
-        model = build_fast(arch, randomise, out_indices=ALL,
-                           gap_before_final_norm=False)
+        model = build_fast(
+            arch, randomise, out_indices=ALL, gap_before_final_norm=False
+        )
         kinds = self.check(model, torch.randn(1, 3, 64, 64))
         assert kinds == {'large.weight', 'large.bias'}
 
-    @pytest.mark.parametrize(('kwargs', 'kinds'), [
-        (dict(), 2),
-        (dict(small_kernel=3), 2),
-        (dict(small_kernel=None), 2),
-        (dict(small_kernel=None, pos_embed=False), 2),
-        (dict(pos_embed=False), 2),
-        (dict(norm_cfg=dict(type='SyncBN')), 2),
-        (dict(arch=dict(SMALL, center_radius=1)), 3),
-        (dict(gap_before_final_norm=True, frozen_stages=2), 2),
-    ])
+    @pytest.mark.parametrize(
+        ('kwargs', 'kinds'),
+        [
+            (dict(), 2),
+            (dict(small_kernel=3), 2),
+            (dict(small_kernel=None), 2),
+            (dict(small_kernel=None, pos_embed=False), 2),
+            (dict(pos_embed=False), 2),
+            (dict(norm_cfg=dict(type='SyncBN')), 2),
+            (dict(arch=dict(SMALL, center_radius=1)), 3),
+            (dict(gap_before_final_norm=True, frozen_stages=2), 2),
+        ],
+    )
     def test_is_exact_with_any_settings(self, kwargs, kinds, randomise):
-        model = PeLK(**(dict(arch=SMALL, layer_scale_init_value=1.,
-                             gap_before_final_norm=False) | kwargs))
+        model = PeLK(
+            **(
+                dict(
+                    arch=SMALL,
+                    layer_scale_init_value=1.0,
+                    gap_before_final_norm=False,
+                )
+                | kwargs
+            )
+        )
         assert len(self.check(randomise(model), images())) == kinds
         # And what is saved from it loads into the merged form.
-        built = PeLK(**(dict(arch=SMALL, layer_scale_init_value=1.,
-                             gap_before_final_norm=False) | kwargs),
-                     deploy=True).eval()
+        built = PeLK(
+            **(
+                dict(
+                    arch=SMALL,
+                    layer_scale_init_value=1.0,
+                    gap_before_final_norm=False,
+                )
+                | kwargs
+            ),
+            deploy=True,
+        ).eval()
         built.load_state_dict(model.state_dict())
         assert same(outputs(built), outputs(model))
 
@@ -589,8 +755,10 @@ class TestDeploy:
         once = copy.deepcopy(model.state_dict())
         model.switch_to_deploy()
         assert model.deploy
-        assert all(torch.equal(once[name], value)
-                   for name, value in model.state_dict().items())
+        assert all(
+            torch.equal(once[name], value)
+            for name, value in model.state_dict().items()
+        )
 
     def test_merged_trains_without_norms(self):
         model = small(deploy=True)
@@ -601,14 +769,16 @@ class TestDeploy:
 class TestLoading:
     """Nothing is ever loaded into the wrong form or arch, however asked."""
 
-    FORMS = [(dict(), dict(deploy=True), 'deploy=True'),
-             (dict(deploy=True), dict(), 'switch_to_deploy'),
-             (dict(), dict(small_kernel=None), 'small_kernel'),
-             (dict(small_kernel=None), dict(), 'small_kernel'),
-             (dict(pos_embed=False), dict(), 'pos_embed'),
-             (dict(), dict(pos_embed=False), 'pos_embed'),
-             (dict(small_kernel=3), dict(), 'small'),
-             (dict(small_kernel=None, pos_embed=False), dict(), 'large_norm')]
+    FORMS = [
+        (dict(), dict(deploy=True), 'deploy=True'),
+        (dict(deploy=True), dict(), 'switch_to_deploy'),
+        (dict(), dict(small_kernel=None), 'small_kernel'),
+        (dict(small_kernel=None), dict(), 'small_kernel'),
+        (dict(pos_embed=False), dict(), 'pos_embed'),
+        (dict(), dict(pos_embed=False), 'pos_embed'),
+        (dict(small_kernel=3), dict(), 'small'),
+        (dict(small_kernel=None, pos_embed=False), dict(), 'large_norm'),
+    ]
 
     @pytest.mark.parametrize('strict', [True, False])
     @pytest.mark.parametrize(('own', 'given', 'message'), FORMS)
@@ -619,22 +789,30 @@ class TestLoading:
             model.load_state_dict(other.state_dict(), strict=strict)
         # As part of a model, by mmengine, which only warns by itself.
         path = str(tmp_path / 'whole.pth')
-        torch.save(dict(state_dict=nn.ModuleDict(
-            dict(backbone=other)).state_dict()), path)
+        torch.save(
+            dict(state_dict=nn.ModuleDict(dict(backbone=other)).state_dict()),
+            path,
+        )
         with pytest.raises(RuntimeError, match=message):
-            load_checkpoint(nn.ModuleDict(dict(backbone=model)), path,
-                            strict=strict)
-        assert all(torch.equal(before[name], value)
-                   for name, value in model.state_dict().items())
+            load_checkpoint(
+                nn.ModuleDict(dict(backbone=model)), path, strict=strict
+            )
+        assert all(
+            torch.equal(before[name], value)
+            for name, value in model.state_dict().items()
+        )
 
-    @pytest.mark.parametrize(('own', 'given', 'message'), [
-        ('tiny', 'small', r'\[3, 3, 27, 3\].*\[3, 3, 9, 3\]'),
-        ('small', 'tiny', r'\[3, 3, 9, 3\].*\[3, 3, 27, 3\]'),
-        ('small', 'base', 'another arch'),
-        ('base', 'small', 'another arch'),
-        ('tiny', 'tiny-101', 'only the kernels differ'),
-        ('base-101', 'base', 'only the kernels differ'),
-    ])
+    @pytest.mark.parametrize(
+        ('own', 'given', 'message'),
+        [
+            ('tiny', 'small', r'\[3, 3, 27, 3\].*\[3, 3, 9, 3\]'),
+            ('small', 'tiny', r'\[3, 3, 9, 3\].*\[3, 3, 27, 3\]'),
+            ('small', 'base', 'another arch'),
+            ('base', 'small', 'another arch'),
+            ('tiny', 'tiny-101', 'only the kernels differ'),
+            ('base-101', 'base', 'only the kernels differ'),
+        ],
+    )
     @pytest.mark.parametrize('deploy', [False, True])
     def test_other_archs(self, own, given, message, deploy):
         model = full_size(own, deploy)
@@ -646,10 +824,13 @@ class TestLoading:
     def test_no_entry_of_it(self):
         model = small()
         state = model.state_dict()
-        for wrong in ({'fc.weight': torch.ones(2)}, {},
-                      {f'backbone.{k}': v for k, v in state.items()},
-                      # The whole file instead of what is in it.
-                      dict(meta={}, state_dict=state, optimizer={})):
+        for wrong in (
+            {'fc.weight': torch.ones(2)},
+            {},
+            {f'backbone.{k}': v for k, v in state.items()},
+            # The whole file instead of what is in it.
+            dict(meta={}, state_dict=state, optimizer={}),
+        ):
             with pytest.raises(RuntimeError, match='0 of the'):
                 model.load_state_dict(wrong, strict=False)
 
@@ -662,10 +843,16 @@ class TestLoading:
         # More or fewer outputs are no other arch.
         fewer = small(out_indices=1)
         missing, unexpected = fewer.load_state_dict(
-            model.state_dict(), strict=False)
+            model.state_dict(), strict=False
+        )
         assert not missing
         assert {name.split('.')[0] for name in unexpected} == {
-            'downsample_layers', 'stages', 'norm0', 'norm2', 'norm3'}
+            'downsample_layers',
+            'stages',
+            'norm0',
+            'norm2',
+            'norm3',
+        }
         with pytest.raises(RuntimeError, match='Unexpected key'):
             fewer.load_state_dict(model.state_dict())
 
@@ -673,8 +860,11 @@ class TestLoading:
         model = small()
         state = model.state_dict()
         # As saved before torch counted batches.
-        state = {name: value for name, value in state.items()
-                 if not name.endswith(('num_batches_tracked', 'gamma'))}
+        state = {
+            name: value
+            for name, value in state.items()
+            if not name.endswith(('num_batches_tracked', 'gamma'))
+        }
         missing, _ = model.load_state_dict(state, strict=False)
         assert all(name.endswith('gamma') for name in missing)
         with pytest.raises(RuntimeError, match='Missing key'):
@@ -682,24 +872,26 @@ class TestLoading:
 
 
 class TestLayerDepth:
-
-    TABLE = [('downsample_layers.0.0.weight', 0, 0),
-             ('downsample_layers.0.1.bias', 0, 0),
-             ('stages.0.pos_embed', 1, 1),
-             ('stages.0.blocks.2.gamma', 1, 1),
-             ('downsample_layers.1.0.weight', 2, 2),
-             ('stages.1.blocks.0.conv.large.weight', 2, 2),
-             ('downsample_layers.2.1.weight', 3, 3),
-             ('stages.2.pos_embed', 3, 3),
-             ('stages.2.blocks.0.conv.small.weight', 3, 3),
-             ('stages.2.blocks.2.norm.weight', 3, 3),
-             ('stages.2.blocks.3.norm.weight', 4, 4),
-             ('stages.2.blocks.8.norm.weight', 5, 5),
-             ('stages.2.blocks.26.norm.weight', None, 11),
-             ('downsample_layers.3.0.weight', 6, 12),
-             ('stages.3.pos_embed', 6, 12),
-             ('stages.3.blocks.0.pointwise_conv1.bias', 6, 12),
-             ('norm0.weight', 7, 13), ('norm3.bias', 7, 13)]
+    TABLE = [
+        ('downsample_layers.0.0.weight', 0, 0),
+        ('downsample_layers.0.1.bias', 0, 0),
+        ('stages.0.pos_embed', 1, 1),
+        ('stages.0.blocks.2.gamma', 1, 1),
+        ('downsample_layers.1.0.weight', 2, 2),
+        ('stages.1.blocks.0.conv.large.weight', 2, 2),
+        ('downsample_layers.2.1.weight', 3, 3),
+        ('stages.2.pos_embed', 3, 3),
+        ('stages.2.blocks.0.conv.small.weight', 3, 3),
+        ('stages.2.blocks.2.norm.weight', 3, 3),
+        ('stages.2.blocks.3.norm.weight', 4, 4),
+        ('stages.2.blocks.8.norm.weight', 5, 5),
+        ('stages.2.blocks.26.norm.weight', None, 11),
+        ('downsample_layers.3.0.weight', 6, 12),
+        ('stages.3.pos_embed', 6, 12),
+        ('stages.3.blocks.0.pointwise_conv1.bias', 6, 12),
+        ('norm0.weight', 7, 13),
+        ('norm3.bias', 7, 13),
+    ]
 
     def test_is_convnexts_table(self):
         tiny, base = full_size('tiny'), full_size('base')
@@ -713,14 +905,14 @@ class TestLayerDepth:
 
     def test_every_parameter_has_one(self):
         model = small()
-        depths = {model.get_layer_depth(name)
-                  for name, _ in model.named_parameters()}
+        depths = {
+            model.get_layer_depth(name) for name, _ in model.named_parameters()
+        }
         # Four blocks in the third stage are two layers.
         assert depths == {(depth, 7) for depth in range(7)}
 
 
 class TestRuntimes:
-
     def test_autocast(self):
         model = small(out_indices=(0, 1))
         with torch.autocast('cpu', torch.bfloat16):
@@ -728,8 +920,10 @@ class TestRuntimes:
             loss = some_loss(maps)
         loss.backward()
         assert all(y.isfinite().all() for y in maps)
-        assert all(p.grad is not None and p.grad.isfinite().all()
-                   for p in model.parameters())
+        assert all(
+            p.grad is not None and p.grad.isfinite().all()
+            for p in model.parameters()
+        )
         model.eval()
         x = images()
         exact = outputs(model, x)
@@ -741,7 +935,7 @@ class TestRuntimes:
 
     @pytest.mark.parametrize('with_cp', [False, True])
     def test_compiles_into_one_graph_and_trains(self, with_cp):
-        model = small(out_indices=(0, ))
+        model = small(out_indices=(0,))
         twin = copy.deepcopy(model)
         for block in (b for s in model.stages for b in s.blocks):
             block.with_cp = with_cp
@@ -753,19 +947,22 @@ class TestRuntimes:
             some_loss(maps).backward()
             results.append(maps)
         assert same(*results, atol=1e-4)
-        for own, other in ((model.parameters(), twin.parameters()),
-                           (model.buffers(), twin.buffers())):
+        for own, other in (
+            (model.parameters(), twin.parameters()),
+            (model.buffers(), twin.buffers()),
+        ):
             for a, b in zip(own, other, strict=True):
                 torch.testing.assert_close(a, b)
         for a, b in zip(model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-3)
 
     def test_exports(self, randomise):
-        model = randomise(PeLK(dict(SMALL, depths=(1, 1, 1, 1)),
-                               layer_scale_init_value=1.)).eval()
+        model = randomise(
+            PeLK(dict(SMALL, depths=(1, 1, 1, 1)), layer_scale_init_value=1.0)
+        ).eval()
         model.switch_to_deploy()
         x = images(64, 64)
-        program = torch.export.export(model, (x, ))
+        program = torch.export.export(model, (x,))
         assert same(program.module()(x), outputs(model, x), atol=1e-5)
         targets = [str(node.target) for node in program.graph.nodes]
         assert targets.count('pelk_mm.peripheral_conv2d.default') == 4

@@ -11,8 +11,9 @@ def test_equals_layer_norm_over_channels():
     x = torch.randn(2, 6, 3, 5)
     mean = x.mean(1, keepdim=True)
     deviation = (x.var(1, keepdim=True, unbiased=False) + 1e-6).sqrt()
-    expected = ((x - mean) / deviation * norm.weight[:, None, None] +
-                norm.bias[:, None, None])
+    expected = (x - mean) / deviation * norm.weight[:, None, None] + norm.bias[
+        :, None, None
+    ]
     torch.testing.assert_close(norm(x), expected)
 
 

@@ -28,15 +28,18 @@ def eq3(x, weight, h, sizes):
                 for j, b in enumerate(cell):
                     r, c = row + i - radius, column + j - radius
                     inside = 0 <= r < height and 0 <= c < width
-                    value = x[:, :, r, c] if inside else x.new_zeros(
-                        batch, channels)
+                    value = (
+                        x[:, :, r, c]
+                        if inside
+                        else x.new_zeros(batch, channels)
+                    )
                     y[:, :, row, column] += weight[:, 0, a, b] * (
-                        value + h[0, i, j])
+                        value + h[0, i, j]
+                    )
     return y
 
 
 class TestPeripheralConv2d:
-
     @pytest.mark.parametrize('bias', [True, False])
     def test_equals_the_expanded_convolution(self, bias):
         conv = PeripheralConv2d(4, GRID, bias=bias).double()
@@ -44,7 +47,8 @@ class TestPeripheralConv2d:
             nn.init.normal_(conv.bias)
         x = torch.randn(2, 4, 9, 15, dtype=torch.float64)
         expected = F.conv2d(
-            x, GRID.expand(conv.weight), conv.bias, padding=6, groups=4)
+            x, GRID.expand(conv.weight), conv.bias, padding=6, groups=4
+        )
         torch.testing.assert_close(conv(x), expected)
 
     def test_starts_like_the_other_layers(self):
@@ -55,7 +59,8 @@ class TestPeripheralConv2d:
 
     def test_names_what_it_is(self):
         assert repr(PeripheralConv2d(4, GRID)) == (
-            'PeripheralConv2d(4, kernel_size=13, cells=9, bias=True)')
+            'PeripheralConv2d(4, kernel_size=13, cells=9, bias=True)'
+        )
 
     def test_backend_is_passed_on(self):
         x = torch.randn(1, 4, 9, 9)
@@ -68,17 +73,21 @@ class TestPeripheralConv2d:
 
 
 class TestSmallConv2d:
-
     def test_is_the_convolution_that_it_is_a_subclass_of(self):
         conv = SmallConv2d(4, 5).double()
         assert set(conv.state_dict()) == {'weight'}
         x = torch.randn(2, 4, 9, 15, dtype=torch.float64, requires_grad=True)
         leaves = x, conv.weight
         for got, expected in zip(
-                (conv(x), *torch.autograd.grad((conv(x)**2).sum(), leaves)),
-                (nn.Conv2d.forward(conv, x), *torch.autograd.grad(
-                    (nn.Conv2d.forward(conv, x)**2).sum(), leaves)),
-                strict=True):
+            (conv(x), *torch.autograd.grad((conv(x) ** 2).sum(), leaves)),
+            (
+                nn.Conv2d.forward(conv, x),
+                *torch.autograd.grad(
+                    (nn.Conv2d.forward(conv, x) ** 2).sum(), leaves
+                ),
+            ),
+            strict=True,
+        ):
             torch.testing.assert_close(got, expected)
 
     def test_backend_is_passed_on(self):
@@ -91,23 +100,28 @@ class TestSmallConv2d:
     def test_other_devices_use_their_own(self):
         conv = SmallConv2d(4, 5, backend='cpp').to('meta')
         assert conv(torch.empty(1, 4, 9, 9, device='meta')).shape[1:] == (
-            4, 9, 9)
+            4,
+            9,
+            9,
+        )
 
 
 class TestPositionalEmbedding:
-
     @pytest.mark.parametrize('sizes', [(2, 1, 2), (3, 2, 1, 1, 1, 2, 3)])
     @pytest.mark.parametrize('shape', [(2, 5, 4, 6), (1, 5, 9, 3)])
     def test_constant_equals_eq3_letter_by_letter(self, sizes, shape):
         grid = SharingGrid.from_sizes(sizes)
         layer = PartialPeripheralConv2d(
-            5, grid, conv_ratio=1, small_kernel=None).double()
+            5, grid, conv_ratio=1, small_kernel=None
+        ).double()
         nn.init.normal_(layer.large.weight)
         h = torch.randn(
-            1, grid.kernel_size, grid.kernel_size, dtype=torch.float64)
+            1, grid.kernel_size, grid.kernel_size, dtype=torch.float64
+        )
         x = torch.randn(shape, dtype=torch.float64)
         torch.testing.assert_close(
-            layer(x, grid.reduce(h)), eq3(x, layer.large.weight, h, sizes))
+            layer(x, grid.reduce(h)), eq3(x, layer.large.weight, h, sizes)
+        )
 
     def test_gets_a_gradient_that_a_batch_norm_would_take(self):
         """Why the constant is added behind the BatchNorms, not before."""
@@ -121,12 +135,14 @@ class TestPositionalEmbedding:
 
         constant = (layer.large.weight[:, 0] * GRID.reduce(h)).sum((1, 2))
         starved = layer.large_norm(
-            layer.large(x) + constant[:, None, None]) + layer.small_norm(
-                layer.small(x))
+            layer.large(x) + constant[:, None, None]
+        ) + layer.small_norm(layer.small(x))
         ours = layer(x, GRID.reduce(h))
         assert gradient(starved).abs().max() < 1e-12
-        expected = GRID.expand(layer.large.weight[:, 0]) * target.sum(
-            (0, 2, 3))[:, None, None]
+        expected = (
+            GRID.expand(layer.large.weight[:, 0])
+            * target.sum((0, 2, 3))[:, None, None]
+        )
         torch.testing.assert_close(gradient(ours), expected.sum(0)[None])
         assert expected.abs().max() > 1e-2
 
@@ -135,17 +151,16 @@ class TestPositionalEmbedding:
         x, h = torch.randn(1, 8, 6, 6), torch.randn(1, 13, 13)
         difference = layer(x, GRID.reduce(h)) - layer(x)
         torch.testing.assert_close(
-            difference, difference[:, :, :1, :1].expand_as(difference))
+            difference, difference[:, :, :1, :1].expand_as(difference)
+        )
         assert difference.abs().min() > 1e-4
 
 
 class TestPartial:
-
-    @pytest.mark.parametrize(('channels', 'convolved'), [(124, 46), (249, 93),
-                                                         (499, 187),
-                                                         (998, 374),
-                                                         (166, 62),
-                                                         (1331, 499)])
+    @pytest.mark.parametrize(
+        ('channels', 'convolved'),
+        [(124, 46), (249, 93), (499, 187), (998, 374), (166, 62), (1331, 499)],
+    )
     def test_default_share_is_three_eighths_cut(self, channels, convolved):
         with torch.device('meta'):
             layer = PartialPeripheralConv2d(channels, GRID)
@@ -160,18 +175,21 @@ class TestPartial:
         assert (y[:, :3] != x[:, :3]).all()
         # Nor does what they hold reach the first channels.
         other = x.clone()
-        other[:, 3:] = 7.
+        other[:, 3:] = 7.0
         assert torch.equal(layer.eval()(x)[:, :3], layer(other)[:, :3])
 
-    @pytest.mark.parametrize(('given', 'used'), [
-        (torch.float32, torch.bfloat16), (torch.float64, torch.float64)])
+    @pytest.mark.parametrize(
+        ('given', 'used'),
+        [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)],
+    )
     def test_autocast_casts_once_for_both_branches(self, given, used):
         """Each keeps its input for the gradient: two copies would be two."""
         layer = PartialPeripheralConv2d(8, GRID).to(given)
         seen = []
         for branch in (layer.large, layer.small):
             branch.register_forward_pre_hook(
-                lambda module, inputs: seen.append(inputs[0]))
+                lambda module, inputs: seen.append(inputs[0])
+            )
         with torch.autocast('cpu', torch.bfloat16):
             layer(torch.randn(2, 8, 7, 7, dtype=given))
         assert seen[0] is seen[1]
@@ -182,14 +200,15 @@ class TestPartial:
         x = torch.randn(2, 8, 7, 7)
         head = x[:, :3]
         large, small = layer.large(head), layer.small(head)
-        expected = [(y - y.mean((0, 2, 3), keepdim=True)) /
-                    (y.var((0, 2, 3), keepdim=True, unbiased=False) +
-                     1e-5).sqrt() for y in (large, small)]
+        expected = [
+            (y - y.mean((0, 2, 3), keepdim=True))
+            / (y.var((0, 2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+            for y in (large, small)
+        ]
         torch.testing.assert_close(layer(x)[:, :3], sum(expected))
 
 
 class TestMerge:
-
     def check(self, layer, h=None, size=9):
         """Merge a layer and compare; returns the merged one."""
         layer = layer.double().eval()
@@ -206,7 +225,8 @@ class TestMerge:
     @pytest.mark.parametrize('small_kernel', [None, 1, 3, 5])
     def test_into_the_compact_kernel(self, small_kernel, pos_embed, randomise):
         layer = randomise(
-            PartialPeripheralConv2d(8, GRID, small_kernel=small_kernel))
+            PartialPeripheralConv2d(8, GRID, small_kernel=small_kernel)
+        )
         h = torch.randn(1, 13, 13) if pos_embed else None
         merged = self.check(layer, h)
         assert set(merged.state_dict()) == {'large.weight', 'large.bias'}
@@ -216,7 +236,9 @@ class TestMerge:
         layer = randomise(PartialPeripheralConv2d(8, GRID, small_kernel=7))
         merged = self.check(layer, torch.randn(1, 13, 13))
         assert set(merged.state_dict()) == {
-            'large.weight', 'large.bias', 'small.weight'
+            'large.weight',
+            'large.bias',
+            'small.weight',
         }
 
     @pytest.mark.parametrize('radius', [0, 1, 3])
@@ -233,7 +255,8 @@ class TestMerge:
 
     def test_norms_without_weights(self, randomise):
         layer = PartialPeripheralConv2d(
-            8, GRID, norm_cfg=dict(type='BN', affine=False, eps=1e-2))
+            8, GRID, norm_cfg=dict(type='BN', affine=False, eps=1e-2)
+        )
         self.check(randomise(layer))
 
     def test_keeps_what_is_frozen_frozen(self):
@@ -249,29 +272,40 @@ class TestMerge:
         trained = PartialPeripheralConv2d(8, GRID, small_kernel=small_kernel)
         trained.merge()
         built = PartialPeripheralConv2d(
-            8, GRID, small_kernel=small_kernel, deploy=True)
-        shapes = [{name: value.shape
-                   for name, value in layer.state_dict().items()}
-                  for layer in (trained, built)]
+            8, GRID, small_kernel=small_kernel, deploy=True
+        )
+        shapes = [
+            {name: value.shape for name, value in layer.state_dict().items()}
+            for layer in (trained, built)
+        ]
         assert shapes[0] == shapes[1]
 
 
 class TestArguments:
-
-    @pytest.mark.parametrize(('kwargs', 'error', 'message'), [
-        (dict(conv_ratio=0.1), ValueError, '0 to convolve'),
-        (dict(conv_ratio=1.5), ValueError, 'conv_ratio'),
-        (dict(conv_ratio='1'), TypeError, 'conv_ratio'),
-        (dict(small_kernel=4), ValueError, 'small_kernel'),
-        (dict(small_kernel=15), ValueError, r'small_kernel.*13.*15'),
-        (dict(small_kernel=0), ValueError, 'small_kernel'),
-        (dict(small_kernel=5.), TypeError, 'small_kernel'),
-        (dict(norm_cfg='BN'), TypeError, 'norm_cfg'),
-        (dict(norm_cfg=dict(type='GN', num_groups=1)), ValueError, 'norm_cfg'),
-        (dict(norm_cfg=dict(type='BN', track_running_stats=False)), ValueError,
-         'norm_cfg'),
-        (dict(backend='abacus'), ValueError, 'abacus'),
-    ])
+    @pytest.mark.parametrize(
+        ('kwargs', 'error', 'message'),
+        [
+            (dict(conv_ratio=0.1), ValueError, '0 to convolve'),
+            (dict(conv_ratio=1.5), ValueError, 'conv_ratio'),
+            (dict(conv_ratio='1'), TypeError, 'conv_ratio'),
+            (dict(small_kernel=4), ValueError, 'small_kernel'),
+            (dict(small_kernel=15), ValueError, r'small_kernel.*13.*15'),
+            (dict(small_kernel=0), ValueError, 'small_kernel'),
+            (dict(small_kernel=5.0), TypeError, 'small_kernel'),
+            (dict(norm_cfg='BN'), TypeError, 'norm_cfg'),
+            (
+                dict(norm_cfg=dict(type='GN', num_groups=1)),
+                ValueError,
+                'norm_cfg',
+            ),
+            (
+                dict(norm_cfg=dict(type='BN', track_running_stats=False)),
+                ValueError,
+                'norm_cfg',
+            ),
+            (dict(backend='abacus'), ValueError, 'abacus'),
+        ],
+    )
     def test_wrong_ones_are_named(self, kwargs, error, message):
         with pytest.raises(error, match=message):
             PartialPeripheralConv2d(8, GRID, **kwargs)
