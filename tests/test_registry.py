@@ -65,16 +65,9 @@ def processes(tmp_path_factory):
     scripts = {'broken': BROKEN}
     for name, (library, default_scope, imports, scope) in CASES.items():
         config = folder / f'{name.replace(" ", "_")}.py'
-        config.write_text(
-            textwrap.dedent(
-                CONFIG.format(
-                    head=f'{imports}; default_scope = {default_scope!r}'.lstrip(
-                        '; '
-                    ),
-                    scope=scope,
-                )
-            )
-        )
+        head = f'{imports}; default_scope = {default_scope!r}'.lstrip('; ')
+        text = CONFIG.format(head=head, scope=scope)
+        config.write_text(textwrap.dedent(text))
         scripts[name] = BUILD.format(config=str(config), library=library)
     running = {
         name: subprocess.Popen(

@@ -85,7 +85,8 @@ def examine(environment: Environment) -> list[Finding]:
                 Finding(
                     check.__name__,
                     TROUBLE,
-                    f'this check itself failed: {type(error).__name__}: {error}',
+                    'this check itself failed: '
+                    f'{type(error).__name__}: {error}',
                     f'pip install {missing}'
                     if missing
                     else 'please report it',
@@ -132,7 +133,7 @@ def forks(environment: Environment) -> Iterator[Finding]:
 
 
 def opencv(environment: Environment) -> Iterator[Finding]:
-    """Its builds share their files: harmless, while they are of one version."""
+    """Its builds share their files: harmless while they are of one version."""
     found = sorted(
         name
         for name in environment.packages
@@ -233,7 +234,7 @@ def torch_and_torchvision(environment: Environment) -> Iterator[Finding]:
 
 
 def undeclared(environment: Environment) -> Iterator[Finding]:
-    """mmsegmentation imports these, the fork says so, the original does not."""
+    """mmsegmentation imports these; the fork says so, the original not."""
     names = [
         name for name in ('ftfy', 'regex') if name not in environment.packages
     ]
@@ -372,8 +373,8 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ('torch_cuda',),
         '',
-        'this torch has no kernels for this GPU or driver: install a torch for '
-        'its CUDA',
+        'this torch has no kernels for this GPU or driver: install a torch '
+        'for its CUDA',
     ),
     ((), r"No module named 'pkg_resources'", 'pip install "setuptools<81"'),
     ((), r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),

@@ -86,7 +86,7 @@ def explain(error: BaseException) -> str:
 
 
 def _builds(error: BaseException) -> list[dict]:
-    """Variables of mmengine's calls that build what failed, outermost first."""
+    """Variables of mmengine's calls that build what failed, from outside."""
     return [
         frame.f_locals
         for frame, _ in traceback.walk_tb(error.__traceback__)

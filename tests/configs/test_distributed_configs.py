@@ -1,4 +1,4 @@
-"""The configs for FSDP and DeepSpeed, as far as no second process is needed."""
+"""The configs for FSDP and DeepSpeed, as far as one process can tell."""
 
 import pytest
 from mmengine.config import Config

@@ -167,7 +167,8 @@ def test_nothing_to_find(facts):
             dict(
                 outcomes={
                     'torchvision': fails(
-                        'RuntimeError: operator torchvision::nms does not exist'
+                        'RuntimeError: operator torchvision::nms does not '
+                        'exist'
                     )
                 }
             ),

@@ -176,7 +176,8 @@ def test_a_folder_too_many(classification, tmp_path):
             'names no image',
         ),
         (
-            '{"images": [{}], "annotations": [], "categories": [{"name": "a"}]}',
+            '{"images": [{}], "annotations": [], '
+            '"categories": [{"name": "a"}]}',
             'no category b of the classes',
         ),
     ],

@@ -268,7 +268,7 @@ def test_with_batch_norm_equals_the_ranks_in_turns(
     'task', ['classification', 'segmentation', 'detection']
 )
 def test_what_the_tolerances_tell(tmp_path, data, task):
-    """One process against itself, with other last bits and without learning."""
+    """One process against itself, other last bits or without learning."""
     config = tasks.write_config(tmp_path, data, task, batch_norm=True)
     rounded = tmp_path / 'rounded.py'
     rounded.write_text(
