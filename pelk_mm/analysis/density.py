@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..engine.fileio import atomic_path
-from ..engine.sparsity_state import STATE_KEY, unpack_masks
+from ..engine.sparsity.state import STATE_KEY, unpack_masks
 
 
 @dataclass(frozen=True)

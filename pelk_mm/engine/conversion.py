@@ -29,8 +29,8 @@ from ..ops import SharingGrid
 from ..version import __version__
 from .fileio import atomic_path
 from .hooks.safe_checkpoint_hook import to_plain
-from .sparsity import mask_from_zeros
-from .sparsity_state import STATE_KEY, pack_state, unpack_masks
+from .sparsity.masks import mask_from_zeros
+from .sparsity.state import STATE_KEY, pack_state, unpack_masks
 
 #: Of a checkpoint's meta, what is still true and of use in another one.
 _META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')

@@ -8,8 +8,8 @@ from pelk_mm.analysis.density import (
     merged_densities,
     plot_densities,
 )
-from pelk_mm.engine.sparsity import draw_mask
-from pelk_mm.engine.sparsity_state import STATE_KEY, pack_state
+from pelk_mm.engine.sparsity.masks import draw_mask
+from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state
 from pelk_mm.models import PeLK
 
 ARCH = dict(

@@ -38,9 +38,9 @@ class RankRecorder(Hook):
             model = model.module
         masks = {}
         for hook in runner.hooks:
-            keeper = getattr(hook, 'keeper', None)
-            if keeper is not None:
-                masks = keeper.masks
+            enforcer = getattr(hook, 'enforcer', None)
+            if enforcer is not None:
+                masks = enforcer.masks
         torch.save(
             dict(
                 world_size=runner.world_size,

@@ -304,7 +304,7 @@ def test_other_contents_are_no_checkpoint(tmp_path, contents):
     ],
 )
 def test_masks_that_are_none(change):
-    from pelk_mm.engine.sparsity_state import pack_state, unpack_masks
+    from pelk_mm.engine.sparsity.state import pack_state, unpack_masks
 
     state = pack_state(dict(a=torch.tensor([[True, False]])))
     assert unpack_masks(state)['a'].tolist() == [[True, False]]

@@ -13,7 +13,7 @@ from pelk_mm.engine.conversion import (
     grow_checkpoint,
     publish_checkpoint,
 )
-from pelk_mm.engine.sparsity_state import STATE_KEY, pack_state, unpack_masks
+from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state, unpack_masks
 from pelk_mm.models import PeLK
 from tests.models.test_checkpoint import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.tools.conftest import CONFIG

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from pelk_mm.engine.sparsity_state import STATE_KEY, pack_state
+from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state
 from pelk_mm.models import PeLK
 
 from .test_train_and_test import run

@@ -18,7 +18,7 @@ from pelk_mm.engine.command_line import command
 from pelk_mm.engine.conversion import build_model
 from pelk_mm.engine.fileio import atomic_path
 from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.sparsity_state import STATE_KEY
+from pelk_mm.engine.sparsity.state import STATE_KEY
 from pelk_mm.models.utils import read_checkpoint, weights_of
 
 # A table that is cut to 80 columns cannot be read.

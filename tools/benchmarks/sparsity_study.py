@@ -132,7 +132,7 @@ def train(config: Config) -> dict:
         (h for h in runner.hooks if isinstance(h, DynamicSparsityHook)), None
     )
     dead = (
-        sum(int((~mask).sum()) for mask in hook.keeper.masks.values())
+        sum(int((~mask).sum()) for mask in hook.enforcer.masks.values())
         if hook
         else 0
     )

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...ops.checks import check_bool, check_choice, check_integer, check_number
-from .. import sparsity as policy
-from ..gradient_probe import probe_snip_scores
-from ..mask_keeper import MaskKeeper
-from ..sparsity_state import (
+from ..sparsity import masks as policy
+from ..sparsity.enforcer import MaskEnforcer
+from ..sparsity.snip import probe_snip_scores
+from ..sparsity.state import (
     STATE_KEY,
     pack_state,
     pretrained_masks,
@@ -165,7 +165,7 @@ class DynamicSparsityHook(Hook):
         self.redraw = check_bool('redraw', redraw)
 
         self.step = 0
-        self.keeper: MaskKeeper | None = None
+        self.enforcer: MaskEnforcer | None = None
         self._generator = torch.Generator().manual_seed(self.seed)
         self._model: nn.Module | None = None
         self._weights: dict[str, nn.Parameter] = {}
@@ -209,7 +209,7 @@ class DynamicSparsityHook(Hook):
         _refuse_sharding(model)
         if is_model_wrapper(model):
             model = model.module
-        again = self._model is model and self.keeper is not None
+        again = self._model is model and self.enforcer is not None
         self._model = model
         self._weights = policy.select_weights(
             model, self.include, self.exclude
@@ -218,9 +218,9 @@ class DynamicSparsityHook(Hook):
         self._end = self.end or -(-runner.max_iters // accumulation)
 
         if again:
-            self._keep(runner, self.keeper.masks, 'kept from before')
+            self._keep(runner, self.enforcer.masks, 'kept from before')
             return
-        self.keeper, self.step = None, 0
+        self.enforcer, self.step = None, 0
         if self._has_resumed:
             self._resume(runner, runner.iter // accumulation)
         elif self.init == 'zeros':
@@ -246,12 +246,12 @@ class DynamicSparsityHook(Hook):
             batch_idx (int): Index of the batch.
             data_batch (Any): The batch, which is then trained on as usual.
         """
-        if self.keeper is None:
+        if self.enforcer is None:
             scores = self._snip_scores(runner, data_batch)
             self._draw_from(
                 runner, policy.snip_densities(scores, 1 - self.sparsity)
             )
-        self.keeper.gathering = self._is_gathering()
+        self.enforcer.gathering = self._is_gathering()
 
     def after_train_iter(
         self,
@@ -268,23 +268,23 @@ class DynamicSparsityHook(Hook):
             data_batch (Any): The batch.
             outputs (dict, optional): What ``train_step`` returned.
         """
-        keeper = self.keeper
-        if not keeper.stepped:
+        enforcer = self.enforcer
+        if not enforcer.stepped:
             if _ends_accumulation(runner.optim_wrapper):
-                keeper.forget_gradients()
+                enforcer.forget_gradients()
             return
-        keeper.stepped = False
-        if keeper.gathering:
+        enforcer.stepped = False
+        if enforcer.gathering:
             scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
-            keeper.fold_gradients(scaler.get_scale() if scaler else 1.0)
+            enforcer.fold_gradients(scaler.get_scale() if scaler else 1.0)
         self.step += 1
         if self._is_update(self.step):
             rate = self.current_prune_rate
-            dropped = keeper.move(rate, self._generator)
+            dropped = enforcer.move(rate, self._generator)
             runner.logger.info(
                 f'DynamicSparsityHook: step {self.step}, dropped and grew '
                 f'{dropped:.2%} of the live weights (prune rate {rate:.4f}); '
-                f'{keeper.summary()}'
+                f'{enforcer.summary()}'
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -297,12 +297,12 @@ class DynamicSparsityHook(Hook):
             runner (Runner): The runner.
             checkpoint (dict): What is about to be saved.
         """
-        if self.keeper is None:
+        if self.enforcer is None:
             return
         checkpoint[STATE_KEY] = pack_state(
-            self.keeper.masks,
+            self.enforcer.masks,
             sparsity=(
-                1 - self.keeper.density
+                1 - self.enforcer.density
                 if self.init == 'zeros'
                 else self.sparsity
             ),
@@ -310,7 +310,7 @@ class DynamicSparsityHook(Hook):
             step=self.step,
             prune_rate=self.current_prune_rate,
             generator=self._generator.get_state(),
-            momentum={n: m.cpu() for n, m in self.keeper.momentum.items()},
+            momentum={n: m.cpu() for n, m in self.enforcer.momentum.items()},
         )
 
     def after_train(self, runner: Runner) -> None:
@@ -319,8 +319,8 @@ class DynamicSparsityHook(Hook):
         Args:
             runner (Runner): The runner.
         """
-        if self.keeper is not None:
-            self.keeper.detach()
+        if self.enforcer is not None:
+            self.enforcer.detach()
 
     @property
     def current_prune_rate(self) -> float:
@@ -513,7 +513,7 @@ class DynamicSparsityHook(Hook):
                 f'{self.current_prune_rate:.4f}'
             )
         self._keep(runner, masks, f'resumed at step {self.step}')
-        self.keeper.momentum = {
+        self.enforcer.momentum = {
             name: average.to(self._weights[name].device)
             for name, average in state['momentum'].items()
         }
@@ -562,16 +562,16 @@ class DynamicSparsityHook(Hook):
     def _keep(
         self, runner: Runner, masks: Mapping[str, Tensor], origin: str
     ) -> None:
-        """Hand the masks to a keeper, which enforces them from now on."""
-        self.keeper = MaskKeeper(
+        """Hand the masks to a enforcer, which enforces them from now on."""
+        self.enforcer = MaskEnforcer(
             masks,
             self._weights,
             _optimizers(runner),
             list(_averaged_models(runner)),
         )
-        self.keeper.attach()
+        self.enforcer.attach()
         runner.logger.info(
-            f'DynamicSparsityHook: masks {origin}; {self.keeper.summary()}'
+            f'DynamicSparsityHook: masks {origin}; {self.enforcer.summary()}'
         )
 
 

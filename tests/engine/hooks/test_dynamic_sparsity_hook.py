@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from pelk_mm.engine.hooks import DynamicSparsityHook
-from pelk_mm.engine.sparsity import erk_densities
-from pelk_mm.engine.sparsity_state import STATE_KEY, unpack_masks
+from pelk_mm.engine.sparsity.masks import erk_densities
+from pelk_mm.engine.sparsity.state import STATE_KEY, unpack_masks
 
 from .sparse_task import (
     SparseNet,
@@ -48,7 +48,7 @@ class Watch(Hook):
 
     def after_train_iter(self, runner, *args, **kwargs):
         hook = sparsity_hook(runner)
-        masks = hook.keeper.masks
+        masks = hook.enforcer.masks
         models = [runner.model]
         models += [
             h.ema_model.module for h in runner.hooks if hasattr(h, 'ema_model')
@@ -122,8 +122,8 @@ def test_zeros_stay_through_training(tmp_path, optimizer):
         hooks=[watch, dict(type='EMAHook', momentum=0.2)],
     )
     hook = sparsity_hook(runner)
-    assert list(hook.keeper.masks) == BACKBONE
-    shapes = {n: m.shape for n, m in hook.keeper.masks.items()}
+    assert list(hook.enforcer.masks) == BACKBONE
+    shapes = {n: m.shape for n, m in hook.enforcer.masks.items()}
     wanted = erk_densities(shapes, 0.6)
     for counts in watch.counts:
         for name, count in counts.items():
@@ -204,7 +204,7 @@ def test_clipping_sees_live_weights_only(tmp_path):
     runner.train()
 
     model = SparseNet()
-    masks = sparsity_hook(runner).keeper.masks
+    masks = sparsity_hook(runner).enforcer.masks
     torch.manual_seed(0)
     fresh = make_runner(tmp_path / 'b', 1).model
     model.load_state_dict(fresh.state_dict())
@@ -242,7 +242,7 @@ def test_snip_uses_the_first_batch_and_trains_on_it_unchanged(tmp_path):
     scores = {n: (params[n] * params[n].grad).abs() for n in BACKBONE}
     flat = torch.cat([s.flatten() for s in scores.values()])
     threshold = flat.sort(descending=True).values[round(0.6 * len(flat)) - 1]
-    for name, mask in sparsity_hook(runner).keeper.masks.items():
+    for name, mask in sparsity_hook(runner).enforcer.masks.items():
         assert mask.sum() == (scores[name] >= threshold).sum()
 
 
@@ -254,7 +254,7 @@ def test_seed_and_scope(tmp_path):
                 1,
                 dict(init='uniform', seed=seed, include='.', exclude=['5']),
             )
-        ).keeper.masks
+        ).enforcer.masks
         for i, seed in enumerate((0, 0, 1))
     ]
     assert list(masks[0]) == [*BACKBONE[:2], 'head.weight']
@@ -267,7 +267,7 @@ def test_frozen_weights_stay_as_they_are(tmp_path):
     model.backbone[0].requires_grad_(False)
     before = model.backbone[0].weight.clone()
     runner = train(tmp_path, 5, dict(), model=model)
-    assert list(sparsity_hook(runner).keeper.masks) == BACKBONE[1:]
+    assert list(sparsity_hook(runner).enforcer.masks) == BACKBONE[1:]
     assert model.backbone[0].weight.equal(before)
     assert '1 frozen weights left dense' in messages(runner)
 
@@ -307,7 +307,7 @@ def test_optimizer_wrapper_dict(tmp_path):
 
     runner = run(tmp_path / 'a', include='.')
     assert updates(runner) == [3]
-    for name, mask in sparsity_hook(runner).keeper.masks.items():
+    for name, mask in sparsity_hook(runner).enforcer.masks.items():
         assert (runner.model.get_parameter(name)[~mask] == 0).all()
     with pytest.raises(ValueError, match='needs one loss'):
         run(tmp_path / 'b', init='snip')
@@ -353,7 +353,7 @@ def _two_process_run(folder):
     hook = sparsity_hook(runner)
     torch.save(
         dict(
-            masks=hook.keeper.masks,
+            masks=hook.enforcer.masks,
             weights=dict(runner.model.module.named_parameters()),
         ),
         f'{folder}/rank{dist.get_rank()}.pth',
@@ -361,10 +361,10 @@ def _two_process_run(folder):
 
     # A rank that went astray is brought back to rank 0's masks.
     if dist.get_rank() == 1:
-        mask = hook.keeper.masks[BACKBONE[2]]
+        mask = hook.enforcer.masks[BACKBONE[2]]
         mask[:] = mask.flip(0)
-    hook.keeper.attach()
-    torch.save(hook.keeper.masks, f'{folder}/healed{dist.get_rank()}.pth')
+    hook.enforcer.attach()
+    torch.save(hook.enforcer.masks, f'{folder}/healed{dist.get_rank()}.pth')
 
     # Shards cannot be masked.
     runner.model = fully_shard(SparseNet(), mesh=init_device_mesh('cpu', (2,)))
@@ -407,9 +407,9 @@ def test_half_precision_on_a_gpu(tmp_path, growth):
     runner = train(
         tmp_path, 20, hook, wrapper=amp, hooks=[Watch()], resume=True
     )
-    keeper = sparsity_hook(runner).keeper
-    assert all(mask.is_cuda for mask in keeper.masks.values())
-    assert keeper.density == pytest.approx(0.6, abs=0.01)
+    enforcer = sparsity_hook(runner).enforcer
+    assert all(mask.is_cuda for mask in enforcer.masks.values())
+    assert enforcer.density == pytest.approx(0.6, abs=0.01)
     # A loss scaler starts by skipping some steps.
     assert 8 <= sparsity_hook(runner).step <= 20
 
@@ -452,7 +452,9 @@ def test_resuming_with_another_sparsity(sparse_run, tmp_path):
     runner = resume(
         tmp_path, path, dict(sparsity=0.3, redraw=True), save_every=6
     )
-    assert sparsity_hook(runner).keeper.density == pytest.approx(0.7, abs=0.01)
+    assert sparsity_hook(runner).enforcer.density == pytest.approx(
+        0.7, abs=0.01
+    )
     assert sparsity_hook(runner).step == 8
 
     # The next resumption finds masks that suit it and leaves them alone.
@@ -465,7 +467,7 @@ def test_resuming_with_another_sparsity(sparse_run, tmp_path):
     )
     assert (
         differences(
-            unpack_masks(saved[STATE_KEY]), sparsity_hook(again).keeper.masks
+            unpack_masks(saved[STATE_KEY]), sparsity_hook(again).enforcer.masks
         )
         == []
     )
@@ -556,7 +558,7 @@ def test_zeros_keeps_the_saved_masks(sparse_run, tmp_path):
     saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])
     watch = Watch()
     runner = train(tmp_path, 5, KEEP, load_from=path, hooks=[watch])
-    assert differences(saved, sparsity_hook(runner).keeper.masks) == []
+    assert differences(saved, sparsity_hook(runner).enforcer.masks) == []
     assert runner.model.get_parameter(BACKBONE[2])[saved[BACKBONE[2]]].all()
     assert updates(runner) == []
 
@@ -565,7 +567,7 @@ def test_zeros_reads_weights_that_come_without_masks(sparse_run, tmp_path):
     saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])
     path = edited(sparse_run, tmp_path, lambda c: c.pop(STATE_KEY))
     runner = train(tmp_path, 3, KEEP, load_from=path)
-    assert differences(saved, sparsity_hook(runner).keeper.masks) == []
+    assert differences(saved, sparsity_hook(runner).enforcer.masks) == []
     assert "read from the checkpoint's zeros" in messages(runner)
 
 
@@ -608,7 +610,7 @@ def test_zeros_finds_masks_through_init_cfg(sparse_run, tmp_path, prefix):
     path = edited(sparse_run, tmp_path, zero_a_live_weight)
     runner = train(tmp_path, 2, KEEP, model=Detector(path, prefix))
     saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])
-    assert differences(saved, sparsity_hook(runner).keeper.masks) == []
+    assert differences(saved, sparsity_hook(runner).enforcer.masks) == []
 
 
 def test_zeros_of_a_dense_checkpoint(tmp_path):
@@ -636,7 +638,7 @@ def test_a_layer_of_zeros_is_not_a_sparse_one(sparse_run, tmp_path):
 
     path = edited(sparse_run, tmp_path, blank)
     runner = train(tmp_path, 3, KEEP, load_from=path)
-    assert list(sparsity_hook(runner).keeper.masks) == [
+    assert list(sparsity_hook(runner).enforcer.masks) == [
         BACKBONE[0],
         BACKBONE[2],
     ]
@@ -662,7 +664,7 @@ def test_frozen_sparse_weights_downstream(sparse_run, tmp_path):
         load_from=str(sparse_run / 'iter_4.pth'),
     )
     saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])
-    masks = sparsity_hook(runner).keeper.masks
+    masks = sparsity_hook(runner).enforcer.masks
     moved = differences(saved, masks)
     assert [name.strip('/') for name in moved] == BACKBONE[1:]
 

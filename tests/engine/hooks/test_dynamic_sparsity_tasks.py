@@ -163,13 +163,13 @@ def test_snip_and_training(tmp_path, task, weights):
         data=data,
     )
     runner.train()
-    keeper = sparsity_hook(runner).keeper
+    enforcer = sparsity_hook(runner).enforcer
     # Four convolutions, 4 x (large, small, 2 pointwise), and the classifier;
     # of the others the first stage is frozen.
-    assert len(keeper.masks) == weights
-    assert keeper.density == pytest.approx(0.6, abs=0.01)
+    assert len(enforcer.masks) == weights
+    assert enforcer.density == pytest.approx(0.6, abs=0.01)
     params = dict(runner.model.named_parameters())
-    for name, mask in keeper.masks.items():
+    for name, mask in enforcer.masks.items():
         assert (params[name][~mask] == 0).all()
         assert mask.any()
     assert sparsity_hook(runner).step == 4

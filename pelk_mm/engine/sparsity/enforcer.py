@@ -12,13 +12,13 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import sparsity as policy
+from . import masks as policy
 
 # Growth by momentum: the factor on what the average was before a step.
 _MOMENTUM = 0.9
 
 
-class MaskKeeper:
+class MaskEnforcer:
     """Enforces masks on the weights of a training run, and moves them.
 
     Where masks act, and why there:

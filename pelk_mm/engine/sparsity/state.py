@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..models.utils import is_pretrained, read_checkpoint
-from .sparsity import mask_digest, pack_mask, unpack_mask
+from ...models.utils import is_pretrained, read_checkpoint
+from .masks import mask_digest, pack_mask, unpack_mask
 
 STATE_KEY = 'dynamic_sparsity'
 """Where a checkpoint keeps the state."""

@@ -13,7 +13,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from .sparsity import snip_scores
+from .masks import snip_scores
 
 
 class _BackwardOnly:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pelk_mm.engine.sparsity import (
+from pelk_mm.engine.sparsity.masks import (
     draw_mask,
     drop_smallest,
     erk_densities,

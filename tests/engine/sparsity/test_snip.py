@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from pelk_mm.engine.gradient_probe import probe_snip_scores
+from pelk_mm.engine.sparsity.snip import probe_snip_scores
 
 
 class Noisy(BaseModel):

@@ -6,8 +6,8 @@ from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from pelk_mm.engine.mask_keeper import MaskKeeper
-from pelk_mm.engine.sparsity import draw_mask
+from pelk_mm.engine.sparsity.enforcer import MaskEnforcer
+from pelk_mm.engine.sparsity.masks import draw_mask
 
 
 class Shake(Optimizer):
@@ -35,11 +35,11 @@ def make(optimizer=lambda params: AdamW(params, lr=0.1), averaged=()):
     }
     optimizer = optimizer(model.parameters())
     averaged = [build(model) for build in averaged]
-    keeper = MaskKeeper(
+    enforcer = MaskEnforcer(
         masks, weights, [optimizer], [average.module for average in averaged]
     )
-    keeper.attach()
-    return model, optimizer, keeper, averaged
+    enforcer.attach()
+    return model, optimizer, enforcer, averaged
 
 
 def step(model, optimizer, seed=0):
@@ -50,9 +50,9 @@ def step(model, optimizer, seed=0):
     optimizer.step()
 
 
-def assert_dead_are_zero(keeper, tensors):
+def assert_dead_are_zero(enforcer, tensors):
     for name, tensor in tensors.items():
-        dead = tensor[~keeper.masks[name]]
+        dead = tensor[~enforcer.masks[name]]
         assert dead.numel() and (dead == 0).all(), name
 
 
@@ -60,8 +60,8 @@ def test_attaching_zeroes_dead_weights_only():
     torch.manual_seed(0)
     before = nn.Linear(6, 8, bias=False).weight
     torch.manual_seed(0)
-    model, _, keeper, _ = make()
-    mask = keeper.masks['0.weight']
+    model, _, enforcer, _ = make()
+    mask = enforcer.masks['0.weight']
     assert model[0].weight.equal(torch.where(mask, before, 0))
 
 
@@ -78,11 +78,11 @@ def test_attaching_zeroes_dead_weights_only():
     ],
 )
 def test_dead_weights_stay_zero_and_feed_no_moments(optimizer):
-    model, optimizer, keeper, _ = make(optimizer)
+    model, optimizer, enforcer, _ = make(optimizer)
     for seed in range(5):
         step(model, optimizer, seed)
         weights = dict(model.named_parameters())
-        assert_dead_are_zero(keeper, weights)
+        assert_dead_are_zero(enforcer, weights)
         for key in (
             'exp_avg',
             'exp_avg_sq',
@@ -95,41 +95,43 @@ def test_dead_weights_stay_zero_and_feed_no_moments(optimizer):
                 for name, param in weights.items()
                 if key in optimizer.state[param]
             }
-            assert_dead_are_zero(keeper, moments)
-        assert all((p[keeper.masks[n]] != 0).any() for n, p in weights.items())
-        keeper.move(0.5, torch.Generator().manual_seed(seed))
+            assert_dead_are_zero(enforcer, moments)
+        assert all(
+            (p[enforcer.masks[n]] != 0).any() for n, p in weights.items()
+        )
+        enforcer.move(0.5, torch.Generator().manual_seed(seed))
 
 
 def test_gradients_are_masked_before_clipping_and_overflow_checks():
-    model, _, keeper, _ = make()
+    model, _, enforcer, _ = make()
     x = torch.randn(16, 6)
-    weight, mask = model[2].weight, keeper.masks['2.weight']
+    weight, mask = model[2].weight, enforcer.masks['2.weight']
     dense = torch.autograd.grad(
         model[2](model[1](model[0](x))).square().mean(), weight
     )[0]
-    keeper.detach()
+    enforcer.detach()
     free = torch.autograd.grad(
         model[2](model[1](model[0](x))).square().mean(), weight
     )[0]
     assert (free[~mask] != 0).any()
     assert dense.equal(torch.where(mask, free, 0))
-    keeper.attach()
+    enforcer.attach()
     # An overflow among dead weights only concerns nobody.
     (weight * torch.where(mask, 1.0, float('inf'))).sum().backward()
     assert weight.grad.isfinite().all()
 
 
 def test_move_drops_the_smallest_and_grows_from_zero():
-    model, optimizer, keeper, _ = make()
+    model, optimizer, enforcer, _ = make()
     step(model, optimizer)
-    old = {n: m.clone() for n, m in keeper.masks.items()}
+    old = {n: m.clone() for n, m in enforcer.masks.items()}
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     state = {n: optimizer.state[p] for n, p in model.named_parameters()}
     moments = {n: s['exp_avg'].clone() for n, s in state.items()}
-    share = keeper.move(0.3, torch.Generator().manual_seed(0))
+    share = enforcer.move(0.3, torch.Generator().manual_seed(0))
     dropped_in_all = 0
     for name, param in model.named_parameters():
-        mask, before = keeper.masks[name], old[name]
+        mask, before = enforcer.masks[name], old[name]
         count = round(0.3 * int(before.sum()))
         dropped, grown = before & ~mask, mask & ~before
         assert dropped.sum() == grown.sum() == count
@@ -149,91 +151,91 @@ def test_move_drops_the_smallest_and_grows_from_zero():
 
 
 def test_nothing_moves_in_frozen_and_in_dense_layers():
-    model, optimizer, keeper, _ = make()
-    keeper.masks['2.weight'][:] = True
+    model, optimizer, enforcer, _ = make()
+    enforcer.masks['2.weight'][:] = True
     model[0].weight.requires_grad_(False)
-    keeper.attach()
+    enforcer.attach()
     step(model, optimizer)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    masks = {n: m.clone() for n, m in keeper.masks.items()}
-    assert keeper.move(0.5, torch.Generator().manual_seed(0)) == 0
+    masks = {n: m.clone() for n, m in enforcer.masks.items()}
+    assert enforcer.move(0.5, torch.Generator().manual_seed(0)) == 0
     for name, param in model.named_parameters():
         assert param.equal(weights[name])
-        assert keeper.masks[name].equal(masks[name])
+        assert enforcer.masks[name].equal(masks[name])
 
 
 def test_growth_takes_the_largest_dense_gradient():
-    model, optimizer, keeper, _ = make()
-    keeper.gathering = True
+    model, optimizer, enforcer, _ = make()
+    enforcer.gathering = True
     dense = []
     for seed in range(3):
-        keeper.detach()
+        enforcer.detach()
         torch.manual_seed(seed)
         loss = model(torch.randn(16, 6)).square().mean()
         dense.append(torch.autograd.grad(loss, model[0].weight)[0])
-        keeper.attach()
+        enforcer.attach()
         step(model, optimizer, seed)
-        keeper.fold_gradients()
+        enforcer.fold_gradients()
     average = dense[0]
     for grad in dense[1:]:
         average = 0.9 * average + 0.1 * grad
-    torch.testing.assert_close(keeper.momentum['0.weight'], average)
-    old = keeper.masks['0.weight'].clone()
-    keeper.move(0.3, torch.Generator().manual_seed(0))
-    grown = keeper.masks['0.weight'] & ~old
-    left = ~keeper.masks['0.weight'] & ~old
+    torch.testing.assert_close(enforcer.momentum['0.weight'], average)
+    old = enforcer.masks['0.weight'].clone()
+    enforcer.move(0.3, torch.Generator().manual_seed(0))
+    grown = enforcer.masks['0.weight'] & ~old
+    left = ~enforcer.masks['0.weight'] & ~old
     assert grown.sum() == 9
     assert average[grown].abs().min() >= average[left].abs().max()
-    assert keeper.momentum == {}
+    assert enforcer.momentum == {}
 
 
 def test_gradients_of_several_passes_add_up_and_can_be_forgotten():
-    model, _, keeper, _ = make()
-    keeper.gathering = True
+    model, _, enforcer, _ = make()
+    enforcer.gathering = True
     for _ in range(2):
         model(torch.ones(1, 6)).sum().backward()
-    keeper.fold_gradients(scale=2.0)
-    twice = keeper.momentum.copy()
-    keeper.momentum.clear()
+    enforcer.fold_gradients(scale=2.0)
+    twice = enforcer.momentum.copy()
+    enforcer.momentum.clear()
     model(torch.ones(1, 6)).sum().backward()
-    keeper.fold_gradients()
-    for name, grad in keeper.momentum.items():
+    enforcer.fold_gradients()
+    for name, grad in enforcer.momentum.items():
         torch.testing.assert_close(grad, twice[name])
-    keeper.momentum.clear()
+    enforcer.momentum.clear()
     model(torch.ones(1, 6)).sum().backward()
-    keeper.forget_gradients()
-    keeper.fold_gradients()
-    assert not any(grad.any() for grad in keeper.momentum.values())
+    enforcer.forget_gradients()
+    enforcer.fold_gradients()
+    assert not any(grad.any() for grad in enforcer.momentum.values())
 
 
 def test_averages_are_as_sparse_as_the_model():
-    model, optimizer, keeper, (average,) = make(
+    model, optimizer, enforcer, (average,) = make(
         averaged=[lambda m: ExponentialMovingAverage(m, momentum=0.3)]
     )
     for seed in range(6):
         step(model, optimizer, seed)
         if seed % 2:
-            keeper.move(0.5, torch.Generator().manual_seed(seed))
+            enforcer.move(0.5, torch.Generator().manual_seed(seed))
         average.update_parameters(model)
-        assert_dead_are_zero(keeper, dict(average.module.named_parameters()))
+        assert_dead_are_zero(enforcer, dict(average.module.named_parameters()))
         assert all(
-            (p[keeper.masks[n]] != 0).any()
+            (p[enforcer.masks[n]] != 0).any()
             for n, p in average.module.named_parameters()
         )
 
 
 def test_detached_keeper_lets_go():
-    model, optimizer, keeper, _ = make()
-    keeper.detach()
+    model, optimizer, enforcer, _ = make()
+    enforcer.detach()
     step(model, optimizer)
-    assert (model[0].weight[~keeper.masks['0.weight']] != 0).any()
-    assert not keeper.stepped
+    assert (model[0].weight[~enforcer.masks['0.weight']] != 0).any()
+    assert not enforcer.stepped
 
 
 def test_summary_names_the_extremes():
-    _, _, keeper, _ = make()
-    assert keeper.density == pytest.approx(48 / 80)
-    assert keeper.summary() == (
+    _, _, enforcer, _ = make()
+    assert enforcer.density == pytest.approx(48 / 80)
+    assert enforcer.summary() == (
         'density 0.6000 over 2 weights, most dense 0.weight 0.6042, least '
         'dense 2.weight 0.5938'
     )

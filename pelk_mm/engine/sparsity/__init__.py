@@ -1,0 +1,1 @@
+"""Dynamic sparsity: masks, how they are enforced, SNIP, their saved state."""
