@@ -1,7 +1,8 @@
 """What the two tested rows of packages do differently, made the same here.
 
-Nothing else in this project asks which row it runs on. :mod:`pelk_mm.rows`
-says what the rows are, ``docs/versions.md`` which were tested.
+Nothing else in this project asks which row it runs on.
+:mod:`pelk_mm.distributions` says what the rows are, ``docs/versions.md`` which
+were tested.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import checkpoint
 
-from .rows import ROWS
+from .distributions import ROWS
 
 
 def apply() -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pelk_mm.demo import TASKS, run_demo
-from pelk_mm.engine.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import ConfigOptions, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 

@@ -10,15 +10,16 @@ from rich.progress import track
 from rich.table import Column, Table
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.inference import (
+from pelk_mm.apis.inference import (
     Predictor,
     build_predictor,
     list_images,
     predict_files,
 )
-from pelk_mm.engine.launch import check_checkpoint, load_config
-from pelk_mm.engine.preflight import check_weights
+from pelk_mm.apis.launch import check_checkpoint
+from pelk_mm.engine.preflight.checks import check_weights
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

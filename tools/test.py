@@ -6,9 +6,10 @@ from mmengine.dist import is_main_process
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
-from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import build_runner, load_config, prepare_testing
-from pelk_mm.engine.preflight import preflight
+from pelk_mm.apis.launch import build_runner, prepare_testing
+from pelk_mm.engine.preflight.checks import preflight
+from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

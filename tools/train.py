@@ -5,9 +5,10 @@ import argparse
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
-from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import load_config, prepare_training, train
-from pelk_mm.engine.preflight import preflight
+from pelk_mm.apis.launch import prepare_training, train
+from pelk_mm.engine.preflight.checks import preflight
+from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

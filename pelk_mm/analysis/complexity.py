@@ -15,9 +15,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.conversion import build_model
 from ..models import PeLK, PeripheralConv2d
 from ..models.utils import read_checkpoint, weights_of
+from ..utils.config import build_model
 
 #: Where a parameter or an operation of PeLK belongs, by the start of its name.
 _PARTS = (

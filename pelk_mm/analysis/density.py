@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..engine.fileio import atomic_path
 from ..engine.sparsity.state import STATE_KEY, unpack_masks
+from ..utils.files import atomic_path
 
 
 @dataclass(frozen=True)

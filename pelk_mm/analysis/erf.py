@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..datasets.images import IMAGE_SUFFIXES
 from ..datasets.images import find_images as find_all_images
-from ..engine.fileio import atomic_path
+from ..utils.files import atomic_path
 from .backbones import build_backbone
 from .figures import INK
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..engine.fileio import atomic_path
+from ..utils.files import atomic_path
 
 #: Two colours that stay apart in grey: one dark, one light.
 STRONG = '#9c3306'

@@ -1,4 +1,4 @@
-"""The data set of the demos, and checks of where data is."""
+"""The data set of the demos, and the reading of images."""
 
 from .transforms import StretchedGrey
 

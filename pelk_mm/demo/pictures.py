@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..engine.fileio import atomic_path
+from ..utils.files import atomic_path
 
 #: Width over height.
 _SCREEN = 1.6

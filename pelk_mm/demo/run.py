@@ -16,8 +16,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from ..apis.launch import build_runner, prepare_training
 from ..datasets.digit_scenes import Recipe, make_digit_scenes
-from ..engine.launch import build_runner, load_config, prepare_training
+from ..utils.config import load_config
 from .pictures import draw_rows
 from .tasks import TASKS, Task
 

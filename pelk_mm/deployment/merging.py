@@ -11,11 +11,12 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ..engine.conversion import build_model, kept_meta
-from ..engine.fileio import atomic_path
-from ..engine.launch import LaunchError
 from ..models import PeLK
 from ..models.utils import load_file, read_checkpoint
+from ..models.utils.safe_saving import kept_meta
+from ..utils.config import build_model
+from ..utils.errors import LaunchError
+from ..utils.files import atomic_path
 from ..version import __version__
 from .compare import Difference, compare
 from .networks import check_shape, load_model, make_network, random_images

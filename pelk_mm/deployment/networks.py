@@ -10,12 +10,13 @@ from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
+from ..apis.launch import check_checkpoint
 from ..datasets.preprocessor import Preprocessor
-from ..engine.conversion import build_model
-from ..engine.launch import LaunchError, check_checkpoint
-from ..engine.preflight import check_weights
+from ..engine.preflight.checks import check_weights
 from ..models import PeLK
 from ..models.utils import read_checkpoint, weights_of
+from ..utils.config import build_model
+from ..utils.errors import LaunchError
 
 #: Pixels that one position of the last map stands for.
 STRIDE = 32

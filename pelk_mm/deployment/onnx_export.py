@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..engine.fileio import atomic_path
+from ..utils.errors import need
+from ..utils.files import atomic_path
+from ..utils.output import silent
 from .compare import Difference, check_close
 from .networks import Network, check_shape, example
-from .packages import need
-from .plain import to_plain
-from .progress import silent
 from .runners import METADATA, OnnxRunner
+from .standard_layers import to_standard_layers
 
 OPSET = 18
 INPUT = 'image'
@@ -75,7 +75,8 @@ def export_onnx(
         shape (Sequence[int]): Height and width of the images in pixels,
             multiples of 32.
         form (str): ``'dense'`` or ``'compact'``, see
-            :func:`~pelk_mm.deployment.plain.to_plain`. Default: ``'dense'``.
+            :func:`~pelk_mm.deployment.standard_layers.to_standard_layers`.
+            Default: ``'dense'``.
         dynamic (bool): Take any number of images of any size that is a
             multiple of 32. Default: False, one image of ``shape``.
         half (bool): Weights and activations in float16; input and outputs
@@ -95,7 +96,7 @@ def export_onnx(
     check_shape(shape)
     onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
     network.merge()
-    plain = to_plain(network, form)
+    plain = to_standard_layers(network, form)
     images, dimensions = example(shape, dynamic)
     with atomic_path(path) as temporary:
         # Known before the long part: whether it can be written at all.

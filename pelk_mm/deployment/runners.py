@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops  # noqa: F401, packages of torch call its operator
-from .packages import need
+from ..utils.errors import need
 
 #: Under which files hold a JSON of what they are.
 METADATA = 'pelk_mm'

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ..engine.fileio import atomic_path
+from ..utils.files import atomic_path
+from ..utils.output import silent
 from .compare import Difference, check_close
 from .networks import Network, check_shape, example
-from .progress import silent
 from .runners import METADATA, TorchRunner
 
 #: What is written: torch's graph, or machine code compiled from it.

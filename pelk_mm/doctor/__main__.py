@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from ..rows import ROWS, installed, providers
+from ..distributions import ROWS, installed, providers
 from .checks import TROUBLE, examine
 from .survey import report, survey
 

@@ -15,7 +15,7 @@ from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..rows import ROWS, installed_rows, providers
+from ..distributions import ROWS, installed_rows, providers
 from .processes import Outcome
 
 TROUBLE = 'trouble'

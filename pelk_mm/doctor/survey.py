@@ -11,7 +11,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Any
 
-from ..rows import ROWS, installed, installed_rows
+from ..distributions import ROWS, installed, installed_rows
 from .checks import TROUBLE, Environment, Finding
 from .processes import run_probes
 

@@ -1,6 +1,6 @@
 """What runs around a model: hooks, optimizer constructors, strategies."""
 
-from .channels import check_channels
+from ..models.channels import check_channels
 from .hooks import DynamicSparsityHook, SafeCheckpointHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .strategies import FullStateFSDPStrategy

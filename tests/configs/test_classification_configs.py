@@ -12,8 +12,8 @@ from pelk_mm.datasets.digit_scenes import (
     Recipe,
     make_digit_scenes,
 )
-from pelk_mm.engine.conversion import build_model
 from pelk_mm.models import PeLK
+from pelk_mm.utils.config import build_model
 
 #: Config name: arch, drop path, layers of the learning-rate decay, side of
 #: the images, and parameters in millions with 60 % of the 2-D and 4-D weights

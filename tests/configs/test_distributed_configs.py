@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES, init_default_scope
 
-from pelk_mm.engine import launch
+from pelk_mm.apis import launch
 from pelk_mm.models import PeLK
 from pelk_mm.models.backbones.pelk import PeLKBlock
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pelk_mm.engine.conversion import build_model
+from pelk_mm.utils.config import build_model
 
 BACKBONE = """dict(
         type='PeLK',

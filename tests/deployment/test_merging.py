@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from pelk_mm.apis.inference import build_predictor
 from pelk_mm.deployment.merging import reparameterize
 from pelk_mm.deployment.networks import (
     check_shape,
@@ -12,8 +13,8 @@ from pelk_mm.deployment.networks import (
     make_network,
     random_images,
 )
-from pelk_mm.engine.inference import build_predictor
-from pelk_mm.engine.launch import LaunchError, load_config
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.errors import LaunchError
 
 
 @pytest.mark.parametrize('task', ['classifier', 'segmentor', 'detector'])

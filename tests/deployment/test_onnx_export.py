@@ -9,9 +9,10 @@ from pelk_mm.deployment import onnx_export
 from pelk_mm.deployment.compare import compare
 from pelk_mm.deployment.networks import load_network, random_images
 from pelk_mm.deployment.onnx_export import export_onnx
-from pelk_mm.deployment.plain import to_plain
 from pelk_mm.deployment.runners import OnnxRunner
-from pelk_mm.engine.launch import LaunchError, load_config
+from pelk_mm.deployment.standard_layers import to_standard_layers
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.errors import LaunchError
 
 onnx = pytest.importorskip('onnx', reason='needs requirements/deploy.txt')
 pytest.importorskip('onnxscript', reason='needs requirements/deploy.txt')
@@ -68,7 +69,7 @@ def test_dense_dynamic_classifier(network, tmp_path):
 @pytest.mark.parametrize('network', ['segmentor'], indirect=True)
 def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
     # Rows of all cells in boxes too, as larger kernels have them.
-    monkeypatch.setattr('pelk_mm.deployment.plain._LEAST_ROWS', 2)
+    monkeypatch.setattr('pelk_mm.deployment.standard_layers._LEAST_ROWS', 2)
     path = tmp_path / 'compact.onnx'
     exported = export_onnx(
         network, path, (64, 96), form='compact', dynamic=True
@@ -124,11 +125,11 @@ def test_nothing_wrong_is_written(network, tmp_path, monkeypatch):
     path.write_text('what was there')
 
     def wrong(model, form):
-        model = to_plain(model, form)
+        model = to_standard_layers(model, form)
         model.model.head.fc.bias += 1
         return model
 
-    monkeypatch.setattr(onnx_export, 'to_plain', wrong)
+    monkeypatch.setattr(onnx_export, 'to_standard_layers', wrong)
     with pytest.raises(RuntimeError, match='nothing is written'):
         export_onnx(network, path, (32, 32))
     assert [file.read_text() for file in path.parent.iterdir()] == [

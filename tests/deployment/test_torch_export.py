@@ -10,7 +10,7 @@ from pelk_mm.deployment.compare import compare
 from pelk_mm.deployment.networks import load_network, random_images
 from pelk_mm.deployment.runners import TorchRunner
 from pelk_mm.deployment.torch_export import export_torch
-from pelk_mm.engine.launch import load_config
+from pelk_mm.utils.config import load_config
 
 LOAD = """
 import sys

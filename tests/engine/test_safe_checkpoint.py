@@ -25,8 +25,8 @@ from pelk_mm.engine import SafeCheckpointHook
 from pelk_mm.engine.hooks.safe_checkpoint_hook import (
     check_resumable,
     find_resumable,
-    to_plain,
 )
+from pelk_mm.models.utils.safe_saving import to_plain
 
 
 class Points(Dataset):

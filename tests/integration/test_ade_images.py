@@ -2,7 +2,8 @@
 
 import pytest
 
-from pelk_mm.engine.launch import build_runner, load_config, prepare_training
+from pelk_mm.apis.launch import build_runner, prepare_training
+from pelk_mm.utils.config import load_config
 
 #: Smaller crops than the recipe's keep an iteration within seconds.
 CROP = (128, 128)

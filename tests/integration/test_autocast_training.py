@@ -9,8 +9,8 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from pelk_mm.engine.conversion import build_model
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.config import build_model
+from pelk_mm.utils.output import quiet
 
 #: PeLK-T's kernels in a network that trains in no time.
 ARCH = dict(

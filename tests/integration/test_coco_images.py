@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
+from pelk_mm.apis.inference import build_predictor, list_images, predict_files
+from pelk_mm.apis.launch import build_runner, prepare_training
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
-from pelk_mm.engine.inference import (
-    build_predictor,
-    list_images,
-    predict_files,
-)
-from pelk_mm.engine.launch import build_runner, load_config, prepare_training
+from pelk_mm.utils.config import load_config
 
 CONFIG = 'cascade_mask_rcnn_pelk_t_coco.py'
 #: Smaller pictures and fewer regions keep an iteration within seconds.

@@ -5,13 +5,9 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from pelk_mm.apis.inference import build_predictor, list_images, predict_files
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
-from pelk_mm.engine.inference import (
-    build_predictor,
-    list_images,
-    predict_files,
-)
-from pelk_mm.engine.preflight import preflight
+from pelk_mm.engine.preflight.checks import preflight
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from pelk_mm.models.utils import (
     UnsafeCheckpointError,
     load_file,
     read_checkpoint,
-    weights_only,
 )
+from pelk_mm.utils.unpickling import weights_only
 from tests.conftest import ROOT
 from tests.hostile import HIDEOUTS, Payload, detonate, write_plain_pickle
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from pelk_mm.engine.conversion import build_model
+from pelk_mm.utils.config import build_model
 from tests.conftest import ROOT
 from tests.hostile import detonate, poison
 

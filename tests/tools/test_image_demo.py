@@ -8,13 +8,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from pelk_mm.engine.conversion import build_model
-from pelk_mm.engine.inference import (
-    build_predictor,
-    list_images,
-    predict_files,
-)
-from pelk_mm.engine.launch import LaunchError
+from pelk_mm.apis.inference import build_predictor, list_images, predict_files
+from pelk_mm.utils.config import build_model
+from pelk_mm.utils.errors import LaunchError
 
 CONFIGS = {
     'classification': 'demo_pelk_digits.py',

@@ -8,14 +8,11 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from pelk_mm.engine.conversion import (
-    build_model,
-    grow_checkpoint,
-    publish_checkpoint,
-)
+from pelk_mm.apis.conversion import grow_checkpoint, publish_checkpoint
 from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state, unpack_masks
 from pelk_mm.models import PeLK
-from tests.models.test_checkpoint import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
+from pelk_mm.utils.config import build_model
+from tests.models.test_pretrained import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.tools.conftest import CONFIG
 
 BIGGER = dict(kernel_sizes=(31, 15, 13, 11), center_radius=3)

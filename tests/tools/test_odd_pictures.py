@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pelk_mm.engine.conversion import build_model
+from pelk_mm.utils.config import build_model
 from tests.datasets.pictures import BAD, GOOD, write, write_odd_sizes
 from tests.tools.test_image_demo import model  # noqa: F401
 

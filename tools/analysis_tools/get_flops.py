@@ -13,10 +13,10 @@ from rich.table import Table
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
-from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.fileio import atomic_path
-from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.output import quiet
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 #: Wide enough for every table here; one that is cut cannot be read.

@@ -21,9 +21,9 @@ from pelk_mm.analysis.scaling import (
     count_convnext,
     draw_scaling,
 )
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.fileio import atomic_path
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.output import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
 from measure import CLOCKS, environment, interleave

@@ -14,12 +14,11 @@ from pelk_mm.analysis.density import (
     merged_densities,
     plot_densities,
 )
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.conversion import build_model
-from pelk_mm.engine.fileio import atomic_path
-from pelk_mm.engine.launch import load_config
 from pelk_mm.engine.sparsity.state import STATE_KEY
 from pelk_mm.models.utils import read_checkpoint, weights_of
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import build_model, load_config
+from pelk_mm.utils.files import atomic_path
 
 # A table that is cut to 80 columns cannot be read.
 CONSOLE = Console(width=max(Console().width, 120))

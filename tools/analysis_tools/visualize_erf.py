@@ -30,9 +30,9 @@ from pelk_mm.analysis.erf import (
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.datasets.images import sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
-from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.output import quiet
 
 
 def parse_args() -> argparse.Namespace:

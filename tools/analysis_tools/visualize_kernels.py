@@ -6,9 +6,9 @@ import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.backbones import build_backbone
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels
-from pelk_mm.engine.command_line import ConfigOptions, command
-from pelk_mm.engine.launch import load_config
 from pelk_mm.ops import SharingGrid
+from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

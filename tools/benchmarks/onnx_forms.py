@@ -24,18 +24,21 @@ from measure import CLOCKS, environment, interleave, write_json
 from torch import nn
 
 from pelk_mm.deployment.onnx_export import OPSET
-from pelk_mm.deployment.plain import PlainPeripheralConv2d, to_plain
-from pelk_mm.deployment.progress import silent
 from pelk_mm.deployment.runners import OnnxRunner
+from pelk_mm.deployment.standard_layers import (
+    StandardPeripheralConv2d,
+    to_standard_layers,
+)
 from pelk_mm.models import PeLK
 from pelk_mm.models.layers import PartialPeripheralConv2d
 from pelk_mm.ops import SharingGrid
+from pelk_mm.utils.output import silent
 
 
 def unfilled(block: PartialPeripheralConv2d) -> nn.Module:
     block = copy.deepcopy(block)
     beyond = block.large.grid.kernel_size + 1
-    block.large = PlainPeripheralConv2d(block.large, beyond, beyond)
+    block.large = StandardPeripheralConv2d(block.large, beyond, beyond)
     return block
 
 
@@ -149,8 +152,8 @@ def main() -> None:
                 runners = {
                     name: export(plain, channels, path)
                     for name, plain in (
-                        ('dense', to_plain(block, 'dense')),
-                        ('compact', to_plain(block, 'compact')),
+                        ('dense', to_standard_layers(block, 'dense')),
+                        ('compact', to_standard_layers(block, 'compact')),
                         ('dense, unfilled', unfilled(block)),
                     )
                 }
@@ -182,7 +185,7 @@ def main() -> None:
                 model.init_weights()
                 model.switch_to_deploy()
                 runners = {
-                    form: export(to_plain(model, form), 3, path)
+                    form: export(to_standard_layers(model, form), 3, path)
                     for form in ('dense', 'compact')
                 }
                 for image in args.sizes:

@@ -25,9 +25,9 @@ from mmengine.runner import Runner
 
 import pelk_mm
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
-from pelk_mm.engine.fileio import atomic_path
 from pelk_mm.engine.hooks import DynamicSparsityHook
-from pelk_mm.engine.launch import load_config
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'demo_pelk_digits.py'

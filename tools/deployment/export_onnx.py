@@ -13,11 +13,10 @@ from rich.table import Table
 from pelk_mm.deployment.arguments import ExportParser
 from pelk_mm.deployment.networks import describe, load_network
 from pelk_mm.deployment.onnx_export import OPSET, export_onnx
-from pelk_mm.deployment.packages import need
-from pelk_mm.deployment.progress import Steps
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.errors import need
+from pelk_mm.utils.output import Steps, quiet
 
 
 def parse_args() -> argparse.Namespace:

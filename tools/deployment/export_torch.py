@@ -9,11 +9,10 @@ import argparse
 
 from pelk_mm.deployment.arguments import ExportParser
 from pelk_mm.deployment.networks import describe, load_network
-from pelk_mm.deployment.progress import Steps
 from pelk_mm.deployment.torch_export import export_torch
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.output import Steps, quiet
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,10 +15,9 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from pelk_mm.deployment.compare import compare, largest
-from pelk_mm.deployment.forms import Form, load_form, load_images
-from pelk_mm.deployment.progress import Steps
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.deployment.variants import Form, load_form, load_images
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.output import Steps, quiet
 
 
 def parse_args() -> argparse.Namespace:

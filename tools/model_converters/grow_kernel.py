@@ -8,10 +8,11 @@ stays. The result starts a training (load_from, or init_cfg of a backbone).
 import argparse
 from pathlib import Path
 
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.conversion import grow_checkpoint, save_checkpoint
+from pelk_mm.apis.conversion import grow_checkpoint
 from pelk_mm.models import PeLK
 from pelk_mm.models.utils import read_checkpoint
+from pelk_mm.models.utils.safe_saving import save_checkpoint
+from pelk_mm.utils.command_line import command
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,9 +5,9 @@ Writes OUT_DIR/CONFIG-HASH.pth without optimizer state, log and local paths.
 
 import argparse
 
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.conversion import publish_checkpoint
-from pelk_mm.engine.launch import load_config
+from pelk_mm.apis.conversion import publish_checkpoint
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import load_config
 
 
 def parse_args() -> argparse.Namespace:

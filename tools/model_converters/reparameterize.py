@@ -9,10 +9,9 @@ take any other. They cannot be trained further.
 import argparse
 
 from pelk_mm.deployment.merging import reparameterize
-from pelk_mm.deployment.progress import Steps
-from pelk_mm.engine.command_line import command
-from pelk_mm.engine.launch import load_config
-from pelk_mm.engine.quiet import quiet
+from pelk_mm.utils.command_line import command
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.output import Steps, quiet
 
 
 def parse_args() -> argparse.Namespace:

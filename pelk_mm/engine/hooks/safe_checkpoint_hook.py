@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ...models.utils import UnsafeCheckpointError, load_file
-from ..fileio import ATOMIC_BACKEND, atomic_path, remove_leftovers
+from ...models.utils.safe_saving import to_history, to_plain
+from ...utils.files import ATOMIC_BACKEND, atomic_path, remove_leftovers
 from .dynamic_sparsity_hook import warn_about_unused_masks
 
 #: Where mmengine notes the newest checkpoint of a work dir, and where the name
 #: of the one to come stands while it is saved.
 _POINTER, _COMING = 'last_checkpoint', '.next_checkpoint'
-_HISTORY = 'history_buffer'
 #: Modules' own dictionaries of tensors, with torch's notes about versions.
 _ALREADY_PLAIN = ('state_dict', 'ema_state_dict')
-_ARRAY_DTYPES = (
-    'bool',
-    'uint8',
-    'int8',
-    'int16',
-    'int32',
-    'int64',
-    'float16',
-    'float32',
-    'float64',
-)
 
 
 class _RemoveLater:
@@ -182,86 +168,10 @@ class SafeCheckpointHook(CheckpointHook):
             checkpoint['message_hub'] = dict(
                 hub,
                 log_scalars={
-                    key: _to_history(value)
+                    key: to_history(value)
                     for key, value in hub.get('log_scalars', {}).items()
                 },
             )
-
-
-def to_plain(value: Any, name: str = 'value') -> Any:
-    """Convert to what ``torch.load(weights_only=True)`` accepts.
-
-    Args:
-        value (Any): Nested mappings and sequences of tensors, arrays,
-            numbers, text and :class:`mmengine.logging.HistoryBuffer`.
-        name (str): How to call it in a warning. Default: ``'value'``.
-
-    Returns:
-        Any: The same nesting of dicts, lists and tuples; arrays as tensors
-        or, of text, as lists. Anything else is left out with a warning, as
-        None.
-    """
-    if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
-        return value
-    # Subclasses of str and of numbers are Python objects to the unpickler.
-    for kind, convert in (
-        (str, str.__str__),
-        (int, int),
-        (float, float),
-        (np.longdouble, float),
-    ):
-        if isinstance(value, kind):
-            return convert(value)
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, HistoryBuffer):
-        log, count = value.data
-        return {
-            _HISTORY: dict(
-                log=torch.from_numpy(log.copy()),
-                count=torch.from_numpy(count.copy()),
-                max_length=int(value.max_length),
-            )
-        }
-    if isinstance(value, np.generic) and not isinstance(
-        value.item(), np.generic
-    ):
-        return to_plain(value.item(), name)
-    if isinstance(value, np.ndarray):
-        if value.dtype in _ARRAY_DTYPES:
-            return torch.from_numpy(value.copy())
-        return to_plain(value.tolist(), name)
-    if isinstance(value, Mapping):
-        # A scheduler of mmengine counts its milestones.
-        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
-        return kind(
-            {
-                to_plain(key, name): to_plain(item, f'{name}.{key}')
-                for key, item in value.items()
-            }
-        )
-    if isinstance(value, tuple):
-        return tuple(to_plain(item, name) for item in value)
-    if isinstance(value, (list, set, frozenset, deque)):
-        return [to_plain(item, name) for item in value]
-    print_log(
-        f'{name} is a {type(value).__name__}, which does not load safely: it '
-        'is left out of the checkpoint',
-        logger='current',
-        level=logging.WARNING,
-    )
-    return None
-
-
-def _to_history(value: Any) -> Any:
-    if isinstance(value, Mapping) and _HISTORY in value:
-        parts = value[_HISTORY]
-        return HistoryBuffer(
-            parts['log'].cpu().numpy(),
-            parts['count'].cpu().numpy(),
-            parts['max_length'],
-        )
-    return value
 
 
 def _make_atomic(strategy: Any) -> None:

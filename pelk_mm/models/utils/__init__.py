@@ -1,20 +1,19 @@
 from .activation_checkpoint import checkpoint_keeping_stats
-from .checkpoint import (
+from .kernel_growth import move_kernels, move_masks, read_grids, regrid
+from .pretrained import (
     backbone_prefixes,
     check_pretrained,
     check_state_dict,
     is_pretrained,
     load_pretrained,
     pretrained_of,
-    read_checkpoint,
-    weights_of,
 )
-from .kernel_growth import move_kernels, move_masks, read_grids, regrid
 from .safe_loading import (
     CheckpointError,
     UnsafeCheckpointError,
     load_file,
-    weights_only,
+    read_checkpoint,
+    weights_of,
 )
 
 __all__ = [
@@ -34,5 +33,4 @@ __all__ = [
     'read_grids',
     'regrid',
     'weights_of',
-    'weights_only',
 ]

@@ -8,10 +8,8 @@ only, after the checksums in the file have shown that it is what was written.
 from __future__ import annotations
 
 import errno
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,11 +18,10 @@ from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
-#: torch's own switches, for every torch.load of a process.
-_SAFE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-_UNSAFE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-_YES = ('1', 'y', 'yes', 'true')
+from ...utils.unpickling import everything_is_trusted, weights_only
+
 #: How torch's files start: zip archives, and pickles before torch 1.6.
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
 #: What torch's restricted unpickler says of objects that it does not build.
@@ -40,30 +37,6 @@ class CheckpointError(RuntimeError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A file holds Python objects, and loading them could run code."""
-
-
-@contextmanager
-def weights_only(always: bool = True) -> Iterator[None]:
-    """Let no ``torch.load`` run code, whoever calls it and however.
-
-    mmengine loads what it downloads with ``weights_only=False``. Nothing
-    changes where the environment says
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
-
-    Args:
-        always (bool): False leaves it to each call, also within another such
-            context. Default: True.
-    """
-    before = os.environ.pop(_SAFE, None)
-    if always and not _everything_is_trusted():
-        os.environ[_SAFE] = '1'
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_SAFE, None)
-        else:
-            os.environ[_SAFE] = before
 
 
 def load_file(
@@ -136,7 +109,7 @@ def _load_local(path: Path, mmap: bool, trust: bool) -> Any:
         path,
         map_location='cpu',
         mmap=mmap and start == _ZIP,
-        weights_only=not (trust or _everything_is_trusted()),
+        weights_only=not (trust or everything_is_trusted()),
     )
 
 
@@ -165,10 +138,6 @@ def _wrong_sums(path: Path, size: int, modified: int) -> str | None:
     return None if wrong is None else f'the checksum of {wrong} is wrong'
 
 
-def _everything_is_trusted() -> bool:
-    return os.environ.get(_UNSAFE, '').lower() in _YES
-
-
 def _damaged(name: str | Path, reason: str) -> CheckpointError:
     return CheckpointError(
         f'{name} is not a whole checkpoint: {reason}. Copy it again from '
@@ -190,3 +159,65 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
         'none; of one that you trust, '
         'tools/model_converters/publish_model.py --trust keeps the weights'
     )
+
+
+def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
+    """Read the weights of an mmengine checkpoint or a bare state dict.
+
+    Args:
+        checkpoint (str): Path or URL.
+
+    Returns:
+        dict[str, Tensor]: On the CPU, as named in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        RuntimeError: If it is not a checkpoint that loads safely.
+    """
+    return weights_of(read_checkpoint(checkpoint), checkpoint)
+
+
+def read_checkpoint(checkpoint: str, trust: bool = False) -> dict:
+    """Read a checkpoint without running code that may be in it.
+
+    Args:
+        checkpoint (str): Path or URL.
+        trust (bool): Run that code after all. Default: False.
+
+    Returns:
+        dict: All of its contents, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is damaged, or does not load safely.
+    """
+    loaded = load_file(checkpoint, trust=trust)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(
+            f'{checkpoint} holds a {type(loaded).__name__}, expected a '
+            'checkpoint or a state dict'
+        )
+    return dict(loaded)
+
+
+def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, or the mapping itself if it is one.
+
+    Args:
+        checkpoint (Mapping): As read from a file.
+        name (str): What to call it in an error.
+
+    Returns:
+        dict[str, Tensor]: As named in the file.
+
+    Raises:
+        RuntimeError: If there is no state dict of tensors in it.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+    if not checkpoint or not all(
+        isinstance(value, Tensor) for value in checkpoint.values()
+    ):
+        raise RuntimeError(f'{name} holds no state dict of tensors')
+    return dict(checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 from collections.abc import Mapping
@@ -12,10 +11,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import Tensor
 
+from ..engine.sparsity.masks import mask_from_zeros
+from ..engine.sparsity.state import STATE_KEY, pack_state, unpack_masks
 from ..models import PeLK
 from ..models.utils import (
     backbone_prefixes,
@@ -25,15 +24,12 @@ from ..models.utils import (
     read_grids,
     weights_of,
 )
+from ..models.utils.safe_saving import kept_meta, to_plain
 from ..ops import SharingGrid
+from ..utils.config import build_model
+from ..utils.files import atomic_path
 from ..version import __version__
-from .fileio import atomic_path
-from .hooks.safe_checkpoint_hook import to_plain
-from .sparsity.masks import mask_from_zeros
-from .sparsity.state import STATE_KEY, pack_state, unpack_masks
 
-#: Of a checkpoint's meta, what is still true and of use in another one.
-_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
 #: Put before names by averaged and by parallel models.
 _WRAPPER = 'module.'
 
@@ -174,42 +170,6 @@ def publish_checkpoint(
     return target
 
 
-def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Args:
-        checkpoint (Mapping[str, Any]): What to write.
-        path (str | Path): Where.
-    """
-    with atomic_path(path) as temporary:
-        torch.save(dict(checkpoint), temporary)
-
-
-def build_model(config: Config, device: str = 'cpu') -> BaseModel:
-    """Build the model of a config as the runner would.
-
-    Args:
-        config (Config): Not changed.
-        device (str): ``'meta'`` has shapes but no weights, and costs
-            nothing. Default: ``'cpu'``.
-
-    Returns:
-        BaseModel: Not initialised.
-    """
-    scope = DefaultScope.get_current_instance()
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
-        # Some models change the config that they are built from.
-        model = copy.deepcopy(config.model)
-        if 'data_preprocessor' in config:
-            model.setdefault('data_preprocessor', config.data_preprocessor)
-        with torch.device(device):
-            return MODELS.build(model)
-    finally:
-        if scope is not None:
-            init_default_scope(scope.scope_name)
-
-
 def _skeleton(weights: Mapping[str, Tensor], prefix: str) -> dict[str, list]:
     """Depths and channels of a backbone."""
     depths, channels = [], []
@@ -290,21 +250,6 @@ def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
         for name, value in averaged.items()
         if name.startswith(_WRAPPER)
     }
-
-
-def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint's meta, what is still true of one made from it.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As read from a file.
-
-    Returns:
-        dict[str, Any]: Plain values; empty if it has no meta.
-    """
-    meta = checkpoint.get('meta')
-    if not isinstance(meta, Mapping):
-        return {}
-    return to_plain({key: meta[key] for key in _META if key in meta}, 'meta')
 
 
 def _own_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 
 from mmengine.config import DictAction
 
-from ..models.utils import weights_only
-from .build_errors import explain, from_config
-from .launch import LaunchError
+from .errors import LaunchError, explain, from_config
+from .unpickling import weights_only
 
 #: Set to 1, it shows where the error of a tool was raised.
 TRACEBACK = 'PELK_MM_TRACEBACK'

@@ -9,11 +9,11 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from PIL import Image
 
-from pelk_mm.engine.conversion import build_model
-from pelk_mm.engine.launch import LaunchError
-from pelk_mm.engine.preflight import preflight
+from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models import PeLK
-from tests.models.test_checkpoint import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
+from pelk_mm.utils.config import build_model
+from pelk_mm.utils.errors import LaunchError
+from tests.models.test_pretrained import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.toy_task import TOY_CONFIG
 
 
@@ -306,7 +306,7 @@ def test_models_that_cannot_be_built(field, value, message, classification):
 def test_models_for_real_devices_only_are_checked_too(
     classification, monkeypatch
 ):
-    from pelk_mm.engine import preflight as module
+    from pelk_mm.engine.preflight import checks as module
 
     build = module.build_model
 
@@ -366,7 +366,7 @@ def test_annotations_that_would_end_the_training(detection, tmp_path):
 def test_annotations_that_are_left_out_are_counted(
     detection, tmp_path, monkeypatch
 ):
-    from pelk_mm.engine import preflight as module
+    from pelk_mm.engine.preflight import data as module
 
     lines = []
     monkeypatch.setattr(

@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 
-from pelk_mm.engine.conversion import build_model
 from pelk_mm.models import PeLK
+from pelk_mm.utils.config import build_model
 
 ARCH = dict(
     depths=(1, 1, 2, 1),

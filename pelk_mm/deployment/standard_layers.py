@@ -16,7 +16,7 @@ from ..models.layers import (
 )
 from ..ops import SharingGrid
 
-#: How a large kernel is computed; see :func:`to_plain`.
+#: How a large kernel is computed; see :func:`to_standard_layers`.
 FORMS = ('dense', 'compact')
 #: In the compact form cells of fewer rows, or columns, are written out as
 #: single positions. More boxes save multiply-adds and cost passes over the
@@ -29,7 +29,7 @@ _LEAST_ROWS, _LEAST_COLUMNS = 16, 2
 _BLOCK = 16
 
 
-class PlainPeripheralConv2d(nn.Module):
+class StandardPeripheralConv2d(nn.Module):
     """A peripheral convolution out of ordinary depthwise convolutions.
 
     With ``B_{s,t}`` the sums of boxes of s rows and t columns,
@@ -197,7 +197,7 @@ def _bins(size: int, bins: int, like: Tensor) -> Tensor:
     return (inside.to(torch.float32) / (end - first)).to(like.dtype)
 
 
-def to_plain(model: nn.Module, form: str) -> nn.Module:
+def to_standard_layers(model: nn.Module, form: str) -> nn.Module:
     """Copy a merged network with ordinary layers in place of our operator.
 
     Args:
@@ -234,7 +234,7 @@ def to_plain(model: nn.Module, form: str) -> nn.Module:
                     if form == 'compact'
                     else (beyond, beyond)
                 )
-                setattr(parent, name, PlainPeripheralConv2d(child, *least))
+                setattr(parent, name, StandardPeripheralConv2d(child, *least))
             elif isinstance(child, nn.AdaptiveAvgPool2d):
                 size = _pair(child.output_size)
                 if None not in size and size != (1, 1):

@@ -8,7 +8,6 @@ import os.path as osp
 from collections.abc import Mapping
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -19,70 +18,14 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..datasets.check import check_data
+from ..engine.hooks.safe_checkpoint_hook import check_resumable, find_resumable
+from ..engine.preflight.data_paths import check_data
+from ..engine.strategies import SHARDING, type_name
 from ..models.utils import load_file
-from .hooks.safe_checkpoint_hook import check_resumable, find_resumable
-from .strategies import SHARDING, type_name
+from ..utils.errors import LaunchError
 
 #: What a disk says that is full, or that may not be written any more.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-
-
-class LaunchError(ValueError):
-    """The run cannot start or go on; the message is for who started it."""
-
-
-def load_config(path: str, options: Mapping | None = None) -> Config:
-    """Read a config file and override some of its fields.
-
-    Args:
-        path (str): The ``.py`` file, or one that comes with an installed
-            package, such as
-            ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
-        options (Mapping, optional): Values by dotted name, as from
-            ``--cfg-options``. Default: None.
-
-    Returns:
-        Config: With ``work_dir`` set, by default after the file's name.
-
-    Raises:
-        LaunchError: If there is no such file, or it is not a config.
-    """
-    file, lazy_import = _find_config(path)
-    try:
-        config = Config.fromfile(file, lazy_import=lazy_import)
-        config.merge_from_dict(dict(options or {}))
-    except Exception as error:
-        raise LaunchError(
-            f'{path} cannot be read as a config: '
-            f'{type(error).__name__}: {error}'
-        ) from error
-    if config.get('model') is None:
-        raise LaunchError(f'{path} has no model; is it a part of a config?')
-    if config.get('work_dir') is None:
-        config.work_dir = osp.join('work_dirs', Path(path).stem)
-    return config
-
-
-def _find_config(path: str) -> tuple[str, bool | None]:
-    """A config's file, and whether mmengine has to be told its syntax."""
-    package, separator, name = path.partition('::')
-    if not separator:
-        if not osp.isfile(path):
-            raise LaunchError(f'there is no config file {path}')
-        return path, None
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise LaunchError(f'{path}: the package {package!r} is not installed')
-    file = osp.join(osp.dirname(spec.origin), '.mim', 'configs', name)
-    if not osp.isfile(file):
-        raise LaunchError(
-            f'{path}: {package} comes with no such config; expected a path '
-            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}'
-        )
-    # mmengine takes an `import` in a base config for the lazy syntax, and
-    # then refuses the mixture; some of mmpretrain's configs have one.
-    return file, 'read_base' in Path(file).read_text(encoding='utf-8')
 
 
 def prepare_training(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.fileio import get_file_backend
 
-from pelk_mm.engine.fileio import ATOMIC_BACKEND, atomic_path, remove_leftovers
+from pelk_mm.utils.files import ATOMIC_BACKEND, atomic_path, remove_leftovers
 
 
 def test_appears_whole_under_its_own_suffix(tmp_path):

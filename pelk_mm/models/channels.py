@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from ..models import PeLK
+from . import PeLK
 
 #: Heads that need maps, by the names that mmseg and mmdet give them.
 _DENSE_HEADS = (

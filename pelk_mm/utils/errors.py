@@ -5,10 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import traceback
+from importlib import import_module
+from types import ModuleType
 
 from mmengine.registry import Registry, build_functions
 
 from ..ops.checks import did_you_mean
+
+
+class LaunchError(ValueError):
+    """The run cannot start or go on; the message is for who started it."""
+
 
 #: Errors that a wrong config is the likely reason for. Others, such as an
 #: AttributeError, are more likely a defect.
@@ -101,3 +108,31 @@ def registered(registry: Registry | None) -> list[str]:
         names += registry.module_dict
         registry = registry.parent
     return names
+
+
+def need(*names: str) -> list[ModuleType]:
+    """Import packages, or say what to install.
+
+    Args:
+        *names (str): Such as ``'onnx'``.
+
+    Returns:
+        list[ModuleType]: In the same order.
+
+    Raises:
+        LaunchError: If one cannot be imported.
+    """
+    modules, missing = [], []
+    for name in names:
+        try:
+            modules.append(import_module(name))
+        except ImportError as error:
+            missing.append(f'{name} ({error})')
+    if missing:
+        raise LaunchError(
+            f'this needs packages that cannot be imported: '
+            f'{", ".join(missing)}. Install them with '
+            '"pip install -r requirements/deploy.txt", or '
+            '"pip install -e .[deploy]" for newer versions'
+        )
+    return modules

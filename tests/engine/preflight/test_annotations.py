@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pelk_mm.datasets.annotations import Findings, check_coco, check_labels
+from pelk_mm.engine.preflight.annotations import (
+    Findings,
+    check_coco,
+    check_labels,
+)
 
 SQUARE = [2, 2, 12, 2, 12, 12, 2, 12]
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..apis.inference import list_images
 from ..datasets.images import sort_out
 from ..datasets.preprocessor import Preprocessor
-from ..engine.inference import list_images
-from ..engine.launch import LaunchError, load_config
+from ..utils.config import load_config
+from ..utils.errors import LaunchError
 from .networks import check_shape, describe, load_network, random_images
 from .runners import OnnxRunner, TorchRunner
 

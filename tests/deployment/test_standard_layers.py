@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pelk_mm.deployment.plain import (
+from pelk_mm.deployment.standard_layers import (
     PlainAdaptiveAvgPool2d,
-    PlainPeripheralConv2d,
-    to_plain,
+    StandardPeripheralConv2d,
+    to_standard_layers,
 )
 from pelk_mm.models import PeLK
 from pelk_mm.models.layers import (
@@ -39,7 +39,7 @@ def test_convolutions(grid, least):
     layer = PeripheralConv2d(2, grid, backend='dense').double()
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    plain = PlainPeripheralConv2d(layer, *least)
+    plain = StandardPeripheralConv2d(layer, *least)
     for shape in ((7, 3), (24, 37)):
         x = torch.randn(2, 2, *shape, dtype=torch.float64)
         torch.testing.assert_close(plain(x), layer(x))
@@ -50,7 +50,7 @@ def test_box_sums_save_work():
     taps = {
         least: sum(
             value.numel()
-            for value in PlainPeripheralConv2d(layer, *least)
+            for value in StandardPeripheralConv2d(layer, *least)
             .state_dict()
             .values()
         )
@@ -103,11 +103,11 @@ def test_blocks(form, channels, options):
         norm.running_mean.uniform_(-1, 1)
         norm.running_var.uniform_(0.5, 2)
     with pytest.raises(ValueError, match='switch_to_deploy'):
-        to_plain(block, form)
+        to_standard_layers(block, form)
     block[0].merge()
     names = list(block.state_dict())
     x = torch.randn(2, channels, 9, 12)
-    plain = to_plain(block, form)
+    plain = to_standard_layers(block, form)
     torch.testing.assert_close(plain(x), block(x), atol=1e-5, rtol=1e-5)
     assert not any(
         isinstance(module, (PeripheralConv2d, SmallConv2d))
@@ -130,9 +130,9 @@ def test_whole_backbone_has_none_of_our_layers():
         backend='dense',
     )
     model.switch_to_deploy()
-    plain = to_plain(model, 'compact')
+    plain = to_standard_layers(model, 'compact')
     assert not any(
         isinstance(module, PeripheralConv2d) for module in plain.modules()
     )
     with pytest.raises(ValueError, match='dense.*compact'):
-        to_plain(model, 'sparse')
+        to_standard_layers(model, 'sparse')

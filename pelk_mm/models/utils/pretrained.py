@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .safe_loading import CheckpointError, load_file
+from ...utils.text import first_few
+from .safe_loading import read_state_dict
 
 #: Every PeLK has it, in either form; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
@@ -56,7 +57,7 @@ def check_state_dict(
         raise RuntimeError(
             f'0 of the {len(own)} entries of the PeLK backbone are in the '
             f'state dict under the prefix {prefix!r}; it has '
-            f'{_some(state_dict)}. Is this a checkpoint of another model?'
+            f'{_entries(state_dict)}. Is this a checkpoint of another model?'
         )
     depths = _depths(given, len(model.stages))
     expected = list(model.depths[: len(model.stages)])
@@ -145,10 +146,8 @@ def _depths(keys: Iterable[str], stages: int) -> list[int]:
     return [len(indices) for indices in blocks]
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'no entries at all') + more
+def _entries(state_dict: Mapping[str, Tensor]) -> str:
+    return first_few(state_dict) or 'no entries at all'
 
 
 def load_pretrained(
@@ -248,68 +247,6 @@ def _select(
     }, prefix
 
 
-def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
-    """Read the weights of an mmengine checkpoint or a bare state dict.
-
-    Args:
-        checkpoint (str): Path or URL.
-
-    Returns:
-        dict[str, Tensor]: On the CPU, as named in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        RuntimeError: If it is not a checkpoint that loads safely.
-    """
-    return weights_of(read_checkpoint(checkpoint), checkpoint)
-
-
-def read_checkpoint(checkpoint: str, trust: bool = False) -> dict:
-    """Read a checkpoint without running code that may be in it.
-
-    Args:
-        checkpoint (str): Path or URL.
-        trust (bool): Run that code after all. Default: False.
-
-    Returns:
-        dict: All of its contents, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged, or does not load safely.
-    """
-    loaded = load_file(checkpoint, trust=trust)
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(
-            f'{checkpoint} holds a {type(loaded).__name__}, expected a '
-            'checkpoint or a state dict'
-        )
-    return dict(loaded)
-
-
-def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, or the mapping itself if it is one.
-
-    Args:
-        checkpoint (Mapping): As read from a file.
-        name (str): What to call it in an error.
-
-    Returns:
-        dict[str, Tensor]: As named in the file.
-
-    Raises:
-        RuntimeError: If there is no state dict of tensors in it.
-    """
-    for key in ('state_dict', 'model'):
-        if isinstance(checkpoint.get(key), Mapping):
-            checkpoint = checkpoint[key]
-    if not checkpoint or not all(
-        isinstance(value, Tensor) for value in checkpoint.values()
-    ):
-        raise RuntimeError(f'{name} holds no state dict of tensors')
-    return dict(checkpoint)
-
-
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
     """What the names of each PeLK backbone in a state dict start with.
 
@@ -335,5 +272,5 @@ def _find_prefix(
     raise RuntimeError(
         f'{checkpoint} has no PeLK backbone under the prefix {prefix!r}: '
         f'found it under {prefixes or "no prefix at all"}, entries are '
-        f'{_some(state_dict)}'
+        f'{_entries(state_dict)}'
     )

@@ -18,8 +18,8 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
 from ..datasets.images import find_images, read_image
-from .fileio import atomic_path
-from .launch import LaunchError
+from ..utils.errors import LaunchError
+from ..utils.files import atomic_path
 
 #: Length over width up to which a classified picture is drawn as it is.
 _LONGEST = 64

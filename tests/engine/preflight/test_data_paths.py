@@ -6,7 +6,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from pelk_mm.datasets.check import check_data
+from pelk_mm.engine.preflight.data_paths import check_data
 
 
 def loader(**dataset):

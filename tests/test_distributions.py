@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pelk_mm.rows import ROWS, installed, installed_rows, providers
+from pelk_mm.distributions import ROWS, installed, installed_rows, providers
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,15 +8,15 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
-from pelk_mm.engine import launch
-from pelk_mm.engine.launch import (
-    LaunchError,
+from pelk_mm.apis import launch
+from pelk_mm.apis.launch import (
     check_checkpoint,
-    load_config,
     prepare_testing,
     prepare_training,
 )
-from pelk_mm.models.utils import weights_only
+from pelk_mm.utils.config import load_config
+from pelk_mm.utils.errors import LaunchError
+from pelk_mm.utils.unpickling import weights_only
 from tests.toy_task import TOY_CONFIG
 
 

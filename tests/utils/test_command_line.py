@@ -9,9 +9,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 import pelk_mm  # noqa: F401, registers PeLK
-from pelk_mm.engine.build_errors import explain, from_config
-from pelk_mm.engine.command_line import TRACEBACK, ConfigOptions, command
-from pelk_mm.engine.launch import LaunchError
+from pelk_mm.utils.command_line import TRACEBACK, ConfigOptions, command
+from pelk_mm.utils.errors import LaunchError, explain, from_config
 from tests.toy_task import TOY_CONFIG
 
 

@@ -1,0 +1,1 @@
+"""What the tools do with a whole run, model or checkpoint."""

@@ -1,0 +1,241 @@
+"""Mistakes that would cost training time, found before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import OPTIMIZERS, init_default_scope
+from torch import Tensor, nn
+
+from ...models import PeLK
+from ...models.channels import check_channels
+from ...models.utils import (
+    check_pretrained,
+    check_state_dict,
+    read_checkpoint,
+    weights_of,
+)
+from ...ops.checks import did_you_mean
+from ...utils.config import build_model
+from ...utils.errors import LIKELY, LaunchError, explain, registered
+from ...utils.text import first_few
+from ..optimizers import LayerDecayOptimWrapperConstructor
+from .data import class_problems, data_problems
+
+_LAYER_DECAY = LayerDecayOptimWrapperConstructor.__name__
+
+
+def preflight(config: Config, training: bool = True) -> None:
+    """Raise unless data, model and weights of a config go together.
+
+    Looked for are data folders that hold no image, or images that cannot be
+    decoded (the first few are), annotations that would end the training or
+    teach the wrong thing (those that the libraries leave out are counted in
+    the log), heads whose number of classes is not the data set's, necks and
+    heads whose channels are not the backbone's, weights (``load_from`` and
+    the backbone's ``init_cfg``) of another arch or number of classes, and
+    fields of the model or the layer decay that cannot be.
+
+    A checkpoint's head with another number of classes is refused, unless the
+    config has ``new_head = True``: then that head starts anew. Files that are
+    missing are the business of
+    :func:`~pelk_mm.engine.preflight.data_paths.check_data`.
+
+    Args:
+        config (Config): As it goes to the runner. Not changed.
+        training (bool): Whether to train; to test, the checkpoint must hold
+            every weight. Default: True.
+
+    Raises:
+        LaunchError: Naming everything that is wrong.
+    """
+    init_default_scope(config.get('default_scope') or 'mmengine')
+    loaders = ('train', 'val') if training else ('test',)
+    problems = [
+        problem
+        for split in loaders
+        for problem in data_problems(
+            config.get(f'{split}_dataloader'), f'{split}_dataloader'
+        )
+    ]
+    problems += class_problems(config, f'{loaders[0]}_dataloader')
+    try:
+        model = _build(config)
+    except LIKELY as error:
+        if problems:
+            _report(
+                [*problems, f'the model cannot be built: {explain(error)}']
+            )
+        raise LaunchError(
+            f'the model cannot be built: {explain(error)}'
+        ) from error
+    problems += _channel_problems(model)
+    problems += _pretrained_problems(model)
+    if config.get('load_from'):
+        problems += _load_problems(config, model, config.load_from, training)
+    if training:
+        problems += _optimizer_problems(config, model)
+    _report(problems)
+
+
+def check_weights(config: Config, checkpoint: str) -> None:
+    """Raise unless a checkpoint holds every weight of a config's model.
+
+    Args:
+        config (Config): The model's. Not changed.
+        checkpoint (str): Path; URLs are not checked.
+
+    Raises:
+        LaunchError: If it does not.
+    """
+    model = build_model(config, device='meta')
+    _report(_load_problems(config, model, checkpoint, training=False))
+
+
+def _report(problems: Iterable[str]) -> None:
+    problems = list(dict.fromkeys(problems))
+    if len(problems) > 1:
+        raise LaunchError('\n- '.join(['the run would fail:', *problems]))
+    if problems:
+        raise LaunchError(problems[0])
+
+
+def _build(config: Config) -> nn.Module:
+    """The model, without its weights if it can be built so."""
+    try:
+        return build_model(config, device='meta')
+    except Exception:
+        # It may be fit for real devices only.
+        return build_model(config)
+
+
+def _backbones(model: nn.Module) -> Iterator[tuple[str, PeLK]]:
+    for name, module in model.named_modules():
+        if isinstance(module, PeLK):
+            yield f'{name}.' if name else '', module
+
+
+def _channel_problems(model: nn.Module) -> Iterator[str]:
+    try:
+        check_channels(model)
+    except ValueError as error:
+        yield str(error)
+
+
+def _pretrained_problems(model: nn.Module) -> Iterator[str]:
+    for prefix, backbone in _backbones(model):
+        try:
+            check_pretrained(backbone)
+        except (OSError, RuntimeError) as error:
+            yield f'model.{prefix}init_cfg: {error}'
+
+
+def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
+    """What the runner finds only after reading the data."""
+    wrapper = config.get('optim_wrapper') or {}
+    if not isinstance(wrapper, Mapping) or 'strategy' in config:
+        return
+    optimizer = wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if registry.get(kind) is None:
+                yield (
+                    f'optim_wrapper.optimizer: there is no {kind!r}'
+                    f'{did_you_mean(kind, registered(registry))}'
+                )
+    if wrapper.get('constructor') != _LAYER_DECAY:
+        return
+    try:
+        LayerDecayOptimWrapperConstructor(
+            wrapper, wrapper.get('paramwise_cfg')
+        ).make_groups(model)
+    except (TypeError, ValueError) as error:
+        yield f'optim_wrapper: {error}'
+
+
+def _load_problems(
+    config: Config, model: nn.Module, path: str, training: bool
+) -> Iterator[str]:
+    if '://' in path:
+        return
+    try:
+        given = weights_of(read_checkpoint(path), path)
+    except (OSError, RuntimeError) as error:
+        yield str(error)
+        return
+    given = {
+        name.removeprefix('module.'): value for name, value in given.items()
+    }
+    own = model.state_dict()
+    if not own.keys() & given.keys():
+        yield (
+            f'{path} holds no weight of this model: it has '
+            f'{first_few(list(given))}, the model {first_few(list(own))}'
+        )
+        return
+    explained = []
+    for prefix, backbone in _backbones(model):
+        explained.append(prefix)
+        try:
+            check_state_dict(backbone, given, prefix)
+        except RuntimeError as error:
+            yield f'{path}: {error}'
+    rest = {
+        name: value
+        for name, value in own.items()
+        if not any(name.startswith(prefix) for prefix in explained)
+    }
+    yield from _head_problems(config, path, rest, given, training)
+    if not training:
+        missing = [
+            name
+            for name in own
+            if name not in given and not name.endswith('num_batches_tracked')
+        ]
+        if missing:
+            yield (
+                f'{path} lacks {len(missing)} of the {len(own)} entries '
+                f'of the model: {first_few(missing)}'
+            )
+
+
+def _head_problems(
+    config: Config,
+    path: str,
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    training: bool,
+) -> Iterator[str]:
+    wrong = [
+        name
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if not wrong:
+        return
+    shapes = '; '.join(
+        f'{name} is {tuple(given[name].shape)} in the checkpoint, '
+        f'{tuple(own[name].shape)} in the model'
+        for name in wrong[:3]
+    )
+    may_differ = training and not config.get('resume')
+    if may_differ and config.get('new_head'):
+        print_log(
+            f'new_head: {len(wrong)} entries do not fit {path} and start '
+            f'anew: {", ".join(wrong)}',
+            'current',
+        )
+        return
+    advice = (
+        '; if the data has other classes on purpose, let the head '
+        'start anew with --cfg-options new_head=True'
+        if may_differ
+        else ''
+    )
+    yield (
+        f'{path} does not fit the model behind the backbone, as with '
+        f'another number of classes ({shapes}){advice}'
+    )

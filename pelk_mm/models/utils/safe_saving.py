@@ -1,0 +1,137 @@
+"""Checkpoints that load without running code: what goes into them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+
+from ...utils.files import atomic_path
+
+_HISTORY = 'history_buffer'
+
+
+_ARRAY_DTYPES = (
+    'bool',
+    'uint8',
+    'int8',
+    'int16',
+    'int32',
+    'int64',
+    'float16',
+    'float32',
+    'float64',
+)
+
+
+def to_plain(value: Any, name: str = 'value') -> Any:
+    """Convert to what ``torch.load(weights_only=True)`` accepts.
+
+    Args:
+        value (Any): Nested mappings and sequences of tensors, arrays,
+            numbers, text and :class:`mmengine.logging.HistoryBuffer`.
+        name (str): How to call it in a warning. Default: ``'value'``.
+
+    Returns:
+        Any: The same nesting of dicts, lists and tuples; arrays as tensors
+        or, of text, as lists. Anything else is left out with a warning, as
+        None.
+    """
+    if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
+        return value
+    # Subclasses of str and of numbers are Python objects to the unpickler.
+    for kind, convert in (
+        (str, str.__str__),
+        (int, int),
+        (float, float),
+        (np.longdouble, float),
+    ):
+        if isinstance(value, kind):
+            return convert(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, HistoryBuffer):
+        log, count = value.data
+        return {
+            _HISTORY: dict(
+                log=torch.from_numpy(log.copy()),
+                count=torch.from_numpy(count.copy()),
+                max_length=int(value.max_length),
+            )
+        }
+    if isinstance(value, np.generic) and not isinstance(
+        value.item(), np.generic
+    ):
+        return to_plain(value.item(), name)
+    if isinstance(value, np.ndarray):
+        if value.dtype in _ARRAY_DTYPES:
+            return torch.from_numpy(value.copy())
+        return to_plain(value.tolist(), name)
+    if isinstance(value, Mapping):
+        # A scheduler of mmengine counts its milestones.
+        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
+        return kind(
+            {
+                to_plain(key, name): to_plain(item, f'{name}.{key}')
+                for key, item in value.items()
+            }
+        )
+    if isinstance(value, tuple):
+        return tuple(to_plain(item, name) for item in value)
+    if isinstance(value, (list, set, frozenset, deque)):
+        return [to_plain(item, name) for item in value]
+    print_log(
+        f'{name} is a {type(value).__name__}, which does not load safely: it '
+        'is left out of the checkpoint',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return None
+
+
+def to_history(value: Any) -> Any:
+    """Give mmengine back a log history that :func:`to_plain` has stored."""
+    if isinstance(value, Mapping) and _HISTORY in value:
+        parts = value[_HISTORY]
+        return HistoryBuffer(
+            parts['log'].cpu().numpy(),
+            parts['count'].cpu().numpy(),
+            parts['max_length'],
+        )
+    return value
+
+
+#: Of a checkpoint's meta, what is still true and of use in another one.
+_META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
+
+
+def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a checkpoint's meta, what is still true of one made from it.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As read from a file.
+
+    Returns:
+        dict[str, Any]: Plain values; empty if it has no meta.
+    """
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping):
+        return {}
+    return to_plain({key: meta[key] for key in _META if key in meta}, 'meta')
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        checkpoint (Mapping[str, Any]): What to write.
+        path (str | Path): Where.
+    """
+    with atomic_path(path) as temporary:
+        torch.save(dict(checkpoint), temporary)

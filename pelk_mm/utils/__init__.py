@@ -1,0 +1,1 @@
+"""What every room may use: command line, errors, files, output, configs."""
