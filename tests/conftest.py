@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+
+from tests.helpers import trained_models
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,3 +76,20 @@ def run_tool(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory):
+    """Paths of a task's config and checkpoint, by ``trained(task)``."""
+    folder = tmp_path_factory.mktemp('trained')
+
+    def make(task: str) -> tuple[Path, Path]:
+        config, checkpoint = folder / f'{task}.py', folder / f'{task}.pth'
+        if not checkpoint.exists():
+            config.write_text(trained_models.CONFIGS[task])
+            torch.save(
+                trained_models.train(Config.fromfile(config)), checkpoint
+            )
+        return config, checkpoint
+
+    return make

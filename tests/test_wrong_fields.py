@@ -22,7 +22,7 @@ from pelk_mm.engine import (
 )
 from pelk_mm.models import PeLK
 from tests.conftest import ROOT
-from tests.models.test_pretrained import ARCH
+from tests.helpers.models import ARCH
 
 FEW, MANY = 100, 5000
 

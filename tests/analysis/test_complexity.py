@@ -9,7 +9,7 @@ from mmengine.config import Config
 from pelk_mm.analysis.complexity import count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
 from pelk_mm.utils.config import build_model, load_config
-from tests.models.test_pretrained import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
+from tests.helpers.models import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 
 #: What the architecture gives where the paper prints something else.
 OWN_GMACS = {'pelk_t_in1k.py': 5.83, 'pelk_s_in1k.py': 10.92}

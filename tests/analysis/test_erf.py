@@ -20,7 +20,7 @@ from pelk_mm.analysis.erf import (
     save_field,
 )
 from pelk_mm.datasets.preprocessor import Preprocessor
-from tests.models.test_pretrained import ARCH, CLASSIFIER
+from tests.helpers.models import ARCH, CLASSIFIER
 
 
 def convolution(size: int, value: float) -> nn.Module:

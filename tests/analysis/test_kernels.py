@@ -10,7 +10,7 @@ from pelk_mm.analysis.figures import STRONG, save_figure
 from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels
 from pelk_mm.models import PeLK
 from pelk_mm.ops import SharingGrid
-from tests.models.test_pretrained import ARCH
+from tests.helpers.models import ARCH
 
 
 def filled(axes) -> list[Rectangle]:

@@ -17,7 +17,7 @@ from pelk_mm.apis.launch import (
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import LaunchError
 from pelk_mm.utils.unpickling import weights_only
-from tests.toy_task import TOY_CONFIG
+from tests.helpers.toy_task import TOY_CONFIG
 
 
 @pytest.fixture

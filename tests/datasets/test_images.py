@@ -10,8 +10,14 @@ import pytest
 from pelk_mm.datasets.images import check_image, read_image, sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
 from pelk_mm.datasets.transforms import StretchedGrey
-
-from .pictures import BAD, GOOD, PICTURE, animated_gif, write, write_odd_sizes
+from tests.helpers.pictures import (
+    BAD,
+    GOOD,
+    PICTURE,
+    animated_gif,
+    write,
+    write_odd_sizes,
+)
 
 
 def assert_refused(read, path, message) -> None:

@@ -13,14 +13,21 @@ import pytest
 import torch
 
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
-from tests.engine.hooks.sparse_task import differences
-
-from . import lives
+from tests.helpers.killable_runs import (
+    CONFIG,
+    die_at,
+    finish,
+    log_of,
+    slow_disk,
+    small_files,
+    start,
+)
+from tests.helpers.sparse_task import differences
 
 
 def write_config(folder: Path, iters: int, keep: int = 3) -> Path:
     path = folder / 'toy.py'
-    path.write_text(lives.CONFIG.format(iters=iters, keep=keep))
+    path.write_text(CONFIG.format(iters=iters, keep=keep))
     return path
 
 
@@ -81,9 +88,7 @@ def check_same_end(work_dir: Path, undisturbed: Path, iters: int) -> None:
 
 def undisturbed(config: Path, tmp_path: Path) -> Path:
     work_dir = tmp_path / 'undisturbed'
-    assert lives.finish(lives.start(config, work_dir)) == 0, lives.log_of(
-        work_dir
-    ).read_text()
+    assert finish(start(config, work_dir)) == 0, log_of(work_dir).read_text()
     return work_dir
 
 
@@ -107,11 +112,11 @@ def test_killed_at_random_moments(tmp_path, kills):
     work_dir = tmp_path / 'killed'
     torn = 0
     for kill in range(kills):
-        process = lives.start(
+        process = start(
             config,
             work_dir,
             *resume_options(work_dir),
-            trouble=lives.slow_disk,
+            trouble=slow_disk,
             arguments=(0.02,),
         )
         moment = ('saving', 'whenever', 'starting')[kill % 3]
@@ -125,14 +130,14 @@ def test_killed_at_random_moments(tmp_path, kills):
             else:
                 time.sleep(chance.uniform(0, 0.05))
         process.kill()
-        assert lives.finish(process) == -9
+        assert finish(process) == -9
         torn += bool(list(work_dir.glob('.iter_*.pth')))
         check_work_dir(work_dir)
     # The test did hit what it is about.
     assert torn >= kills // 3
     assert 0 < newest(work_dir) < iters
-    process = lives.start(config, work_dir, *resume_options(work_dir))
-    assert lives.finish(process) == 0
+    process = start(config, work_dir, *resume_options(work_dir))
+    assert finish(process) == 0
     check_work_dir(work_dir)
     check_same_end(work_dir, undisturbed(config, tmp_path), iters)
 
@@ -152,18 +157,18 @@ def test_killed_at_every_step_of_a_save(tmp_path):
         ],
         start=1,
     ):
-        process = lives.start(
+        process = start(
             config,
             work_dir,
             *resume_options(work_dir),
-            trouble=lives.die_at,
+            trouble=die_at,
             arguments=(step, f'iter_{number}.pth'),
         )
-        assert lives.finish(process) == -9, step
+        assert finish(process) == -9, step
         check_work_dir(work_dir)
         assert newest(work_dir) == (number if stands else number - 1), step
-    process = lives.start(config, work_dir, '--resume')
-    assert lives.finish(process) == 0
+    process = start(config, work_dir, '--resume')
+    assert finish(process) == 0
     check_same_end(work_dir, undisturbed(config, tmp_path), 8)
 
 
@@ -177,15 +182,11 @@ def test_a_limit_on_file_size(tmp_path):
     shutil.copy(whole / 'iter_5.pth', work_dir)
     # More than the logs, less than a checkpoint.
     size = (whole / 'iter_5.pth').stat().st_size * 2 // 3
-    process = lives.start(
-        config,
-        work_dir,
-        '--resume',
-        trouble=lives.small_files,
-        arguments=(size,),
+    process = start(
+        config, work_dir, '--resume', trouble=small_files, arguments=(size,)
     )
-    assert lives.finish(process) == 1
-    output = lives.log_of(work_dir).read_text()
+    assert finish(process) == 1
+    output = log_of(work_dir).read_text()
     assert 'Traceback' not in output
     assert output.splitlines()[-1].startswith(
         f'error: cannot write {work_dir}/iter_6.pth: File too large. '
@@ -194,8 +195,8 @@ def test_a_limit_on_file_size(tmp_path):
     )
     assert numbers(work_dir) == [5]
     assert list(work_dir.glob('.*')) == []
-    process = lives.start(config, work_dir, '--resume')
-    assert lives.finish(process) == 0
+    process = start(config, work_dir, '--resume')
+    assert finish(process) == 0
     check_same_end(work_dir, whole, 6)
 
 
@@ -228,7 +229,7 @@ def test_a_full_disk(tmp_path, small_disk):
     disk, remount = small_disk
     config = write_config(tmp_path, 60, keep=-1)
     work_dir = disk / 'run'
-    assert lives.finish(lives.start(config, work_dir)) == 1
+    assert finish(start(config, work_dir)) == 1
     last = (tmp_path / 'disk/run.log').read_text().splitlines()
     kept = newest(work_dir)
     assert 0 < kept < 60
@@ -237,8 +238,8 @@ def test_a_full_disk(tmp_path, small_disk):
     remount('size=64m')
     # The log had no room either.
     assert not last or 'error: cannot write' in last[-1]
-    process = lives.start(config, work_dir, *resume_options(work_dir))
-    assert lives.finish(process) == 0
+    process = start(config, work_dir, *resume_options(work_dir))
+    assert finish(process) == 0
     check_same_end(work_dir, undisturbed(config, tmp_path), 60)
 
 

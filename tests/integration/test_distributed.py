@@ -33,9 +33,9 @@ import torch
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
 from tests.conftest import ROOT
-from tests.engine.hooks.sparse_task import differences
-
-from . import lives, tasks
+from tests.helpers.distributed_configs import BATCH, ITERS, write_config
+from tests.helpers.killable_runs import finish, log_of, start
+from tests.helpers.sparse_task import differences
 
 #: Losses agree so closely. Ranks and one process sum the same numbers in
 #: another order, 6e-8 relative a sum, and AdamW turns differences of gradients
@@ -127,11 +127,7 @@ def ranks_of(work_dir: Path) -> dict[int, int]:
 
 
 def several(
-    config: Path,
-    ranks: int,
-    work_dir: Path,
-    *options: str,
-    batch: int = tasks.BATCH,
+    config: Path, ranks: int, work_dir: Path, *options: str, batch: int = BATCH
 ) -> list[dict]:
     """Train on several processes; what each has recorded."""
     with dist_train(
@@ -149,10 +145,8 @@ def several(
 
 def single(config: Path, work_dir: Path, *options: str) -> dict:
     """Train on one process; what it has recorded."""
-    code = lives.finish(
-        lives.start(config, work_dir, *options), seconds=PATIENCE
-    )
-    assert code == 0, lives.log_of(work_dir).read_text()[-3000:]
+    code = finish(start(config, work_dir, *options), seconds=PATIENCE)
+    assert code == 0, log_of(work_dir).read_text()[-3000:]
     return recorded(work_dir, 1)[0]
 
 
@@ -163,12 +157,12 @@ def in_turns(config: Path, ranks: int, work_dir: Path) -> torch.Tensor:
             config,
             work_dir,
             '--cfg-options',
-            f'train_dataloader.batch_size={tasks.BATCH // ranks}',
+            f'train_dataloader.batch_size={BATCH // ranks}',
             'train_dataloader.sampler.type=RankOrderSampler',
             f'train_dataloader.sampler.ranks={ranks}',
-            f'train_dataloader.sampler.batch={tasks.BATCH}',
+            f'train_dataloader.sampler.batch={BATCH}',
             f'optim_wrapper.accumulative_counts={ranks}',
-            f'train_cfg.max_iters={tasks.ITERS * ranks}',
+            f'train_cfg.max_iters={ITERS * ranks}',
         )['losses']
         .view(-1, ranks)
         .mean(1)
@@ -198,7 +192,7 @@ def check_equal_ranks(records: list[dict]) -> None:
 
 def deviations(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Relative differences of two loss curves, step by step."""
-    assert one.shape == other.shape == (tasks.ITERS,)
+    assert one.shape == other.shape == (ITERS,)
     return ((one - other) / other).abs()
 
 
@@ -224,7 +218,7 @@ def show(values: torch.Tensor) -> str:
     ],
 )
 def test_layer_norm_only_equals_the_whole_batch(tmp_path, data, task, ranks):
-    config = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    config = write_config(tmp_path, data, task, batch_norm=False)
     records = several(config, ranks, tmp_path / 'several')
     check_equal_ranks(records)
     one = single(config, tmp_path / 'one')
@@ -242,7 +236,7 @@ def test_layer_norm_only_equals_the_whole_batch(tmp_path, data, task, ranks):
 def test_with_batch_norm_equals_the_ranks_in_turns(
     tmp_path, data, task, ranks
 ):
-    config = tasks.write_config(tmp_path, data, task, batch_norm=True)
+    config = write_config(tmp_path, data, task, batch_norm=True)
     records = several(config, ranks, tmp_path / 'several')
     check_equal_ranks(records)
     found = deviation(
@@ -269,7 +263,7 @@ def test_with_batch_norm_equals_the_ranks_in_turns(
 )
 def test_what_the_tolerances_tell(tmp_path, data, task):
     """One process against itself, other last bits or without learning."""
-    config = tasks.write_config(tmp_path, data, task, batch_norm=True)
+    config = write_config(tmp_path, data, task, batch_norm=True)
     rounded = tmp_path / 'rounded.py'
     rounded.write_text(
         config.read_text().replace(
@@ -301,13 +295,8 @@ def test_what_the_tolerances_tell(tmp_path, data, task):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_equal_one(tmp_path, data):
-    config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False
-    )
-    batch = (
-        '--cfg-options',
-        f'train_dataloader.batch_size={tasks.BATCH // 2}',
-    )
+    config = write_config(tmp_path, data, 'classification', batch_norm=False)
+    batch = ('--cfg-options', f'train_dataloader.batch_size={BATCH // 2}')
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
@@ -332,9 +321,7 @@ def test_two_nodes_equal_one(tmp_path, data):
 @pytest.mark.timeout(600)
 def test_another_number_of_processes_goes_on(tmp_path, data):
     """4, then 2, then 1, with masks that move on the way."""
-    config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False
-    )
+    config = write_config(tmp_path, data, 'classification', batch_norm=False)
     # Its hook comes first: the recorder reads the masks at the end.
     text = config.read_text().replace(
         'custom_hooks = [',
@@ -373,7 +360,7 @@ def endless(config: Path, work_dir: Path, *options: str) -> Iterator[Launched]:
         2,
         work_dir,
         '--cfg-options',
-        f'train_dataloader.batch_size={tasks.BATCH // 2}',
+        f'train_dataloader.batch_size={BATCH // 2}',
         'train_cfg.max_iters=100000',
         'default_hooks.checkpoint.max_keep_ckpts=2',
         *options,
@@ -418,9 +405,7 @@ def has_ended(pid: int) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_run(tmp_path, data, victim):
-    config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False
-    )
+    config = write_config(tmp_path, data, 'classification', batch_norm=False)
     work_dir = tmp_path / 'run'
     with endless(config, work_dir) as process:
         pids = ranks_of(work_dir)
@@ -440,9 +425,7 @@ def test_a_killed_process_ends_the_run(tmp_path, data, victim):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_process_that_hangs_ends_the_run(tmp_path, data):
-    config = tasks.write_config(
-        tmp_path, data, 'classification', batch_norm=False
-    )
+    config = write_config(tmp_path, data, 'classification', batch_norm=False)
     work_dir = tmp_path / 'run'
     with endless(config, work_dir, 'env_cfg.dist_cfg.timeout=20') as process:
         pids = ranks_of(work_dir)
@@ -473,7 +456,7 @@ def sharded(plain: Path, strategy: str) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize('task', ['classification', 'segmentation'])
 def test_fsdp_equals_one_process_and_goes_on(tmp_path, data, task):
-    plain = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    plain = write_config(tmp_path, data, task, batch_norm=False)
     config = sharded(plain, 'fsdp')
     records = several(config, 2, tmp_path / 'sharded')
     # The same runner, which draws the first weights at another moment than
@@ -536,7 +519,7 @@ def test_deepspeed_equals_one_process_and_goes_on(
 ):
     """On CPUs its first run compiles its communication, with g++."""
     monkeypatch.setenv('DS_ACCELERATOR', 'cpu')
-    plain = tasks.write_config(tmp_path, data, task, batch_norm=False)
+    plain = write_config(tmp_path, data, task, batch_norm=False)
     config = sharded(plain, 'deepspeed')
     records = several(config, 2, tmp_path / 'sharded')
     check_equal_ranks(records)

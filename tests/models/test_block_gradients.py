@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from pelk_mm.models.backbones.pelk import PeLKStage
 from pelk_mm.ops import SharingGrid
-
-from ..ops.cases import BLOCK_TOLERANCE, assert_close, require
+from tests.helpers.operator_cases import BLOCK_TOLERANCE, assert_close, require
 
 CHANNELS, CONVOLVED, KERNEL = 124, 46, 51
 #: Smaller than the kernel in both directions, and not square.

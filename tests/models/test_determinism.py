@@ -10,8 +10,7 @@ from torch import Tensor
 
 from pelk_mm.models import PeLK
 from pelk_mm.ops import available_backends
-
-from ..ops.cases import BACKENDS
+from tests.helpers.operator_cases import BACKENDS
 
 #: Kernels larger than the maps of 64 x 96 pixels, and odd widths.
 ARCH = dict(

@@ -18,7 +18,12 @@ from pelk_mm.models.utils import (
 )
 from pelk_mm.utils.unpickling import weights_only
 from tests.conftest import ROOT
-from tests.hostile import HIDEOUTS, Payload, detonate, write_plain_pickle
+from tests.helpers.unsafe_checkpoints import (
+    HIDEOUTS,
+    Payload,
+    detonate,
+    write_plain_pickle,
+)
 
 CONTENTS = dict(
     meta=dict(epoch=3, name='x'),

@@ -14,8 +14,13 @@ import torch
 
 from pelk_mm.ops import SharingGrid
 from pelk_mm.ops.backends import cpp_build
-
-from .cases import EXPLICIT_GRIDS, LAYOUTS, check, make_map, require
+from tests.helpers.operator_cases import (
+    EXPLICIT_GRIDS,
+    LAYOUTS,
+    check,
+    make_map,
+    require,
+)
 
 ROOT = Path(__file__).parents[2]
 

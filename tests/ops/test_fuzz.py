@@ -10,9 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
-
-from .cases import BACKENDS, TOLERANCE, require, run, truth
-from .fuzz import calls, grids, shapes, symmetric_sizes, tensors
+from tests.helpers.operator_cases import (
+    BACKENDS,
+    TOLERANCE,
+    require,
+    run,
+    truth,
+)
+from tests.helpers.operator_strategies import (
+    calls,
+    grids,
+    shapes,
+    symmetric_sizes,
+    tensors,
+)
 
 #: Examples of the same property in the default suite and in the slow one.
 FEW, MANY = 25, 1000

@@ -15,8 +15,7 @@ import torch
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops import backends as backends_module
 from tests.conftest import ROOT
-
-from .cases import (
+from tests.helpers.operator_cases import (
     BACKENDS,
     EXPLICIT_GRIDS,
     LAYOUTS,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pelk_mm.models import PeLK
-from tests.models.test_pretrained import ARCH
+from tests.helpers.models import ARCH
 
 
 def pixels(path) -> np.ndarray:

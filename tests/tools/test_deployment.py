@@ -7,8 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.deployment.conftest import trained  # noqa: F401
-
 needs_onnx = pytest.mark.skipif(
     any(
         find_spec(name) is None
@@ -25,7 +23,7 @@ def run(run_tool):
 
 
 @pytest.fixture
-def files(trained, tmp_path, run):  # noqa: F811
+def files(trained, tmp_path, run):
     """Config and checkpoint of a classifier: trained, merged, exported."""
     config, checkpoint = trained('classifier')
     status, out, err = run(

@@ -9,37 +9,9 @@ from mmengine.config import Config
 from PIL import Image
 
 from pelk_mm.apis.inference import build_predictor, list_images, predict_files
-from pelk_mm.utils.config import build_model
 from pelk_mm.utils.errors import LaunchError
 
-CONFIGS = {
-    'classification': 'demo_pelk_digits.py',
-    'segmentation': 'demo_upernet_pelk_digits.py',
-    'detection': 'demo_cascade_mask_rcnn_pelk_digits.py',
-}
 DIGITS = tuple('0123456789')
-
-
-@pytest.fixture(scope='module', params=list(CONFIGS))
-def model(request, root, tmp_path_factory):
-    """Task, config path and a checkpoint of random weights."""
-    path = root / 'configs' / CONFIGS[request.param]
-    config = Config.fromfile(path)
-    torch.manual_seed(0)
-    # The detection demo would start from another demo's checkpoint.
-    config.model.backbone.init_cfg = None
-    network = build_model(config)
-    network.init_weights()
-    dataset = config.test_dataloader.dataset
-    checkpoint = tmp_path_factory.mktemp('weights') / 'random.pth'
-    torch.save(
-        dict(
-            meta=dict(dataset_meta=dict(dataset.metainfo)),
-            state_dict=network.state_dict(),
-        ),
-        checkpoint,
-    )
-    return request.param, str(path), str(checkpoint)
 
 
 @pytest.fixture

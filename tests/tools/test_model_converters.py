@@ -12,8 +12,7 @@ from pelk_mm.apis.conversion import grow_checkpoint, publish_checkpoint
 from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state, unpack_masks
 from pelk_mm.models import PeLK
 from pelk_mm.utils.config import build_model
-from tests.models.test_pretrained import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
-from tests.tools.conftest import CONFIG
+from tests.helpers.models import ARCH, CLASSIFIER, CONFIG, DETECTOR, SEGMENTOR
 
 BIGGER = dict(kernel_sizes=(31, 15, 13, 11), center_radius=3)
 

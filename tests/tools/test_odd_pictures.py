@@ -5,13 +5,12 @@ import torch
 from mmengine.config import Config
 
 from pelk_mm.utils.config import build_model
-from tests.datasets.pictures import BAD, GOOD, write, write_odd_sizes
-from tests.tools.test_image_demo import model  # noqa: F401
+from tests.helpers.pictures import BAD, GOOD, write, write_odd_sizes
 
 FEW = ('cmyk.jpg', 'rgb16.png', 'palette.png', 'exif6.jpg')
 
 
-def test_image_demo(model, tmp_path, run_tool):  # noqa: F811
+def test_image_demo(model, tmp_path, run_tool):
     """One command for a folder with all of them: each has its own fate."""
     task, config, checkpoint = model
     folder = tmp_path / 'pictures'

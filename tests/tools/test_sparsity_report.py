@@ -8,8 +8,7 @@ import torch
 
 from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state
 from pelk_mm.models import PeLK
-
-from .test_train_and_test import run
+from tests.helpers.commands import run
 
 CONFIG = """
 custom_imports = dict(imports=['pelk_mm'])

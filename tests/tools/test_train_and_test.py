@@ -1,32 +1,13 @@
 """The command-line tools, run as a user runs them, on a toy task."""
 
-import os
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 
-from tests.conftest import ROOT
-from tests.toy_task import TOY_CONFIG
-
-
-def run(*arguments, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(argument) for argument in arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            'PYTHONPATH': str(ROOT),
-            'OMP_NUM_THREADS': '1',
-            'PYTHON': sys.executable,
-            **environment,
-        },
-    )
+from tests.helpers.commands import run
+from tests.helpers.toy_task import TOY_CONFIG
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.utils.command_line import TRACEBACK, ConfigOptions, command
 from pelk_mm.utils.errors import LaunchError, explain, from_config
-from tests.toy_task import TOY_CONFIG
+from tests.helpers.toy_task import TOY_CONFIG
 
 
 @MODELS.register_module()
@@ -106,7 +106,7 @@ def test_the_traceback_on_demand(monkeypatch, capsys):
 
 
 def test_nothing_runs_code_in_a_command(tmp_path):
-    from tests.hostile import detonate, poison
+    from tests.helpers.unsafe_checkpoints import detonate, poison
 
     path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
     poison(path, marker)
@@ -186,7 +186,7 @@ def test_training_with_a_wrong_config_ends_in_one_line(
 def test_training_that_fails_keeps_its_traceback(
     tmp_path, run_tool, monkeypatch
 ):
-    from tests.toy_task import ToyModel
+    from tests.helpers.toy_task import ToyModel
 
     def forward(*args, **kwargs):
         raise ValueError('a defect')

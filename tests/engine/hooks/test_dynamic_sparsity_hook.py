@@ -21,8 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from pelk_mm.engine.hooks import DynamicSparsityHook
 from pelk_mm.engine.sparsity.masks import erk_densities
 from pelk_mm.engine.sparsity.state import STATE_KEY, unpack_masks
-
-from .sparse_task import (
+from tests.helpers.sparse_task import (
     SparseNet,
     differences,
     in_two_processes,

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
-from .sparse_task import load, make_runner, sparsity_hook
+from tests.helpers.sparse_task import load, make_runner, sparsity_hook
 
 ARCH = dict(
     depths=(1, 1, 1, 1), channels=(16, 16, 16, 32), kernel_sizes=(13, 9, 7, 5)

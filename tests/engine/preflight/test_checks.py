@@ -13,8 +13,8 @@ from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models import PeLK
 from pelk_mm.utils.config import build_model
 from pelk_mm.utils.errors import LaunchError
-from tests.models.test_pretrained import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
-from tests.toy_task import TOY_CONFIG
+from tests.helpers.models import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
+from tests.helpers.toy_task import TOY_CONFIG
 
 
 def draw(path, size=40):

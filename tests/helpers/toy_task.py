@@ -58,7 +58,7 @@ class ToyAccuracy(BaseMetric):
 
 TOY_CONFIG = """
 default_scope = 'mmengine'
-custom_imports = dict(imports=['tests.toy_task'])
+custom_imports = dict(imports=['tests.helpers.toy_task'])
 model = dict(type='ToyModel')
 train_dataloader = dict(
     batch_size=4,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pelk_mm.utils.config import build_model
 from tests.conftest import ROOT
-from tests.hostile import detonate, poison
+from tests.helpers.unsafe_checkpoints import detonate, poison
 
 PRETRAINED = (
     'model.backbone.init_cfg.type=Pretrained',

@@ -10,7 +10,7 @@ ITERS = 6
 
 _COMMON = """
 custom_imports = dict(
-    imports=['pelk_mm', 'tests.integration.ranks'],
+    imports=['pelk_mm', 'tests.helpers.rank_recorder'],
     allow_failed_imports=False)
 custom_hooks = [dict(type='RankRecorder')]
 train_cfg = dict(

@@ -27,8 +27,8 @@ import torch
 import torch._dynamo
 
 import pelk_mm  # noqa: F401
-from tests import toy_task
 from tests.conftest import ROOT
+from tests.helpers import toy_task
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([__name__])

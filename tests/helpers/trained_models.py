@@ -1,8 +1,5 @@
 """A small model of every task, as a training would leave it."""
 
-from pathlib import Path
-
-import pytest
 import torch
 from mmengine.config import Config
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,7 +15,11 @@ BACKBONE = """dict(
         layer_scale_init_value=1.0,
         init_cfg=dict(type='Pretrained', checkpoint='none.pth'),
         {more})"""
+
+
 MAPS = 'out_indices=(0, 1, 2, 3), gap_before_final_norm=False'
+
+
 CONFIGS = dict(
     classifier="""
 default_scope = 'mmpretrain'
@@ -100,18 +101,3 @@ def train(config: Config) -> dict:
         },
         optimizer=dict(state={}),
     )
-
-
-@pytest.fixture(scope='session')
-def trained(tmp_path_factory):
-    """Paths of a task's config and checkpoint, by ``trained(task)``."""
-    folder = tmp_path_factory.mktemp('trained')
-
-    def make(task: str) -> tuple[Path, Path]:
-        config, checkpoint = folder / f'{task}.py', folder / f'{task}.pth'
-        if not checkpoint.exists():
-            config.write_text(CONFIGS[task])
-            torch.save(train(Config.fromfile(config)), checkpoint)
-        return config, checkpoint
-
-    return make

@@ -1,0 +1,1 @@
+"""Models, inputs and runs that several tests share; no tests."""
