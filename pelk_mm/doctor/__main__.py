@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-from ..distributions import ROWS, installed, providers
-from .checks import TROUBLE, examine
-from .survey import report, survey
+from ..distributions import ROWS, installed, installed_rows, providers
+from ..version import __version__
+from .checks import TROUBLE, Environment, Finding, examine
+from .processes import run_probes
+
+#: What is listed beside the rows.
+_BASE = ('torch', 'torchvision', 'numpy')
+_OPENCV = ('opencv-python', 'opencv-python-headless')
+_VARIANTS = ('mmengine-lite', 'mmcv-full', 'mmcv-lite')
+_OTHERS = ('setuptools', 'ftfy', 'regex', 'scikit-learn', 'triton')
+_DEPLOY = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,62 +60,105 @@ def main() -> int:
     return 0 if found['ok'] else 1
 
 
+def survey() -> Environment:
+    """Look at the packages, the compiler and the driver; try the imports."""
+    # As torch's extensions choose it; it may be `ccache g++`.
+    compiler = shlex.split(os.environ.get('CXX') or 'c++')
+    return Environment(
+        packages=installed(),
+        outcomes=run_probes(),
+        compiler=next(iter(_lines(*compiler, '--version')), None),
+        gpus_of_driver=_lines('nvidia-smi', '-L'),
+    )
+
+
+def _lines(*command: str) -> list[str]:
+    """What a program prints; nothing if it is absent or fails."""
+    nothing = subprocess.DEVNULL
+    try:
+        text = subprocess.check_output(
+            command, stdin=nothing, stderr=nothing, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return text.splitlines()
+
+
+def report(
+    environment: Environment, findings: list[Finding]
+) -> dict[str, Any]:
+    """Everything that is worth printing, as plain data.
+
+    Returns:
+        dict[str, Any]: ``ok``; ``pelk_mm``, ``python`` and ``platform``;
+        ``row``, the names of the rows that are installed; ``versions`` by
+        distribution; ``compiler``; ``gpus``; ``backends`` by device, None or
+        why one does not run; ``findings``.
+    """
+    packages, facts = environment.packages, environment.facts
+    rows = [name for row in ROWS.values() for name in row.values()]
+    listed = (*_BASE, *_OPENCV, *rows, *_VARIANTS, *_OTHERS, *_DEPLOY)
+    return {
+        'ok': all(finding.level != TROUBLE for finding in findings),
+        'pelk_mm': __version__,
+        'where': str(Path(__file__).parents[1]),
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'row': installed_rows(packages),
+        'versions': {
+            name: packages[name] for name in listed if name in packages
+        },
+        'compiler': environment.compiler,
+        'cuda': {
+            'torch': facts('torch').get('cuda'),
+            'mmcv': facts('mmcv_ops').get('cuda'),
+        },
+        'gpus': facts('torch').get('gpus', []),
+        'gpus_of_driver': environment.gpus_of_driver,
+        'mmcv_ops': environment.works('mmcv_ops'),
+        'backends': facts('operator').get('backends', {}),
+        'findings': [vars(finding) for finding in findings],
+    }
+
+
 def as_text(found: dict[str, Any]) -> str:
     """The report as one reads it."""
+    cuda = {name: said or 'without' for name, said in found['cuda'].items()}
     lines = [
         f'pelk_mm {found["pelk_mm"]} in {found["where"]}',
         f'Python {found["python"]}, {found["platform"]}',
         f'compiler: {found["compiler"] or "none"}',
-        f'CUDA: torch {found["cuda"]["torch"] or "without"}, mmcv '
-        f'{found["cuda"]["mmcv"] or "without"}',
+        f'CUDA: torch {cuda["torch"]}, mmcv {cuda["mmcv"]}',
     ]
     for gpu in found['gpus']:
-        capability = '.'.join(map(str, gpu['capability']))
-        lines.append(
-            f'GPU: {gpu["name"]}, capability {capability}, '
-            f'{gpu["memory_gib"]} GiB'
-        )
+        what = 'GPU: {name}, capability {}.{}, {memory_gib} GiB'
+        lines.append(what.format(*gpu['capability'], **gpu))
     if not found['gpus']:
-        lines.append(
-            f'GPU: torch sees none, the driver {len(found["gpus_of_driver"])}'
-        )
-    lines += [
-        '',
-        'packages, row ' + (' and '.join(found['row']) or 'not installed'),
-    ]
-    lines += [
-        f'  {name:24}{version}' for name, version in found['versions'].items()
-    ]
-    lines += [
-        '',
-        'mmcv.ops: ' + ('run' if found['mmcv_ops'] else 'do not run'),
-    ]
+        driver = len(found['gpus_of_driver'])
+        lines.append(f'GPU: torch sees none, the driver {driver}')
+    row = ' and '.join(found['row']) or 'not installed'
+    lines += ['', f'packages, row {row}']
+    for name, version in found['versions'].items():
+        lines.append(f'  {name:24}{version}')
+    lines += ['', f'mmcv.ops: {"run" if found["mmcv_ops"] else "do not run"}']
     for device, backends in found['backends'].items():
         lines += ['', f'operator backends on {device}']
-        lines += [
-            f'  {name:10}{"runs" if reason is None else reason}'
-            for name, reason in backends.items()
-        ]
+        for name, reason in backends.items():
+            lines.append(f'  {name:10}{"runs" if reason is None else reason}')
     for finding in found['findings']:
         label = 'ERROR' if finding['level'] == TROUBLE else 'note'
-        lines += [
-            '',
-            f'{label} {finding["check"]}: {finding["text"]}',
-            f'  -> {finding["advice"]}',
-        ]
+        lines += ['', f'{label} {finding["check"]}: {finding["text"]}']
+        lines.append(f'  -> {finding["advice"]}')
     lines += ['', 'no trouble found' if found['ok'] else 'there is trouble']
     return '\n'.join(lines)
 
 
 def _has_room_for(wanted: str) -> int:
     """Before an installation: nothing but metadata is looked at."""
-    others = [
-        name
-        for rows in providers(installed()).values()
-        for row, names in rows.items()
-        if row != wanted
-        for name in names
-    ]
+    others = []
+    for rows in providers(installed()).values():
+        for row, names in rows.items():
+            others += names if row != wanted else []
     if others:
         print(
             f'the packages of {wanted} would overwrite the files of '

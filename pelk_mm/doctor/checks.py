@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..distributions import ROWS, installed_rows, providers
 from .processes import Outcome
@@ -67,6 +68,10 @@ class Environment:
 
     def works(self, probe: str) -> bool:
         return probe in self.outcomes and self.outcomes[probe].works
+
+    def facts(self, probe: str) -> dict[str, Any]:
+        """What a probe found; nothing if it does not work."""
+        return self.outcomes[probe].facts if self.works(probe) else {}
 
     def row(self) -> str:
         """The row that is installed; the first of them if none is."""

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from pelk_mm.doctor import __main__ as command
-from pelk_mm.doctor import survey as module
 from pelk_mm.doctor.processes import NEEDS, Outcome
 from pelk_mm.version import __version__
 
@@ -29,13 +28,10 @@ def doctor(monkeypatch, capsys):
 
     def run(*args, outcomes=None, packages=None):
         found = {name: Outcome('works', FACTS.get(name, {})) for name in NEEDS}
-        monkeypatch.setattr(
-            module, 'run_probes', lambda: {**found, **(outcomes or {})}
-        )
-        for place in (module, command):
-            monkeypatch.setattr(
-                place, 'installed', lambda: packages or {'torch': '2.10.0'}
-            )
+        found.update(outcomes or {})
+        monkeypatch.setattr(command, 'run_probes', lambda: found)
+        there = packages or {'torch': '2.10.0'}
+        monkeypatch.setattr(command, 'installed', lambda: there)
         monkeypatch.setattr(sys, 'argv', ['doctor', *args])
         return command.main(), capsys.readouterr()
 
@@ -81,10 +77,10 @@ def test_the_compiler_may_have_a_wrapper(monkeypatch, tmp_path):
     tool.write_text('#!/bin/sh\necho "made up $1 $2"\necho more\n')
     tool.chmod(0o755)
     monkeypatch.setenv('CXX', f'"{tool}" g++')
-    monkeypatch.setattr(module, 'run_probes', dict)
-    assert module.survey().compiler == 'made up g++ --version'
+    monkeypatch.setattr(command, 'run_probes', dict)
+    assert command.survey().compiler == 'made up g++ --version'
     monkeypatch.setenv('CXX', str(tmp_path / 'absent'))
-    assert module.survey().compiler is None
+    assert command.survey().compiler is None
     tool.write_text('#!/bin/sh\nexit 1\n')
     monkeypatch.setenv('CXX', str(tool))
-    assert module.survey().compiler is None
+    assert command.survey().compiler is None
