@@ -1,9 +1,9 @@
 """Single tries of what may be broken; runs as a script of its own.
 
-``probes.py RESULTS NAME…`` tries one after the other and appends what it finds
-to the file ``RESULTS``, a JSON object a line. It stops at the first failure,
-because what is imported by halves would spoil the next try; and it may be
-killed by what it tries. :mod:`.processes` starts it and reads the file.
+``probes.py RESULTS NAME…`` tries one after the other and appends what became
+of it to the file ``RESULTS``, a JSON object a line. It stops at the first
+failure, because what is imported by halves would spoil the next try; and it
+may be killed by what it tries. :mod:`.processes` starts it and reads the file.
 Nothing of pelk_mm may be imported at the top: whether that works is one of
 the questions.
 """
@@ -18,43 +18,55 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, Any]
+#: In the order in which they are tried, and what has to work for a try.
+PROBES: dict[str, Callable[[], Facts]] = {}
+NEEDS: dict[str, tuple[str, ...]] = {}
 
 
-def _version(name: str) -> Facts:
+def needs(*names: str) -> Callable:
+    """Make a function a probe, to be tried where those before it work."""
+
+    def register(probe: Callable[[], Facts]) -> Callable[[], Facts]:
+        PROBES[probe.__name__], NEEDS[probe.__name__] = probe, names
+        return probe
+
+    return register
+
+
+def _version(name: str, *parts: str) -> Facts:
+    """Import a package, and parts that it does not import by itself."""
     module = importlib.import_module(name)
-    return {
-        'version': str(getattr(module, '__version__', 'unknown')),
-        'where': str(getattr(module, '__file__', None)),
-    }
+    for part in parts:
+        importlib.import_module(f'{name}.{part}')
+    return {'version': str(getattr(module, '__version__', 'unknown'))}
 
 
+@needs()
 def numpy() -> Facts:
     return _version('numpy')
 
 
-def cv2() -> Facts:
-    return _version('cv2')
-
-
+@needs()
 def torch() -> Facts:
     facts = _version('torch')
     import torch
 
-    facts['cuda'] = torch.version.cuda
-    facts['gpus'] = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            facts['gpus'].append(
-                {
-                    'name': properties.name,
-                    'capability': [properties.major, properties.minor],
-                    'memory_gib': round(properties.total_memory / 2**30, 1),
-                }
-            )
+    facts.update(cuda=torch.version.cuda, gpus=[])
+    # The driver may count GPUs that torch cannot use.
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
+        gpu = torch.cuda.get_device_properties(index)
+        facts['gpus'].append(
+            {
+                'name': gpu.name,
+                'capability': [gpu.major, gpu.minor],
+                'memory_gib': round(gpu.total_memory / 2**30, 1),
+            }
+        )
     return facts
 
 
+@needs('numpy', 'torch')
 def torch_numpy() -> Facts:
     """A torch that was built for another numpy only warns when imported."""
     import numpy
@@ -64,6 +76,7 @@ def torch_numpy() -> Facts:
     return {}
 
 
+@needs('torch')
 def torch_cuda() -> Facts:
     """A GPU that torch sees need not be one that its kernels run on."""
     import torch
@@ -73,6 +86,7 @@ def torch_cuda() -> Facts:
     return {}
 
 
+@needs('torch')
 def torchvision() -> Facts:
     """Its compiled operators are missing where torch is another one."""
     facts = _version('torchvision')
@@ -83,17 +97,22 @@ def torchvision() -> Facts:
     return facts
 
 
+@needs('numpy')
+def cv2() -> Facts:
+    return _version('cv2')
+
+
+@needs('torch', 'cv2')
 def mmengine() -> Facts:
-    facts = _version('mmengine')
-    import mmengine.runner  # noqa: F401, imports what it needs only here
-
-    return facts
+    return _version('mmengine', 'runner')
 
 
+@needs('mmengine')
 def mmcv() -> Facts:
     return _version('mmcv')
 
 
+@needs('mmcv')
 def mmcv_ops() -> Facts:
     import torch
     from mmcv.ops import get_compiling_cuda_version, nms
@@ -104,27 +123,22 @@ def mmcv_ops() -> Facts:
     return {'cuda': None if cuda == 'not available' else cuda}
 
 
+@needs('mmcv')
 def mmpretrain() -> Facts:
-    facts = _version('mmpretrain')
-    import mmpretrain.models  # noqa: F401
-
-    return facts
+    return _version('mmpretrain', 'models')
 
 
+@needs('mmcv')
 def mmseg() -> Facts:
-    facts = _version('mmseg')
-    import mmseg.models  # noqa: F401
-
-    return facts
+    return _version('mmseg', 'models')
 
 
+@needs('mmcv_ops')
 def mmdet() -> Facts:
-    facts = _version('mmdet')
-    import mmdet.models  # noqa: F401
-
-    return facts
+    return _version('mmdet', 'models')
 
 
+@needs('torch', 'mmengine', 'mmcv')
 def pelk_mm() -> Facts:
     facts = _version('pelk_mm')
     from mmengine.registry import MODELS
@@ -136,93 +150,68 @@ def pelk_mm() -> Facts:
     return facts
 
 
+# Knows torch alone, but is imported from within the package.
+@needs('pelk_mm')
 def operator() -> Facts:
     """Run every backend on the devices here; those not yet built are."""
     import torch
 
     from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 
-    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
     grid = SharingGrid(13)
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(1, 2, 16, 16, generator=generator)
-    weight = torch.randn(
-        2, 1, grid.num_cells, grid.num_cells, generator=generator
-    )
+    cells = grid.num_cells
+    weight = torch.randn(2, 1, cells, cells, generator=generator)
     expected = peripheral_conv2d(
         input.double(), weight.double(), grid, backend='dense'
     )
+
+    def run(device: str, name: str) -> str | None:
+        """What is wrong with a backend."""
+        x, w = input.to(device), weight.to(device)
+        try:
+            output = peripheral_conv2d(x, w, grid, backend=name).cpu()
+            error = float((output - expected).abs().max())
+        except Exception as failure:
+            return f'{type(failure).__name__}: {failure}'
+        error /= float(expected.abs().max())
+        # `not <=` counts NaN as wrong.
+        if not error <= 1e-3:
+            return f'its result is off by {error:.1e} of the largest value'
+        return None
+
     found: dict[str, dict[str, str | None]] = {}
-    for device in devices:
+    for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         found[device] = available_backends(device, torch.float32)
         for name, reason in found[device].items():
-            if reason is not None:
-                continue
-            try:
-                output = peripheral_conv2d(
-                    input.to(device), weight.to(device), grid, backend=name
-                )
-                error = float(
-                    (output.cpu() - expected).abs().max()
-                    / expected.abs().max()
-                )
-            except Exception as failure:
-                found[device][name] = f'{type(failure).__name__}: {failure}'
-                continue
-            # `not <=` counts NaN as wrong.
-            if not error <= 1e-3:
-                found[device][name] = (
-                    f'its result is off by {error:.1e} of the largest value'
-                )
+            if reason is None:
+                found[device][name] = run(device, name)
     return {'backends': found}
 
 
-#: In the order in which they are tried.
-PROBES: dict[str, Callable[[], Facts]] = {
-    probe.__name__: probe
-    for probe in (
-        numpy,
-        torch,
-        torch_numpy,
-        torch_cuda,
-        torchvision,
-        cv2,
-        mmengine,
-        mmcv,
-        mmcv_ops,
-        mmpretrain,
-        mmseg,
-        mmdet,
-        pelk_mm,
-        operator,
-    )
-}
+def _try(name: str) -> dict[str, Any]:
+    """The arguments of an outcome."""
+    try:
+        return {'state': 'works', 'facts': PROBES[name]()}
+    # SystemExit too: some packages leave that way.
+    except BaseException as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return {'state': 'absent', 'message': 'it is not installed'}
+        lines = str(error).strip().splitlines() or ['no message']
+        # Long messages, such as a compiler's, say what it is at their ends.
+        text = lines[0] if len(lines) == 1 else f'{lines[0]} … {lines[-1]}'
+        kind = type(error).__name__
+        return {'state': 'fails', 'message': f'{kind}: {text.strip()}'}
 
 
 def _try_all(results: Path, names: list[str]) -> None:
-    with results.open('a', encoding='utf-8') as file:
-
-        def tell(**entry: Any) -> None:
-            file.write(json.dumps(entry) + '\n')
-            file.flush()
-
-        for name in names:
-            tell(probe=name, event='start')
-            try:
-                facts = PROBES[name]()
-            # SystemExit too: some packages leave that way.
-            except BaseException as error:
-                tell(
-                    probe=name,
-                    event='error',
-                    kind=type(error).__name__,
-                    message=str(error).strip(),
-                    missing=getattr(error, 'name', None)
-                    if isinstance(error, ModuleNotFoundError)
-                    else None,
-                )
-                return
-            tell(probe=name, event='end', facts=facts)
+    for name in names:
+        outcome = _try(name)
+        with results.open('a', encoding='utf-8') as file:
+            file.write(json.dumps([name, outcome]) + '\n')
+        if outcome['state'] != 'works':
+            return
 
 
 if __name__ == '__main__':

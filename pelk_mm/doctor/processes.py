@@ -9,36 +9,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PROBES_FILE = Path(__file__).with_name('probes.py')
+from . import probes
+from .probes import NEEDS
+
 #: Run by its path, so that pelk_mm is not imported; with `-c`, so that the
 #: current folder is on the path as for `python -m` and probes.py's is not.
 _START = (
     'import runpy, sys; sys.argv = sys.argv[1:]; '
     'runpy.run_path(sys.argv[0], run_name="__main__")'
 )
-
-#: What has to work for a probe to be worth a try.
-NEEDS: dict[str, tuple[str, ...]] = {
-    'numpy': (),
-    'torch': (),
-    'torch_numpy': ('numpy', 'torch'),
-    'torch_cuda': ('torch',),
-    'torchvision': ('torch',),
-    'cv2': ('numpy',),
-    'mmengine': ('torch', 'cv2'),
-    'mmcv': ('mmengine',),
-    'mmcv_ops': ('mmcv',),
-    'mmpretrain': ('mmcv',),
-    'mmseg': ('mmcv',),
-    'mmdet': ('mmcv_ops',),
-    'pelk_mm': ('torch', 'mmengine', 'mmcv'),
-    # Knows torch alone, but is imported from within the package.
-    'operator': ('pelk_mm',),
-}
 
 
 @dataclass(frozen=True)
@@ -89,9 +73,8 @@ def run_probes(
                 if need in outcomes and not outcomes[need].works
             ]
             if name not in outcomes and lacking:
-                outcomes[name] = Outcome(
-                    'skipped', message=f'{lacking[0]} does not work'
-                )
+                why = f'{lacking[0]} does not work'
+                outcomes[name] = Outcome('skipped', message=why)
         left = [name for name in names if name not in outcomes]
         if left:
             outcomes.update(_run(left, timeout))
@@ -101,19 +84,11 @@ def run_probes(
 def _run(names: list[str], timeout: float) -> dict[str, Outcome]:
     """Outcomes up to the first that is not good; at least one."""
     with tempfile.TemporaryDirectory() as folder:
-        results, errors = Path(folder, 'results'), Path(folder, 'errors')
-        with errors.open('w') as output:
+        results, said = Path(folder, 'results'), Path(folder, 'said')
+        python = [sys.executable, '-W', 'ignore', '-c', _START]
+        with said.open('w') as output:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    '-W',
-                    'ignore',
-                    '-c',
-                    _START,
-                    str(PROBES_FILE),
-                    str(results),
-                    *names,
-                ],
+                [*python, probes.__file__, str(results), *names],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -121,48 +96,32 @@ def _run(names: list[str], timeout: float) -> dict[str, Outcome]:
                 start_new_session=True,
             )
             try:
-                process.wait(timeout)
-                ending = _ending(process.returncode)
+                ending = _ending(process.wait(timeout))
             except subprocess.TimeoutExpired:
                 ending = f'has not ended after {timeout:g} seconds'
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        said = errors.read_text(errors='replace').strip().splitlines()
-        outcomes: dict[str, Outcome] = {}
+        words = said.read_text(errors='replace').strip().splitlines()
         lines = results.read_text().splitlines() if results.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # cut off by the end of the process
-                continue
-            if entry['event'] == 'end':
-                outcomes[entry['probe']] = Outcome('works', entry['facts'])
-            elif entry['event'] == 'error':
-                outcomes[entry['probe']] = _failure(entry)
-    if all(outcome.works for outcome in outcomes.values()):
-        rest = [name for name in names if name not in outcomes]
-        if rest:
-            last = f'; its last words: {said[-1]}' if said else ''
-            outcomes[rest[0]] = Outcome('fails', message=ending + last)
+    outcomes: dict[str, Outcome] = {}
+    for line in lines:
+        with suppress(json.JSONDecodeError):  # cut off by the process's end
+            name, fields = json.loads(line)
+            outcomes[name] = Outcome(**fields)
+    rest = [name for name in names if name not in outcomes]
+    if rest and all(outcome.works for outcome in outcomes.values()):
+        last = f'; its last words: {words[-1]}' if words else ''
+        outcomes[rest[0]] = Outcome('fails', message=ending + last)
     return outcomes
 
 
-def _failure(entry: dict[str, Any]) -> Outcome:
-    if entry['missing'] == entry['probe']:
-        return Outcome('absent', message='it is not installed')
-    lines = entry['message'].splitlines() or ['no message']
-    # Long messages, such as a compiler's, say what it is at their ends.
-    text = lines[0] if len(lines) == 1 else f'{lines[0]} … {lines[-1]}'
-    return Outcome('fails', message=f'{entry["kind"]}: {text.strip()}')
-
-
 def _ending(status: int) -> str:
-    if status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f'signal {-status}'
-        return f'the process was ended by {name}'
-    return f'the process ended with status {status}'
+    if status >= 0:
+        return f'the process ended with status {status}'
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f'signal {-status}'
+    return f'the process was ended by {name}'

@@ -6,7 +6,8 @@ import pytest
 
 from pelk_mm.doctor import checks
 from pelk_mm.doctor.checks import NOTE, TROUBLE, Environment, examine
-from pelk_mm.doctor.processes import NEEDS, Outcome
+from pelk_mm.doctor.probes import NEEDS
+from pelk_mm.doctor.processes import Outcome
 
 SOUND = {
     'mmengine': '0.10.7',

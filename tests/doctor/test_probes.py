@@ -43,21 +43,11 @@ def test_results_file(tmp_path, monkeypatch):
     def leaves():
         raise SystemExit(3)
 
-    monkeypatch.setattr(
-        probes,
-        'PROBES',
-        dict(one=lambda: {'a': 1}, two=leaves, three=lambda: {}),
-    )
+    three = dict(one=lambda: {'a': 1}, two=leaves, three=lambda: {})
+    monkeypatch.setattr(probes, 'PROBES', three)
     probes._try_all(tmp_path / 'results', ['one', 'two', 'three'])
-    entries = [
-        json.loads(line)
-        for line in (tmp_path / 'results').read_text().splitlines()
+    lines = (tmp_path / 'results').read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        ['one', {'state': 'works', 'facts': {'a': 1}}],
+        ['two', {'state': 'fails', 'message': 'SystemExit: 3'}],
     ]
-    assert [(entry['probe'], entry['event']) for entry in entries] == [
-        ('one', 'start'),
-        ('one', 'end'),
-        ('two', 'start'),
-        ('two', 'error'),
-    ]
-    assert entries[1]['facts'] == {'a': 1}
-    assert (entries[3]['kind'], entries[3]['message']) == ('SystemExit', '3')

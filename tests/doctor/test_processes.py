@@ -2,8 +2,8 @@
 
 import pytest
 
-from pelk_mm.doctor.probes import PROBES
-from pelk_mm.doctor.processes import NEEDS, run_probes
+from pelk_mm.doctor.probes import NEEDS, PROBES
+from pelk_mm.doctor.processes import run_probes
 
 
 @pytest.fixture

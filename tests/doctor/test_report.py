@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from pelk_mm.doctor import __main__ as command
-from pelk_mm.doctor.processes import NEEDS, Outcome
+from pelk_mm.doctor.probes import NEEDS
+from pelk_mm.doctor.processes import Outcome
 from pelk_mm.version import __version__
 
 GPU = {'name': 'Some GPU', 'capability': [9, 0], 'memory_gib': 79.1}
