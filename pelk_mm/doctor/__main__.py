@@ -20,7 +20,7 @@ from .processes import run_probes
 #: What is listed beside the rows.
 _BASE = ('torch', 'torchvision', 'numpy')
 _OPENCV = ('opencv-python', 'opencv-python-headless')
-_VARIANTS = ('mmengine-lite', 'mmcv-full', 'mmcv-lite')
+_LITE = ('mmengine-lite', 'mmcv-full', 'mmcv-lite')
 _OTHERS = ('setuptools', 'ftfy', 'regex', 'scikit-learn', 'triton')
 _DEPLOY = ('onnx', 'onnxscript', 'onnxruntime')
 
@@ -97,7 +97,7 @@ def report(
     """
     packages, facts = environment.packages, environment.facts
     rows = [name for row in ROWS.values() for name in row.values()]
-    listed = (*_BASE, *_OPENCV, *rows, *_VARIANTS, *_OTHERS, *_DEPLOY)
+    listed = (*_BASE, *_OPENCV, *rows, *_LITE, *_OTHERS, *_DEPLOY)
     return {
         'ok': all(finding.level != TROUBLE for finding in findings),
         'pelk_mm': __version__,

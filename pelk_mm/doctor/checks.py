@@ -21,13 +21,10 @@ from .processes import Outcome
 
 TROUBLE = 'trouble'
 NOTE = 'note'
-#: Oldest and newest Python that is tested, and the first that cannot be used.
-_PYTHONS = ((3, 10), (3, 12))
 _LIMIT = re.compile(
     r'^(mmcv|mmengine)_?(min|max)\w*\s*=\s*[\'"]([^\'"]+)[\'"]',
     re.IGNORECASE | re.MULTILINE,
 )
-_INSTALL = 'make install builds an environment that works'
 
 
 @dataclass(frozen=True)
@@ -85,94 +82,75 @@ def examine(environment: Environment) -> list[Finding]:
         try:
             found += check(environment)
         except Exception as error:
-            missing = isinstance(error, ModuleNotFoundError) and error.name
-            found.append(
-                Finding(
-                    check.__name__,
-                    TROUBLE,
-                    'this check itself failed: '
-                    f'{type(error).__name__}: {error}',
-                    f'pip install {missing}'
-                    if missing
-                    else 'please report it',
-                )
-            )
+            absent = isinstance(error, ModuleNotFoundError) and error.name
+            advice = f'pip install {absent}' if absent else _REPORT
+            text = f'this check itself failed: {type(error).__name__}: {error}'
+            found.append(Finding(check.__name__, TROUBLE, text, advice))
     return sorted(found, key=lambda finding: finding.level != TROUBLE)
 
 
 def python(environment: Environment) -> Iterator[Finding]:
-    version = environment.python
-    if not _PYTHONS[0] <= version <= _PYTHONS[1]:
-        yield Finding(
-            'python',
-            TROUBLE if version < _PYTHONS[0] else NOTE,
-            f'this is Python {version[0]}.{version[1]}, tested are 3.10 to '
-            '3.12',
-            'PYTHON=python3.12 make install',
-        )
+    oldest, newest = (3, 10), (3, 12)
+    major, minor = environment.python
+    if not oldest <= (major, minor) <= newest:
+        level = TROUBLE if (major, minor) < oldest else NOTE
+        text = f'this is Python {major}.{minor}, tested are 3.10 to 3.12'
+        yield Finding('python', level, text, 'PYTHON=python3.12 make install')
 
 
 def forks(environment: Environment) -> Iterator[Finding]:
     """Two distributions that bring the same files."""
     clash = False
-    for module, rows in providers(environment.packages).items():
-        names = [name for found in rows.values() for name in found]
+    for module, found in providers(environment.packages).items():
+        names = [name for brought in found.values() for name in brought]
         if len(names) > 1:
             clash = True
-            yield Finding(
-                module,
-                TROUBLE,
+            text = (
                 f'{" and ".join(names)} are both installed: their files '
-                'overwrite each other',
-                f'pip uninstall -y {" ".join(names)}, then install one of '
-                'them again',
+                'overwrite each other'
             )
+            advice = f'{_uninstall(names)}, then install one of them again'
+            yield Finding(module, TROUBLE, text, advice)
     rows = installed_rows(environment.packages)
     if len(rows) > 1 and not clash:
-        yield Finding(
-            'rows',
-            NOTE,
-            f'packages of {" and ".join(rows)} are mixed, which is not tested',
-            'install all of them from one file of requirements/',
+        text = (
+            f'packages of {" and ".join(rows)} are mixed, which is not tested'
         )
+        advice = 'install all of them from one file of requirements/'
+        yield Finding('rows', NOTE, text, advice)
 
 
 def opencv(environment: Environment) -> Iterator[Finding]:
     """Its builds share their files: harmless while they are of one version."""
-    found = sorted(
-        name
-        for name in environment.packages
-        if re.fullmatch(r'opencv(-contrib)?-python(-headless)?', name)
-    )
+    builds = re.compile(r'opencv(-contrib)?-python(-headless)?')
+    found = sorted(filter(builds.fullmatch, environment.packages))
     if len({environment.packages[name] for name in found}) > 1:
-        yield Finding(
-            'cv2',
-            TROUBLE,
+        text = (
             f'{" and ".join(found)} are installed in different versions, and '
-            'their files overwrite each other',
-            f'pip uninstall -y {" ".join(found)}, then install '
-            'opencv-python, or opencv-python-headless where there is no libGL',
+            'their files overwrite each other'
         )
+        advice = f'{_uninstall(found)}, then install {_OPENCV}'
+        yield Finding('cv2', TROUBLE, text, advice)
 
 
 def limits(environment: Environment) -> Iterator[Finding]:
     """The versions of mmcv and mmengine that each library accepts."""
+    packages = environment.packages
+    there = providers(packages)
     for module in ('mmpretrain', 'mmseg', 'mmdet'):
         for needed, low, high in declared_limits(module):
-            row = providers(environment.packages)[needed]
-            for names in row.values():
+            for name, *_ in there[needed].values():
                 # mmcv and mmengine bring it.
                 from packaging.version import Version
 
-                have = environment.packages[names[0]]
-                if not Version(low) <= Version(have) < Version(high):
-                    yield Finding(
-                        module,
-                        TROUBLE,
-                        f'it accepts {needed} >= {low}, < {high} and refuses '
-                        f'to be imported with {names[0]} {have}',
-                        _reinstall(environment, needed),
-                    )
+                if Version(low) <= Version(packages[name]) < Version(high):
+                    continue
+                text = (
+                    f'it accepts {needed} >= {low}, < {high} and refuses to '
+                    f'be imported with {name} {packages[name]}'
+                )
+                advice = _reinstall(environment, needed)
+                yield Finding(module, TROUBLE, text, advice)
 
 
 def declared_limits(module: str) -> list[tuple[str, str, str]]:
@@ -203,137 +181,90 @@ def declared_limits(module: str) -> list[tuple[str, str, str]]:
 def torch_and_torchvision(environment: Environment) -> Iterator[Finding]:
     """A torchvision is built for exactly one torch."""
     torch = environment.packages.get('torch')
-    if torch is None or 'torchvision' not in environment.packages:
+    torchvision = environment.packages.get('torchvision')
+    if torch is None or torchvision is None:
         return
     from packaging.requirements import Requirement
 
-    advice = (
-        'pip install -r requirements/torch.txt, or the torchvision '
-        'that goes with your torch'
-    )
-    for line in requires('torchvision') or ():
-        requirement = Requirement(line)
-        if requirement.name == 'torch' and not requirement.specifier.contains(
-            torch, prereleases=True
-        ):
-            yield Finding(
-                'torchvision',
-                TROUBLE,
-                f'torchvision {environment.packages["torchvision"]} is built '
-                f'for torch {requirement.specifier}, torch {torch} is '
-                'installed',
-                advice,
+    text = None
+    for needed in map(Requirement, requires('torchvision') or ()):
+        accepted = needed.specifier
+        fits = accepted.contains(torch, prereleases=True)
+        if needed.name == 'torch' and not fits:
+            text = (
+                f'torchvision {torchvision} is built for torch {accepted}, '
+                f'torch {torch} is installed'
             )
-            return
-    tags = [
-        environment.packages[name].partition('+')[2]
-        for name in ('torch', 'torchvision')
-    ]
-    if all(tags) and tags[0] != tags[1]:
-        yield Finding(
-            'torchvision',
-            TROUBLE,
-            f'torch is built for {tags[0]}, torchvision for {tags[1]}',
-            advice,
-        )
+    tags = [version.partition('+')[2] for version in (torch, torchvision)]
+    if text is None and all(tags) and tags[0] != tags[1]:
+        text = f'torch is built for {tags[0]}, torchvision for {tags[1]}'
+    if text is not None:
+        advice = f'{_TORCH}, or the torchvision that goes with your torch'
+        yield Finding('torchvision', TROUBLE, text, advice)
 
 
 def undeclared(environment: Environment) -> Iterator[Finding]:
     """mmsegmentation imports these; the fork says so, the original not."""
-    names = [
-        name for name in ('ftfy', 'regex') if name not in environment.packages
-    ]
-    if names and 'mmsegmentation' in environment.packages:
-        yield Finding(
-            'mmseg',
-            TROUBLE,
-            f'mmsegmentation needs {" and ".join(names)}, which it does not '
-            'install',
-            f'pip install {" ".join(names)}',
-        )
+    packages = environment.packages
+    names = [name for name in ('ftfy', 'regex') if name not in packages]
+    if names and 'mmsegmentation' in packages:
+        needed = ' and '.join(names)
+        text = f'mmsegmentation needs {needed}, which it does not install'
+        yield Finding('mmseg', TROUBLE, text, f'pip install {" ".join(names)}')
 
 
 def probes(environment: Environment) -> Iterator[Finding]:
     """What could not be imported or run."""
     for name, outcome in environment.outcomes.items():
-        what = name.replace('_', '.') if name == 'mmcv_ops' else name
+        level, advice = TROUBLE, _reinstall(environment, name)
         if outcome.state == 'fails':
-            yield Finding(
-                what,
-                TROUBLE,
-                outcome.message,
-                _advice(environment, name, outcome.message),
-            )
-        elif outcome.state == 'absent' and name in _REQUIRED:
-            yield Finding(
-                what, TROUBLE, outcome.message, _reinstall(environment, name)
-            )
-        elif outcome.state == 'absent':
-            yield Finding(
-                what,
-                NOTE,
-                outcome.message,
-                f'{_reinstall(environment, name)}, if its models are wanted',
-            )
+            advice = _advice(environment, name, outcome.message)
+        elif outcome.state != 'absent':
+            continue
+        elif name not in _REQUIRED:
+            level, advice = NOTE, f'{advice}, if its models are wanted'
+        what = 'mmcv.ops' if name == 'mmcv_ops' else name
+        yield Finding(what, level, outcome.message, advice)
 
 
 def gpu(environment: Environment) -> Iterator[Finding]:
     if not environment.works('torch'):
         return
-    facts = environment.outcomes['torch'].facts
+    facts = environment.facts('torch')
     if environment.gpus_of_driver and not facts['gpus']:
-        text = (
-            f'the driver lists {environment.gpus_of_driver[0]}, torch '
-            'sees no GPU'
-        )
+        text = f'the driver lists {environment.gpus_of_driver[0]}, torch sees'
         if facts['cuda'] is None:
-            yield Finding(
-                'gpu',
-                NOTE,
-                f'{text}: it is built without CUDA',
-                'install a torch that is built with CUDA',
-            )
+            level, why = NOTE, 'it is built without CUDA'
+            advice = 'install a torch that is built with CUDA'
         else:
-            yield Finding(
-                'gpu',
-                TROUBLE,
-                f'{text}, built for CUDA {facts["cuda"]}',
+            level, why = TROUBLE, f'it is built for CUDA {facts["cuda"]}'
+            advice = (
                 'look at CUDA_VISIBLE_DEVICES, and whether the driver is new '
-                'enough for that CUDA',
+                'enough for that CUDA'
             )
-    if (
-        facts['gpus']
-        and environment.works('mmcv_ops')
-        and (environment.outcomes['mmcv_ops'].facts['cuda'] is None)
-    ):
-        yield Finding(
-            'mmcv.ops',
-            TROUBLE,
-            'mmcv was built without CUDA, so detectors do not run on the GPU',
-            f'FORCE_CUDA=1 {_build_mmcv(environment)}',
-        )
+        yield Finding('gpu', level, f'{text} no GPU: {why}', advice)
+    mmcv = environment.facts('mmcv_ops')
+    if facts['gpus'] and mmcv and mmcv['cuda'] is None:
+        text = 'mmcv was built without CUDA: detectors do not run on the GPU'
+        advice = f'FORCE_CUDA=1 {_build_mmcv(environment)}'
+        yield Finding('mmcv.ops', TROUBLE, text, advice)
 
 
 def backends(environment: Environment) -> Iterator[Finding]:
     """Only slow backends left, or wrong results."""
-    if not environment.works('operator'):
-        return
-    found = environment.outcomes['operator'].facts['backends']
-    for device, fast in (('cpu', 'cpp'), ('cuda', 'triton')):
-        reason = found.get(device, {}).get(fast)
-        if reason is None:
-            continue
+    found = environment.facts('operator').get('backends', {})
+    reason = found.get('cpu', {}).get('cpp')
+    if reason is not None:
+        text = f'it does not run on cpu: {reason}'
         advice = 'python -m pelk_mm.ops.backends shows the whole failure'
-        if fast == 'cpp' and environment.compiler is None:
+        if environment.compiler is None:
             advice = 'install a C++ compiler (on Debian: apt-get install g++)'
-        elif fast == 'triton':
-            advice = 'another backend is used, many times slower'
-        yield Finding(
-            f'backend {fast}',
-            TROUBLE if fast == 'cpp' else NOTE,
-            f'it does not run on {device}: {reason}',
-            advice,
-        )
+        yield Finding('backend cpp', TROUBLE, text, advice)
+    reason = found.get('cuda', {}).get('triton')
+    if reason is not None:
+        text = f'it does not run on cuda: {reason}'
+        advice = 'another backend is used, many times slower'
+        yield Finding('backend triton', NOTE, text, advice)
 
 
 CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
@@ -349,56 +280,37 @@ CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
 )
 #: Probes without which nothing of pelk_mm works.
 _REQUIRED = ('numpy', 'torch', 'cv2', 'mmengine', 'mmcv')
-#: What a message of a probe is known to mean: probes, pattern, advice.
+_INSTALL = 'make install builds an environment that works'
+_REPORT = 'please report it, with all that is printed here'
+_OPENCV = 'opencv-python, or opencv-python-headless where there is no libGL'
+_NUMPY = 'install numpy as requirements/constraints.txt names it'
+_TORCH = 'pip install -r requirements/torch.txt'
+#: What a message of a probe is known to mean: probes (none for any of them),
+#: pattern, advice.
+# fmt: off
 _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (
-        ('cv2', 'mmengine', 'mmcv'),
-        r'libGL|libgthread|libxcb',
-        'pip uninstall -y opencv-python; pip install opencv-python-headless, '
-        'or apt-get install libgl1',
-    ),
+    (('cv2', 'mmengine', 'mmcv'), 'libGL|libgthread|libxcb',
+     'pip uninstall -y opencv-python; pip install opencv-python-headless, '
+     'or apt-get install libgl1'),
     (('mmcv_ops',), r'mmcv\._ext', '{build}'),
-    (
-        ('mmcv_ops', 'mmdet'),
-        r'undefined symbol|libtorch|libc10|libcuda|\.so',
-        'mmcv was built for another torch: {build}',
-    ),
-    (
-        ('torch_numpy',),
-        '',
-        'this torch was built for another numpy: install numpy as '
-        'requirements/constraints.txt names it',
-    ),
-    (
-        ('torchvision',),
-        r'torchvision::|undefined symbol|\.so',
-        'torchvision was built for another torch: pip install -r '
-        'requirements/torch.txt',
-    ),
-    (
-        ('torch_cuda',),
-        '',
-        'this torch has no kernels for this GPU or driver: install a torch '
-        'for its CUDA',
-    ),
-    ((), r"No module named 'pkg_resources'", 'pip install "setuptools<81"'),
-    ((), r"No module named '(ftfy|regex)'", 'pip install ftfy regex'),
-    (
-        (),
-        r'numpy.*(1\.x|multiarray|binary incompatib)',
-        'install numpy as requirements/constraints.txt names it',
-    ),
-    (
-        ('operator',),
-        'has not ended',
-        'python -m pelk_mm.ops.backends shows what the compiler does',
-    ),
-    (
-        ('operator', 'pelk_mm'),
-        '',
-        'please report it, with all that is printed here',
-    ),
+    (('mmcv_ops', 'mmdet'),
+     r'undefined symbol|libtorch|libc10|libcuda|\.so',
+     'mmcv was built for another torch: {build}'),
+    (('torch_numpy',), '',
+     f'this torch was built for another numpy: {_NUMPY}'),
+    (('torchvision',), r'torchvision::|undefined symbol|\.so',
+     f'torchvision was built for another torch: {_TORCH}'),
+    (('torch_cuda',), '',
+     'this torch has no kernels for this GPU or driver: install a torch for '
+     'its CUDA'),
+    ((), "No module named 'pkg_resources'", 'pip install "setuptools<81"'),
+    ((), "No module named '(ftfy|regex)'", 'pip install ftfy regex'),
+    ((), r'numpy.*(1\.x|multiarray|binary incompatib)', _NUMPY),
+    (('operator',), 'has not ended',
+     'python -m pelk_mm.ops.backends shows what the compiler does'),
+    (('operator', 'pelk_mm'), '', _REPORT),
 )
+# fmt: on
 
 
 def _advice(environment: Environment, probe: str, message: str) -> str:
@@ -409,17 +321,21 @@ def _advice(environment: Environment, probe: str, message: str) -> str:
 
 
 def _reinstall(environment: Environment, probe: str) -> str:
-    if probe == 'mmcv_ops':
-        return _build_mmcv(environment)
-    if probe == 'mmcv':
-        return f'once torch is there: {_build_mmcv(environment)}'
+    build = _build_mmcv(environment)
+    known = {
+        'mmcv_ops': build,
+        'mmcv': f'once torch is there: {build}',
+        'cv2': f'pip install {_OPENCV}',
+    }
+    file = environment.row()
     if probe in ('torch', 'torchvision', 'numpy'):
-        return f'pip install -r requirements/torch.txt; {_INSTALL}'
-    if probe == 'cv2':
-        return (
-            'pip install opencv-python (opencv-python-headless without libGL)'
-        )
-    return f'pip install -r requirements/{environment.row()}.txt; {_INSTALL}'
+        file = 'torch'
+    libraries = f'pip install -r requirements/{file}.txt; {_INSTALL}'
+    return known.get(probe, libraries)
+
+
+def _uninstall(names: list[str]) -> str:
+    return f'pip uninstall -y {" ".join(names)}'
 
 
 def _build_mmcv(environment: Environment) -> str:
