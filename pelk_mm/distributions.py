@@ -9,6 +9,7 @@ environment can still be asked what is in it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from importlib.metadata import distributions
 
@@ -29,10 +30,10 @@ ROWS: dict[str, dict[str, str]] = {
         'mmpretrain': 'onedl-mmpretrain',
     },
 }
-#: Distributions of the first row that are published in more than one form.
-_OTHER_FORMS = {
-    'mmengine': ('mmengine-lite',),
-    'mmcv': ('mmcv-full', 'mmcv-lite'),
+#: Other distributions of the first row that bring the same.
+_OTHER_NAMES = {
+    'mmengine': ['mmengine-lite'],
+    'mmcv': ['mmcv-full', 'mmcv-lite'],
 }
 
 
@@ -48,8 +49,8 @@ def installed(path: Iterable[str] | None = None) -> dict[str, str]:
         comes first in ``path``, as for an import.
     """
     found: dict[str, str] = {}
-    where = {} if path is None else {'path': list(path)}
-    for distribution in distributions(**where):
+    folders = sys.path if path is None else list(path)
+    for distribution in distributions(path=folders):
         try:
             name = distribution.metadata['Name']
             version = distribution.version
@@ -57,7 +58,8 @@ def installed(path: Iterable[str] | None = None) -> dict[str, str]:
         except Exception:
             continue
         if name and version:
-            found.setdefault(_normalise(name), version)
+            name = re.sub('[-_.]+', '-', name).lower()
+            found.setdefault(name, version)
     return found
 
 
@@ -73,30 +75,20 @@ def providers(packages: dict[str, str]) -> dict[str, dict[str, list[str]]]:
         where nothing does; more than one distribution in all means that their
         files overwrite each other.
     """
-    return {
-        module: {
-            row: names
-            for row in ROWS
-            if (
-                names := [
-                    name for name in _names(row, module) if name in packages
-                ]
-            )
-        }
-        for module in ROWS['openmmlab']
-    }
+    found: dict[str, dict[str, list[str]]] = {}
+    for row, distribution in ROWS.items():
+        for module, name in distribution.items():
+            names = [name]
+            if row == 'openmmlab':
+                names += _OTHER_NAMES.get(module, [])
+            there = [each for each in names if each in packages]
+            brought = found.setdefault(module, {})
+            if there:
+                brought[row] = there
+    return found
 
 
 def installed_rows(packages: dict[str, str]) -> list[str]:
     """The rows of which anything is installed, in the order of ``ROWS``."""
     found = providers(packages).values()
     return [row for row in ROWS if any(row in rows for rows in found)]
-
-
-def _names(row: str, module: str) -> tuple[str, ...]:
-    other = _OTHER_FORMS.get(module, ()) if row == 'openmmlab' else ()
-    return (ROWS[row][module], *other)
-
-
-def _normalise(name: str) -> str:
-    return re.sub('[-_.]+', '-', name).lower()
