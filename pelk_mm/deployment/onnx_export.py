@@ -16,8 +16,8 @@ from ..utils.files import atomic_path
 from ..utils.output import silent
 from .compare import Difference, check_close
 from .networks import Network, check_shape, example
-from .runners import METADATA, OnnxRunner
 from .standard_layers import to_standard_layers
+from .variants import METADATA, load_onnx
 
 OPSET = 18
 INPUT = 'image'
@@ -135,7 +135,7 @@ def export_onnx(
             )
         differences = check_close(
             network,
-            OnnxRunner(temporary),
+            load_onnx(temporary),
             shape,
             dynamic,
             TOLERANCE['fp16' if half else 'fp32'],

@@ -13,7 +13,7 @@ from ..utils.files import atomic_path
 from ..utils.output import silent
 from .compare import Difference, check_close
 from .networks import Network, check_shape, example
-from .runners import METADATA, TorchRunner
+from .variants import METADATA, load_package
 
 #: What is written: torch's graph, or machine code compiled from it.
 KINDS = ('exported', 'compiled')
@@ -105,12 +105,12 @@ def export_torch(
             each('compiling')
             _compile(program, temporary, fields)
         each('checking')
-        runner = TorchRunner(temporary)
+        written = load_package(temporary)
         differences = check_close(
-            network, runner, images.shape[2:], dynamic, TOLERANCE
+            network, written, images.shape[2:], dynamic, TOLERANCE
         )
         # An open library keeps its file.
-        del runner
+        del written
     return TorchExport(Path(path), differences)
 
 

@@ -1,50 +1,73 @@
-"""A model in any of its forms, and the images that all of them take."""
+"""Every variant of a model behind one call, and images that all of them take.
+
+A variant is a config with a checkpoint, in training form or merged, or a file
+that was exported from them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import os.path as osp
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from zipfile import ZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .. import ops  # noqa: F401, packages of torch call its operator
 from ..apis.inference import list_images
 from ..datasets.images import sort_out
 from ..datasets.preprocessor import Preprocessor
 from ..utils.config import load_config
-from ..utils.errors import LaunchError
+from ..utils.errors import LaunchError, need
+from ..utils.sampling import evenly
 from .networks import check_shape, describe, load_network, random_images
-from .runners import OnnxRunner, TorchRunner
 
-#: Files that hold a network, and what runs them.
-_RUNNERS = {'.onnx': OnnxRunner, '.pt2': TorchRunner}
+#: Under which files hold a JSON of what they are.
+METADATA = 'pelk_mm'
 
 
-@dataclass(eq=False)
-class Form:
-    """One form of a model.
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One variant of a model, ready to run on the CPU.
 
     Attributes:
         name (str): For people.
-        run (Callable): Takes ``(1, 3, H, W)``, returns outputs by name.
+        run (Callable): Takes images, returns outputs.
+        outputs (Sequence[str]): What those are called, in their order.
         metadata (Mapping): What it says of itself: ``mean``, ``std`` and
             ``channels`` of its images, their ``shape``, whether it is
             ``dynamic``.
     """
 
     name: str
-    run: Callable[[Tensor], dict[str, Tensor]]
-    metadata: Mapping = field(default_factory=dict)
+    run: Callable[[Tensor], Iterable[Tensor]]
+    outputs: Sequence[str]
+    metadata: Mapping
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> dict[str, Tensor]:
-        return self.run(image)
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Run ``(N, 3, H, W)``, normalised, float32; outputs by name.
+
+        Raises:
+            RuntimeError: If it does not take images of that shape.
+        """
+        try:
+            outputs = self.run(images)
+        except Exception as error:
+            shape = tuple(images.shape)
+            raise RuntimeError(
+                f'{self.name} does not take images {shape}: {error}'
+            ) from error
+        return dict(zip(self.outputs, outputs, strict=True))
 
 
-def load_form(model: str, checkpoint: str | None = None) -> Form:
-    """Load a form of a model.
+def load_variant(model: str, checkpoint: str | None = None) -> Variant:
+    """Load a variant of a model.
 
     Args:
         model (str): A config, or a file ending in ``.onnx`` or ``.pt2``.
@@ -52,21 +75,21 @@ def load_form(model: str, checkpoint: str | None = None) -> Form:
             training form or merged. Default: None.
 
     Returns:
-        Form: Ready to run.
+        Variant: Ready to run.
 
     Raises:
         LaunchError: If config and checkpoint do not go together.
         OSError: If there is no such file.
         RuntimeError: If it cannot be run.
     """
-    runner = _RUNNERS.get(Path(model).suffix)
-    if runner is not None:
+    loaders = {'.onnx': load_onnx, '.pt2': load_package}
+    load = loaders.get(osp.splitext(model)[1])
+    if load is not None:
         if checkpoint is not None:
             raise LaunchError(
                 f'{model} holds its weights: leave out {checkpoint}'
             )
-        loaded = runner(model)
-        return Form(model, loaded, loaded.metadata)
+        return load(model)
     if checkpoint is None:
         raise LaunchError(
             f'{model} is neither an .onnx nor a .pt2 file; a config needs a '
@@ -74,86 +97,147 @@ def load_form(model: str, checkpoint: str | None = None) -> Form:
         )
     config = load_config(model)
     network = load_network(config, checkpoint)
-    state = 'merged' if network.merged else 'training form'
-    return Form(f'{checkpoint} ({state})', network.outputs, describe(config))
+    name = f'{checkpoint} ({"merged" if network.merged else "training form"})'
+    return Variant(name, network, network.names, describe(config))
 
 
+def load_onnx(path: str | Path) -> Variant:
+    """Load an ONNX file into onnxruntime.
+
+    Raises:
+        LaunchError: If onnxruntime is missing.
+        OSError: If there is no such file.
+        RuntimeError: If the file is not one that it runs.
+    """
+    (onnxruntime,) = need('onnxruntime')
+    path = _existing(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    cpu = ['CPUExecutionProvider']
+    try:
+        session = onnxruntime.InferenceSession(path, options, cpu)
+    # Its own classes derive from nothing more telling.
+    except Exception as error:
+        raise RuntimeError(
+            f'onnxruntime cannot run {path}: {error}'
+        ) from error
+    input = session.get_inputs()[0].name
+    names = [output.name for output in session.get_outputs()]
+
+    def run(images: Tensor) -> Iterable[Tensor]:
+        return map(
+            torch.from_numpy, session.run(names, {input: images.numpy()})
+        )
+
+    properties = session.get_modelmeta().custom_metadata_map
+    metadata = json.loads(properties.get(METADATA, '{}'))
+    return Variant(path, run, names, metadata)
+
+
+def load_package(path: str | Path) -> Variant:
+    """Load a ``.pt2`` package of :mod:`.torch_export`, of either kind.
+
+    Raises:
+        OSError: If there is no such file.
+        RuntimeError: If the file is not such a package.
+    """
+    path = _existing(path)
+    try:
+        with ZipFile(path) as archive:
+            files = archive.namelist()
+        if any('/aotinductor/' in name for name in files):
+            # What torch 2.10's loader needs and does not import; slow, so
+            # only for such packages.
+            import_module('torch._inductor.codecache')
+            network = torch._inductor.aoti_load_package(path)
+            text = network.get_metadata().get(METADATA)
+        else:
+            extra = {METADATA: ''}
+            network = torch.export.load(path, extra_files=extra).module()
+            text = extra[METADATA]
+    except Exception as error:
+        raise RuntimeError(
+            f'{path} cannot be loaded as a package of torch: {error}'
+        ) from error
+    if not text:
+        raise RuntimeError(
+            f'{path} does not say what its outputs are called: it is not of '
+            'tools/deployment/export_torch.py'
+        )
+    metadata = json.loads(text)
+    return Variant(path, network, metadata['names'], metadata)
+
+
+def _existing(path: str | Path) -> str:
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'there is no file {path}')
+    return str(path)
+
+
+@dataclass(frozen=True)
 class Images:
-    """Images of one shape, read one by one.
+    """Images of one shape, read one by one as ``(1, 3, H, W)``.
 
-    Args:
-        shape (Sequence[int]): Height and width in pixels.
-        num (int): How many.
-        paths (Sequence[Path], optional): Where to read them. Default: None,
-            noise.
-        read (Preprocessor, optional): How to.
+    Attributes:
+        shape (tuple[int, int]): Height and width in pixels.
+        sources (Sequence): What each is made of, by ``read``.
+        read (Callable): Makes an image.
         skipped (Sequence[str]): Why others are not among them. Default: ().
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        num: int,
-        paths: Sequence[Path] | None = None,
-        read: Preprocessor | None = None,
-        skipped: Sequence[str] = (),
-    ) -> None:
-        self.shape, self.skipped = tuple(shape), tuple(skipped)
-        self._num, self._paths, self._read = num, paths, read
+    shape: tuple[int, int]
+    sources: Sequence
+    read: Callable[..., Tensor]
+    skipped: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return self._num
+        return len(self.sources)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for i in range(self._num):
-            yield (
-                random_images(self.shape, seed=i)
-                if self._paths is None
-                else self._read(self._paths[i])
-            )
+        return map(self.read, self.sources)
 
 
 def load_images(
-    forms: Sequence[Form],
+    variants: Sequence[Variant],
     folder: str | None = None,
     num: int = 4,
     shape: Sequence[int] | None = None,
 ) -> Images:
-    """Images that all forms take.
+    """Images that all variants take.
 
     Args:
-        forms (Sequence[Form]): What they are for.
+        variants (Sequence[Variant]): What they are for.
         folder (str, optional): A picture, or a folder of them. Default: None,
             random images.
         num (int): How many, at most; evenly spaced in the order of their
             names. Default: 4.
         shape (Sequence[int], optional): Height and width in pixels. Default:
-            of the first form that says one, or 224 x 224.
+            of the first variant that says one, or 224 x 224.
 
     Returns:
-        Images: Normalised as the first form that says how wants them.
+        Images: Normalised as the first variant that says how wants them.
 
     Raises:
-        LaunchError: If there are no images, or the forms want different ones.
+        LaunchError: If there are no images, or the variants want different
+            ones.
     """
-    fixed = {
-        form.name: tuple(form.metadata['shape'])
-        for form in forms
-        if 'shape' in form.metadata
-    }
-    shape = check_shape(shape or next(iter(fixed.values()), (224, 224)))
-    for form in forms:
-        own = fixed.get(form.name, shape)
-        if own != shape and not form.metadata.get('dynamic'):
+    fixed = [each for each in variants if 'shape' in each.metadata]
+    if shape is None:
+        shape = fixed[0].metadata['shape'] if fixed else (224, 224)
+    shape = check_shape(shape)
+    for variant in fixed:
+        own = tuple(variant.metadata['shape'])
+        if own != shape and not variant.metadata.get('dynamic'):
             raise LaunchError(
-                f'{form.name} takes images of {own} pixels '
-                f'only, got {shape}; export it with --dynamic'
+                f'{variant.name} takes images of {own} pixels only, got '
+                f'{shape}; export it with --dynamic'
             )
     keys = ('mean', 'std', 'channels')
     known = [
-        tuple(form.metadata[key] for key in keys)
-        for form in forms
-        if form.metadata.keys() >= set(keys)
+        tuple(variant.metadata[key] for key in keys)
+        for variant in variants
+        if variant.metadata.keys() >= set(keys)
     ]
     if any(normalisation != known[0] for normalisation in known):
         raise LaunchError(
@@ -161,16 +245,12 @@ def load_images(
             f'(mean, std, channels) are {known}'
         )
     if folder is None:
-        return Images(shape, num)
-    found = list_images(folder)
-    places = np.linspace(0, len(found) - 1, min(num, len(found)))
-    paths, skipped = sort_out(
-        found[place] for place in places.round().astype(int)
-    )
+        return Images(shape, range(num), partial(random_images, shape, 1))
+    paths, skipped = sort_out(evenly(list_images(folder), num))
     if not paths:
         raise LaunchError(f'no image of {folder} can be read: {skipped[0]}')
     read = Preprocessor(shape)
     if known:
         mean, std, channels = known[0]
         read = Preprocessor(shape, mean, std, channels == 'RGB')
-    return Images(shape, len(paths), paths, read, skipped)
+    return Images(shape, paths, read, skipped)

@@ -9,8 +9,8 @@ from pelk_mm.deployment import onnx_export
 from pelk_mm.deployment.compare import compare
 from pelk_mm.deployment.networks import load_network, random_images
 from pelk_mm.deployment.onnx_export import export_onnx
-from pelk_mm.deployment.runners import OnnxRunner
 from pelk_mm.deployment.standard_layers import to_standard_layers
+from pelk_mm.deployment.variants import load_onnx
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import LaunchError
 
@@ -51,8 +51,8 @@ def test_dense_dynamic_classifier(network, tmp_path):
     # Four convolutions of stem and downsampling, four large kernels.
     assert exported.operators['Conv'] == 8
     assert kernels(path) == [5, 9, 13, 23]
-    runner = OnnxRunner(path)
-    assert runner.metadata == dict(
+    loaded = load_onnx(path)
+    assert loaded.metadata == dict(
         library='mm',
         form='dense',
         precision='fp32',
@@ -61,7 +61,7 @@ def test_dense_dynamic_classifier(network, tmp_path):
     )
     for shape, num in (((32, 32), 3), ((160, 64), 1)):
         images = random_images(shape, num)
-        (found,) = compare(network.outputs(images), runner(images))
+        (found,) = compare(network.outputs(images), loaded(images))
         assert found.relative < 1e-5
     assert list(path.parent.iterdir()) == [path]
 
@@ -76,18 +76,20 @@ def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
     )
     assert not any('::' in name for name in exported.operators)
     assert max(kernels(path)) <= 9
-    runner = OnnxRunner(path)
+    loaded = load_onnx(path)
     for shape, num in (((96, 64), 2), ((160, 160), 1)):
         images = random_images(shape, num)
-        (found,) = compare(network.outputs(images), runner(images))
+        (found,) = compare(network.outputs(images), loaded(images))
         assert found.name == 'logits' and found.relative < 1e-5
-        assert runner(images)['logits'].shape == (num, 4, *shape)
+        assert loaded(images)['logits'].shape == (num, 4, *shape)
 
 
 @pytest.mark.parametrize('network', ['detector'], indirect=True)
 def test_half_detector(network, tmp_path):
     path = tmp_path / 'half.onnx'
-    exported = export_onnx(network, path, (64, 64), form='compact', half=True)
+    exported = export_onnx(
+        network, path, (64, 64), form='compact', half=True
+    )
     assert [found.name for found in exported.differences] == [
         f'level_{i}' for i in range(5)
     ]
@@ -106,7 +108,7 @@ def test_half_detector(network, tmp_path):
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     # One image of one size.
     with pytest.raises(RuntimeError, match=r'does not take.*96, 64'):
-        OnnxRunner(path)(torch.zeros(1, 3, 96, 64))
+        load_onnx(path)(torch.zeros(1, 3, 96, 64))
 
 
 @pytest.mark.parametrize('network', ['classifier'], indirect=True)
@@ -141,6 +143,6 @@ def test_a_file_that_is_none(tmp_path):
     path = tmp_path / 'broken.onnx'
     path.write_bytes(b'not a network')
     with pytest.raises(RuntimeError, match='broken.onnx'):
-        OnnxRunner(path)
+        load_onnx(path)
     with pytest.raises(FileNotFoundError, match='none.onnx'):
-        OnnxRunner(tmp_path / 'none.onnx')
+        load_onnx(tmp_path / 'none.onnx')

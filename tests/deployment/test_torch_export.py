@@ -8,8 +8,8 @@ import torch
 
 from pelk_mm.deployment.compare import compare
 from pelk_mm.deployment.networks import load_network, random_images
-from pelk_mm.deployment.runners import TorchRunner
 from pelk_mm.deployment.torch_export import export_torch
+from pelk_mm.deployment.variants import load_package
 from pelk_mm.utils.config import load_config
 
 LOAD = """
@@ -50,15 +50,15 @@ def test_package(task, kind, trained, tmp_path):
         metadata=dict(library='mm'),
     )
     assert list(path.parent.iterdir()) == [path]
-    runner = TorchRunner(path)
-    assert runner.metadata['library'] == 'mm'
+    loaded = load_package(path)
+    assert loaded.metadata['library'] == 'mm'
     for shape, num in (((96, 64), 3), ((64, 128), 1)):
         images = random_images(shape, num)
-        for found in compare(network.outputs(images), runner(images)):
+        for found in compare(network.outputs(images), loaded(images)):
             assert found.relative < 1e-5
     if kind == 'exported':
         with pytest.raises(RuntimeError, match='does not take images'):
-            runner(random_images((60, 64)))
+            loaded(random_images((60, 64)))
         graph = torch.export.load(path).graph
         calls = [
             node
@@ -99,9 +99,9 @@ def test_refuses(trained, tmp_path):
         export_torch(network, tmp_path / 'file' / 'a.pt2', (64, 64))
     (tmp_path / 'broken.pt2').write_bytes(b'no package')
     with pytest.raises(RuntimeError, match='broken.pt2'):
-        TorchRunner(tmp_path / 'broken.pt2')
+        load_package(tmp_path / 'broken.pt2')
     foreign = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
     torch.export.save(foreign, tmp_path / 'foreign.pt2')
     with pytest.raises(RuntimeError, match=r'export_torch\.py'):
-        TorchRunner(tmp_path / 'foreign.pt2')
+        load_package(tmp_path / 'foreign.pt2')
     assert not list(tmp_path.glob('.*'))

@@ -335,7 +335,7 @@ EXCEPTIONS = {
     # In place of a loader without safeguard, with what that was called with.
     ('pelk_mm/compat.py', 'torch.load'),
     # Packages: programs by themselves, as docs/deployment.md says.
-    ('pelk_mm/deployment/runners.py', 'torch.export.load'),
+    ('pelk_mm/deployment/variants.py', 'torch.export.load'),
     ('pelk_mm/deployment/torch_export.py', 'torch.export.load'),
 }
 LOADERS = {

@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
-from pelk_mm.deployment.compare import compare, largest
-from pelk_mm.deployment.variants import Form, load_form, load_images
+from pelk_mm.deployment.compare import Difference, compare, largest
+from pelk_mm.deployment.variants import Variant, load_images, load_variant
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.output import Steps, quiet
 
@@ -69,71 +69,56 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     for given in (args.reference, *args.candidate):
         if len(given) > 2:
-            parser.error(
-                'a form is CONFIG CHECKPOINT or one file, got '
-                f'{" ".join(given)}'
-            )
+            got = ' '.join(given)
+            parser.error(f'a form is CONFIG CHECKPOINT or one file, got {got}')
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     return args
 
 
-def print_table(rows: list[tuple[Form, list]], tolerance: float) -> None:
+def print_table(
+    found: dict[Variant, list[Difference]], tolerance: float
+) -> None:
     # Paths are long; what tells them apart must not be cut off.
-    table = Table(
-        Column('form', overflow='fold'),
-        *(
-            Column(name, no_wrap=True)
-            for name in (
-                'output',
-                'largest difference',
-                'of its largest value',
-                '',
-            )
-        ),
-    )
-    for form, found in rows:
-        name = escape(form.name)
-        for output in found:
-            good = output.relative <= tolerance
-            table.add_row(
-                name,
-                output.name,
-                f'{output.absolute:.1e}',
-                f'{output.relative:.1e}',
-                'ok' if good else 'too far',
-            )
+    table = Table(Column('form', overflow='fold'))
+    for title in ('output', 'largest difference', 'of its largest value', ''):
+        table.add_column(title, no_wrap=True)
+    for variant, differences in found.items():
+        name = escape(variant.name)
+        for output in differences:
+            far = f'{output.absolute:.1e}', f'{output.relative:.1e}'
+            verdict = 'ok' if output.relative <= tolerance else 'too far'
+            table.add_row(name, output.name, *far, verdict)
             name = ''
     width = None if sys.stdout.isatty() else 120
     Console(highlight=False, width=width).print(table)
 
 
 def run(args: argparse.Namespace) -> bool:
+    variants = []
     with Steps() as steps:
-        forms = []
         for given in (args.reference, *args.candidate):
             steps.next(f'loading {" ".join(given)}')
-            forms.append(load_form(*given))
-    images = load_images(forms, args.images, args.num, args.shape)
+            variants.append(load_variant(*given))
+    images = load_images(variants, args.images, args.num, args.shape)
     for reason in images.skipped:
         print(f'skipped: {reason}', file=sys.stderr)
-    reference, *candidates = forms
+    reference, *candidates = variants
     found = {candidate: [] for candidate in candidates}
     for image in track(images, 'comparing', console=Console(stderr=True)):
         expected = reference(image)
         for candidate in candidates:
             found[candidate] += compare(expected, candidate(image))
-    rows = [(form, largest(each)) for form, each in found.items()]
+    found = {candidate: largest(each) for candidate, each in found.items()}
+    height, width = images.shape
     print(
-        f'{len(images)} images of {" x ".join(map(str, images.shape))} '
-        f'pixels, reference: {reference.name}'
+        f'{len(images)} images of {height} x {width} pixels, reference: '
+        f'{reference.name}'
     )
-    print_table(rows, args.tolerance)
-    return not images.skipped and all(
-        output.relative <= args.tolerance
-        for _, each in rows
-        for output in each
-    )
+    print_table(found, args.tolerance)
+    outputs = [output for each in found.values() for output in each]
+    close = all(output.relative <= args.tolerance for output in outputs)
+    return close and not images.skipped
 
 
 def main() -> int:
