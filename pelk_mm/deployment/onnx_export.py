@@ -58,7 +58,7 @@ def export_onnx(
     path: str | Path,
     shape: Sequence[int],
     *,
-    form: str = 'dense',
+    kernels: str = 'dense',
     dynamic: bool = False,
     half: bool = False,
     metadata: Mapping[str, object] | None = None,
@@ -74,7 +74,7 @@ def export_onnx(
         path (str | Path): The file, ``.onnx``.
         shape (Sequence[int]): Height and width of the images in pixels,
             multiples of 32.
-        form (str): ``'dense'`` or ``'compact'``, see
+        kernels (str): ``'dense'`` or ``'compact'``, see
             :func:`~pelk_mm.deployment.standard_layers.to_standard_layers`.
             Default: ``'dense'``.
         dynamic (bool): Take any number of images of any size that is a
@@ -96,7 +96,7 @@ def export_onnx(
     check_shape(shape)
     onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
     network.merge()
-    plain = to_standard_layers(network, form)
+    standard = to_standard_layers(network, kernels)
     images, dimensions = example(shape, dynamic)
     with atomic_path(path) as temporary:
         # Known before the long part: whether it can be written at all.
@@ -104,7 +104,7 @@ def export_onnx(
         each('exporting')
         with silent('torch.onnx', 'onnxscript'):
             program = torch.onnx.export(
-                _Half(plain) if half else plain,
+                _Half(standard) if half else standard,
                 (images,),
                 input_names=[INPUT],
                 output_names=list(network.names),
@@ -115,7 +115,7 @@ def export_onnx(
             )
         fields = dict(
             metadata or {},
-            form=form,
+            form=kernels,
             precision='fp16' if half else 'fp32',
             shape=list(shape),
             dynamic=dynamic,
@@ -123,7 +123,7 @@ def export_onnx(
         program.model.metadata_props[METADATA] = json.dumps(fields)
         each('writing')
         program.save(str(temporary), external_data=False)
-        del program, plain
+        del program, standard
         each('checking with onnxruntime')
         onnx.checker.check_model(str(temporary))
         operators = count_operators(temporary)

@@ -72,7 +72,7 @@ def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
     monkeypatch.setattr('pelk_mm.deployment.standard_layers._LEAST_ROWS', 2)
     path = tmp_path / 'compact.onnx'
     exported = export_onnx(
-        network, path, (64, 96), form='compact', dynamic=True
+        network, path, (64, 96), kernels='compact', dynamic=True
     )
     assert not any('::' in name for name in exported.operators)
     assert max(kernels(path)) <= 9
@@ -88,7 +88,7 @@ def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
 def test_half_detector(network, tmp_path):
     path = tmp_path / 'half.onnx'
     exported = export_onnx(
-        network, path, (64, 64), form='compact', half=True
+        network, path, (64, 64), kernels='compact', half=True
     )
     assert [found.name for found in exported.differences] == [
         f'level_{i}' for i in range(5)
@@ -117,7 +117,7 @@ def test_nothing_wrong_is_written(network, tmp_path, monkeypatch):
     with pytest.raises(LaunchError, match='multiples of 32, .* 100 x 64'):
         export_onnx(network, path, (100, 64))
     with pytest.raises(ValueError, match='dense.*compact'):
-        export_onnx(network, path, (32, 32), form='sparse')
+        export_onnx(network, path, (32, 32), kernels='sparse')
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, 'onnxscript', None)
         with pytest.raises(LaunchError, match=r'onnxscript.*pip install'):
@@ -126,8 +126,8 @@ def test_nothing_wrong_is_written(network, tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text('what was there')
 
-    def wrong(model, form):
-        model = to_standard_layers(model, form)
+    def wrong(model, kernels):
+        model = to_standard_layers(model, kernels)
         model.model.head.fc.bias += 1
         return model
 

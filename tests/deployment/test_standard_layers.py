@@ -1,11 +1,11 @@
-"""Ordinary layers compute what ours do."""
+"""Torch's own layers compute what ours do."""
 
 import pytest
 import torch
 from torch import nn
 
 from pelk_mm.deployment.standard_layers import (
-    PlainAdaptiveAvgPool2d,
+    StandardAdaptiveAvgPool2d,
     StandardPeripheralConv2d,
     to_standard_layers,
 )
@@ -26,6 +26,8 @@ GRIDS = [
     SharingGrid.from_sizes([1, 4, 2, 1, 1, 1, 2, 4, 1]),
     SharingGrid.from_sizes([4, 4, 2, 1, 1, 1, 2, 4, 4]),
     SharingGrid.from_sizes([1, 2, 5, 2, 1]),
+    # Boxes of one size, in the centre and as a pair.
+    SharingGrid.from_sizes([5, 2, 5, 2, 5]),
     SharingGrid.from_sizes([3, 3, 3]),
     SharingGrid.from_sizes([7]),
 ]
@@ -39,10 +41,10 @@ def test_convolutions(grid, least):
     layer = PeripheralConv2d(2, grid, backend='dense').double()
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
-    plain = StandardPeripheralConv2d(layer, *least)
+    standard = StandardPeripheralConv2d(layer, *least)
     for shape in ((7, 3), (24, 37)):
         x = torch.randn(2, 2, *shape, dtype=torch.float64)
-        torch.testing.assert_close(plain(x), layer(x))
+        torch.testing.assert_close(standard(x), layer(x))
 
 
 def test_box_sums_save_work():
@@ -67,14 +69,14 @@ def test_adaptive_pooling(bins):
     for shape in ((5, 3), (16, 17), (30, 18)):
         x = torch.randn(2, 3, *shape, dtype=torch.float64)
         torch.testing.assert_close(
-            PlainAdaptiveAvgPool2d(bins)(x),
+            StandardAdaptiveAvgPool2d(bins)(x),
             nn.AdaptiveAvgPool2d(bins)(x),
             atol=1e-6,
             rtol=1e-6,
         )
 
 
-@pytest.mark.parametrize('form', ['dense', 'compact'])
+@pytest.mark.parametrize('kernels', ['dense', 'compact'])
 @pytest.mark.parametrize(
     'channels, options',
     [
@@ -87,7 +89,7 @@ def test_adaptive_pooling(bins):
         (48, dict(sizes=(1, 3, 1))),
     ],
 )
-def test_blocks(form, channels, options):
+def test_blocks(kernels, channels, options):
     options = dict(options)
     sizes = options.pop('sizes', None)
     grid = (
@@ -103,21 +105,21 @@ def test_blocks(form, channels, options):
         norm.running_mean.uniform_(-1, 1)
         norm.running_var.uniform_(0.5, 2)
     with pytest.raises(ValueError, match='switch_to_deploy'):
-        to_standard_layers(block, form)
+        to_standard_layers(block, kernels)
     block[0].merge()
     names = list(block.state_dict())
     x = torch.randn(2, channels, 9, 12)
-    plain = to_standard_layers(block, form)
-    torch.testing.assert_close(plain(x), block(x), atol=1e-5, rtol=1e-5)
+    standard = to_standard_layers(block, kernels)
+    torch.testing.assert_close(standard(x), block(x), atol=1e-5, rtol=1e-5)
     assert not any(
         isinstance(module, (PeripheralConv2d, SmallConv2d))
-        for module in plain.modules()
+        for module in standard.modules()
     )
     assert list(block.state_dict()) == names
     convolved = int(options.get('conv_ratio', 0.375) * channels)
     filled = 16 * -(-convolved // 16)
     can = filled <= channels and grid.unshared_radius >= 0
-    assert plain[0].split[0] == (filled if can else convolved)
+    assert standard[0].split[0] == (filled if can else convolved)
 
 
 def test_whole_backbone_has_none_of_our_layers():
@@ -130,9 +132,9 @@ def test_whole_backbone_has_none_of_our_layers():
         backend='dense',
     )
     model.switch_to_deploy()
-    plain = to_standard_layers(model, 'compact')
+    standard = to_standard_layers(model, 'compact')
     assert not any(
-        isinstance(module, PeripheralConv2d) for module in plain.modules()
+        isinstance(module, PeripheralConv2d) for module in standard.modules()
     )
     with pytest.raises(ValueError, match='dense.*compact'):
         to_standard_layers(model, 'sparse')

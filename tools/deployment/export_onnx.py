@@ -59,7 +59,7 @@ def main() -> None:
                 network,
                 args.out,
                 args.shape,
-                form=args.form,
+                kernels=args.form,
                 dynamic=args.dynamic,
                 half=args.fp16,
                 metadata=describe(config),
