@@ -16,10 +16,8 @@ class ExportParser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, suffix: str, sizes: str) -> None:
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        layout = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, formatter_class=layout)
         self._suffix = suffix
         self.add_argument(
             'config', help='config of the training, or of the merged model'

@@ -1,4 +1,4 @@
-"""How far two forms of a network are apart."""
+"""How far two variants of a network are apart."""
 
 from __future__ import annotations
 
@@ -36,15 +36,12 @@ class Difference:
 
 
 def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
-    """Compare one output of one batch.
+    """Compare one output of one batch, in float64.
 
     Args:
         name (str): The output.
         reference (Tensor): What it should be.
         candidate (Tensor): What it is; may be of another dtype.
-
-    Returns:
-        Difference: Computed in float64.
 
     Raises:
         ValueError: If the shapes differ.
@@ -61,35 +58,10 @@ def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
     return Difference(name, apart if apart < inf else inf, scale)
 
 
-def largest(differences: Iterable[Difference]) -> list[Difference]:
-    """Join the differences of several batches.
-
-    Args:
-        differences (Iterable[Difference]): In any order.
-
-    Returns:
-        list[Difference]: One an output: the one with the largest relative
-        difference.
-    """
-    worst: dict[str, Difference] = {}
-    for found in differences:
-        known = worst.get(found.name)
-        if known is None or found.relative > known.relative:
-            worst[found.name] = found
-    return list(worst.values())
-
-
 def compare(
     reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]
 ) -> list[Difference]:
-    """Compare all outputs of one batch.
-
-    Args:
-        reference (Mapping[str, Tensor]): Outputs by name.
-        candidate (Mapping[str, Tensor]): The same outputs.
-
-    Returns:
-        list[Difference]: One an output.
+    """Compare all outputs of one batch, by name.
 
     Raises:
         ValueError: If they have other outputs, or outputs of other shapes.
@@ -100,15 +72,25 @@ def compare(
             f'{", ".join(reference)}: is this of another task?'
         )
     return [
-        difference(name, reference[name], candidate[name])
-        for name in reference
+        difference(name, output, candidate[name])
+        for name, output in reference.items()
     ]
+
+
+def largest(differences: Iterable[Difference]) -> list[Difference]:
+    """Of each output the difference of the batch where it is largest."""
+    worst: dict[str, Difference] = {}
+    for found in differences:
+        known = worst.setdefault(found.name, found)
+        if found.relative > known.relative:
+            worst[found.name] = found
+    return list(worst.values())
 
 
 @torch.no_grad()
 def check_close(
     network: Network,
-    candidate: Callable[[Tensor], Mapping],
+    candidate: Callable[[Tensor], Mapping[str, Tensor]],
     shape: Sequence[int],
     dynamic: bool,
     tolerance: float,
@@ -132,11 +114,10 @@ def check_close(
     if dynamic:
         height, width = shape
         batches.append(random_images((height + STRIDE, width), 2, seed=2))
-    worst = largest(
-        found
-        for images in batches
-        for found in compare(network.outputs(images), candidate(images))
-    )
+    found: list[Difference] = []
+    for images in batches:
+        found += compare(network.outputs(images), candidate(images))
+    worst = largest(found)
     for output in worst:
         if not output.relative <= tolerance:
             raise RuntimeError(

@@ -98,6 +98,9 @@ def export_onnx(
     network.merge()
     standard = to_standard_layers(network, kernels)
     images, dimensions = example(shape, dynamic)
+    precision = 'fp16' if half else 'fp32'
+    fields = dict(form=kernels, precision=precision, shape=list(shape))
+    fields = {**(metadata or {}), **fields, 'dynamic': dynamic}
     with atomic_path(path) as temporary:
         # Known before the long part: whether it can be written at all.
         temporary.touch()
@@ -113,13 +116,6 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
             )
-        fields = dict(
-            metadata or {},
-            form=kernels,
-            precision='fp16' if half else 'fp32',
-            shape=list(shape),
-            dynamic=dynamic,
-        )
         program.model.metadata_props[METADATA] = json.dumps(fields)
         each('writing')
         program.save(str(temporary), external_data=False)
@@ -133,13 +129,8 @@ def export_onnx(
                 'the network has operators that are not of ONNX: '
                 f'{", ".join(foreign)}; nothing is written'
             )
-        differences = check_close(
-            network,
-            load_onnx(temporary),
-            shape,
-            dynamic,
-            TOLERANCE['fp16' if half else 'fp32'],
-        )
+        written, tolerance = load_onnx(temporary), TOLERANCE[precision]
+        differences = check_close(network, written, shape, dynamic, tolerance)
     return OnnxExport(Path(path), operators, differences)
 
 
@@ -161,9 +152,8 @@ def count_operators(path: str | Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     while nodes:
         node = nodes.pop()
-        counts[
-            f'{node.domain}::{node.op_type}' if node.domain else node.op_type
-        ] += 1
+        domain = f'{node.domain}::' if node.domain else ''
+        counts[domain + node.op_type] += 1
         for attribute in node.attribute:
             nodes += attribute.g.node
     return dict(counts.most_common())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..ops.checks import check_choice
 from ..utils.files import atomic_path
 from ..utils.output import silent
 from .compare import Difference, check_close
@@ -74,19 +75,14 @@ def export_torch(
         RuntimeError: If the package computes something else.
         ValueError: If an argument is none of the above.
     """
-    if kind not in KINDS:
-        raise ValueError(f'kind must be one of {KINDS}, got {kind!r}')
+    check_choice('kind', kind, KINDS)
     if Path(path).suffix != '.pt2':
         raise ValueError(f'the name must end in .pt2, got {path}')
     check_shape(shape)
     network.merge()
     images, dimensions = example(shape, dynamic)
-    fields = dict(
-        metadata or {},
-        shape=list(shape),
-        dynamic=dynamic,
-        names=list(network.names),
-    )
+    fields = dict(shape=list(shape), dynamic=dynamic, names=network.names)
+    text = json.dumps({**(metadata or {}), **fields})
     with (
         silent('torch._inductor', 'torch.utils.cpp_extension'),
         atomic_path(path) as temporary,
@@ -98,12 +94,15 @@ def export_torch(
             network, (images,), dynamic_shapes=dimensions
         )
         if kind == 'exported':
-            torch.export.save(
-                program, temporary, extra_files={METADATA: json.dumps(fields)}
-            )
+            extra = {METADATA: text}
+            torch.export.save(program, temporary, extra_files=extra)
         else:
             each('compiling')
-            _compile(program, temporary, fields)
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=str(temporary),
+                inductor_configs={'aot_inductor.metadata': {METADATA: text}},
+            )
         each('checking')
         written = load_package(temporary)
         differences = check_close(
@@ -112,17 +111,3 @@ def export_torch(
         # An open library keeps its file.
         del written
     return TorchExport(Path(path), differences)
-
-
-def _compile(
-    program: torch.export.ExportedProgram,
-    path: Path,
-    fields: Mapping[str, object],
-) -> None:
-    torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(path),
-        inductor_configs={
-            'aot_inductor.metadata': {METADATA: json.dumps(fields)}
-        },
-    )
