@@ -63,9 +63,8 @@ class StandardPeripheralConv2d(nn.Module):
         weight = weight.repeat_interleave(repeats, 2)
         self.columns, repeats = _groups(layer.grid, least_columns)
         weight = weight.repeat_interleave(repeats, 3)
-        for row, column in product(
-            chain(*self.rows.values()), chain(*self.columns.values())
-        ):
+        rows, columns = self.rows.values(), self.columns.values()
+        for row, column in product(chain(*rows), chain(*columns)):
             taps = weight[:, :, row.cells][..., column.cells]
             self.register_buffer(_taps(row, column), taps.contiguous())
         ones = weight.new_ones(self.channels, 1, 1, 1)
