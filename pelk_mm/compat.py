@@ -7,6 +7,7 @@ were tested.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,22 +28,14 @@ def apply() -> None:
     # The fork kept the names of the packages that it replaces, so that
     # `_base_ = 'mmseg::...'` asks for mmsegmentation to be installed.
     for module, package in ROWS['onedl'].items():
-        if module in MODULE2PACKAGE and _is_installed(package):
-            MODULE2PACKAGE[module] = package
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+        if module in MODULE2PACKAGE:
+            with suppress(PackageNotFoundError):
+                version(package)
+                MODULE2PACKAGE[module] = package
 
 
 def _load(
     file: Any, map_location: Any = None, weights_only: bool | None = None
 ) -> Any:
     """With the fork's own signature; None leaves it to torch."""
-    return torch.load(
-        file, map_location=map_location, weights_only=weights_only
-    )
+    return torch.load(file, map_location, weights_only=weights_only)
