@@ -52,15 +52,11 @@ def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
     if kind == 'LaunchError':
         return message
     if not text:
-        return (
-            f'{where} ended with exit status {first.exitcode}; what it '
-            'said is above'
-        )
+        ended = f'{where} ended with exit status {first.exitcode}'
+        return f'{ended}; what it said is above'
     reason = text.strip().partition('\n')[0]
-    return (
-        f'{where} failed with {reason}; its traceback is above'
-        f'{RESUME * training}'
-    )
+    ended = f'{where} failed with {reason}; its traceback is above'
+    return ended + RESUME * training
 
 
 def _recorded(failure: ProcessFailure) -> str:
@@ -73,11 +69,10 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple:
     """Causes before consequences.
 
     A process that is killed takes its peers with it: their connections break,
-    or torchrun ends them by SIGTERM, and by SIGKILL where that does not help.
-    That is how one ends that hangs, of which its peers say that they have
-    waited too long.
+    or torchrun ends them by SIGTERM, and by SIGKILL where that does not help,
+    as with one that hangs. Its peers say that they have waited too long.
     """
-    failure = item[1]
+    _, failure = item
     text = _recorded(failure)
     return (
         failure.exitcode == -signal.SIGTERM,
