@@ -21,37 +21,20 @@ from pelk_mm.utils.output import Steps, quiet
 
 
 def parse_args() -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=layout
     )
-    parser.add_argument(
-        '--reference',
-        nargs='+',
-        required=True,
-        metavar=('FORM', 'CHECKPOINT'),
-        help='what the others should compute',
-    )
-    parser.add_argument(
-        '--candidate',
-        nargs='+',
-        action='append',
-        required=True,
-        metavar=('FORM', 'CHECKPOINT'),
-        help='may be given several times',
-    )
-    parser.add_argument(
-        '--images',
-        metavar='DIR',
-        help='an image or a folder of them (default: random ones)',
-    )
-    parser.add_argument(
-        '--num',
-        type=int,
-        default=4,
-        help='images, at most (default: %(default)s)',
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    form = dict(nargs='+', required=True, metavar=('FORM', 'CHECKPOINT'))
+    add('--reference', help='what the others should compute', **form)
+    several = 'may be given several times'
+    add('--candidate', action='append', help=several, **form)
+    folder = 'an image or a folder of them (default: random ones)'
+    add('--images', metavar='DIR', help=folder)
+    most = 'images, at most (default: %(default)s)'
+    add('--num', type=int, default=4, help=most)
+    add(
         '--shape',
         nargs=2,
         type=int,
@@ -59,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         help='size of the images in pixels, multiples of 32 (default: that '
         'of the first file that says one, or 224 224)',
     )
-    parser.add_argument(
+    add(
         '--tolerance',
         type=float,
         default=1e-4,
