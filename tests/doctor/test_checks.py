@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pelk_mm.distributions import ROWS
 from pelk_mm.doctor import checks
 from pelk_mm.doctor.checks import NOTE, TROUBLE, Environment, examine
 from pelk_mm.doctor.probes import NEEDS
@@ -19,17 +20,12 @@ SOUND = {
     'regex': '2026.1.1',
     'opencv-python': '4.11.0.86',
 }
+NO_GPU = 'it needs an NVIDIA GPU'
 FACTS = {
     'torch': {'cuda': '12.8', 'gpus': []},
     'mmcv_ops': {'cuda': None},
     'operator': {
-        'backends': {
-            'cpu': {
-                'triton': 'it needs an NVIDIA GPU',
-                'cpp': None,
-                'dense': None,
-            }
-        }
+        'backends': {'cpu': {'triton': NO_GPU, 'cpp': None, 'dense': None}}
     },
 }
 GPU = {'name': 'GPU 9', 'capability': [9, 0], 'memory_gib': 80.0}
@@ -79,230 +75,79 @@ def test_nothing_to_find(facts):
     assert examine(environment(**facts)) == []
 
 
-@pytest.mark.parametrize(
-    ('facts', 'check', 'level', 'text', 'advice'),
-    [
-        (dict(python=(3, 9)), 'python', TROUBLE, '3.9', 'python3.12'),
-        (dict(python=(3, 13)), 'python', NOTE, '3.13', 'python3.12'),
-        (
-            dict(packages={'onedl-mmdetection': '3.5.1'}),
-            'mmdet',
-            TROUBLE,
-            'mmdet and onedl-mmdetection are both',
-            'pip uninstall -y mmdet onedl',
-        ),
-        (
-            dict(packages={'mmcv-lite': '2.1.0'}),
-            'mmcv',
-            TROUBLE,
-            'mmcv and mmcv-lite are both',
-            'pip uninstall -y mmcv mmcv-lite',
-        ),
-        (
-            dict(packages={'onedl-mmcv': '2.3.6'}, without=['mmcv']),
-            'rows',
-            NOTE,
-            'openmmlab and onedl are mixed',
-            'requirements/',
-        ),
-        (
-            dict(packages={'opencv-python-headless': '4.9'}),
-            'cv2',
-            TROUBLE,
-            'different versions',
-            'pip uninstall -y opencv',
-        ),
-        (
-            dict(without=['ftfy']),
-            'mmseg',
-            TROUBLE,
-            'needs ftfy,',
-            'pip install ftfy$',
-        ),
-        (
-            dict(without=['ftfy', 'regex']),
-            'mmseg',
-            TROUBLE,
-            'ftfy and regex',
-            'pip install ftfy regex$',
-        ),
-        (
-            dict(outcomes={'mmdet': fails('it is not installed', 'absent')}),
-            'mmdet',
-            NOTE,
-            'not installed',
-            r'openmmlab\.txt.* if its models',
-        ),
-        (
-            dict(outcomes={'mmcv': fails('it is not installed', 'absent')}),
-            'mmcv',
-            TROUBLE,
-            'not installed',
-            r'requirements/openmmlab-mmcv\.txt',
-        ),
-        (
-            dict(
-                outcomes={
-                    'mmcv_ops': fails(
-                        "ModuleNotFoundError: No module named 'mmcv._ext'"
-                    )
-                }
-            ),
-            'mmcv.ops',
-            TROUBLE,
-            '_ext',
-            '^MMCV_WITH_OPS=1 pip install --no-build-isolation',
-        ),
-        (
-            dict(
-                outcomes={
-                    'mmcv_ops': fails('ImportError: undefined symbol: _Z')
-                }
-            ),
-            'mmcv.ops',
-            TROUBLE,
-            'undefined',
-            'for another torch: MMCV_WITH_OPS=1',
-        ),
-        (
-            dict(
-                outcomes={
-                    'torchvision': fails(
-                        'RuntimeError: operator torchvision::nms does not '
-                        'exist'
-                    )
-                }
-            ),
-            'torchvision',
-            TROUBLE,
-            'nms',
-            'built for another torch',
-        ),
-        (
-            dict(
-                outcomes={'torch_numpy': fails('RuntimeError: Numpy is not')}
-            ),
-            'torch_numpy',
-            TROUBLE,
-            'Numpy',
-            'another numpy',
-        ),
-        (
-            dict(
-                outcomes={'cv2': fails('ImportError: libGL.so.1: cannot open')}
-            ),
-            'cv2',
-            TROUBLE,
-            'libGL',
-            'opencv-python-headless',
-        ),
-        (
-            dict(
-                outcomes={
-                    'mmengine': fails(
-                        "ModuleNotFoundError: No module named 'pkg_resources'"
-                    )
-                }
-            ),
-            'mmengine',
-            TROUBLE,
-            'pkg_resources',
-            'setuptools<81',
-        ),
-        (
-            dict(
-                outcomes={'operator': fails('has not ended after 600 seconds')}
-            ),
-            'operator',
-            TROUBLE,
-            '600',
-            'pelk_mm.ops.backends',
-        ),
-        (
-            dict(gpus_of_driver=['GPU 0: X']),
-            'gpu',
-            TROUBLE,
-            'torch sees no GPU',
-            'CUDA_VISIBLE_DEVICES',
-        ),
-        (
-            dict(
-                gpus_of_driver=['GPU 0: X'],
-                outcomes={
-                    'torch': Outcome('works', {'cuda': None, 'gpus': []})
-                },
-            ),
-            'gpu',
-            NOTE,
-            'without CUDA',
-            'built with CUDA',
-        ),
-        (
-            dict(
-                gpus_of_driver=['GPU 0: X'],
-                outcomes={
-                    'torch': Outcome('works', {'cuda': '12.8', 'gpus': [GPU]})
-                },
-            ),
-            'mmcv.ops',
-            TROUBLE,
-            'without CUDA',
-            '^FORCE_CUDA=1 MMCV_WITH_OPS=1',
-        ),
-        (
-            dict(
-                outcomes={
-                    'operator': Outcome(
-                        'works',
-                        {
-                            'backends': {
-                                'cpu': {'cpp': 'no ninja', 'dense': None}
-                            }
-                        },
-                    )
-                }
-            ),
-            'backend cpp',
-            TROUBLE,
-            'no ninja',
-            'pelk_mm.ops.backends',
-        ),
-        (
-            dict(
-                compiler=None,
-                outcomes={
-                    'operator': Outcome(
-                        'works',
-                        {'backends': {'cpu': {'cpp': 'x', 'dense': None}}},
-                    )
-                },
-            ),
-            'backend cpp',
-            TROUBLE,
-            'x',
-            r'apt-get install g\+\+',
-        ),
-        (
-            dict(
-                outcomes={
-                    'operator': Outcome(
-                        'works',
-                        {
-                            'backends': {
-                                'cpu': {'cpp': None},
-                                'cuda': {'triton': 'too old'},
-                            }
-                        },
-                    )
-                }
-            ),
-            'backend triton',
-            NOTE,
-            'on cuda: too old',
-            'another backend',
-        ),
-    ],
-)
+def failed(probe, message, state='fails'):
+    return dict(outcomes={probe: fails(message, state)})
+
+
+def found(probe, **facts):
+    return dict(outcomes={probe: Outcome('works', facts)})
+
+
+def absent(probe):
+    return failed(probe, 'it is not installed', 'absent')
+
+
+HEADLESS = 'opencv-python-headless'
+DRIVER = dict(gpus_of_driver=['GPU 0: X'])
+NO_CPP = found('operator', backends={'cpu': {'cpp': 'x', 'dense': None}})
+NO_TRITON = {'cpu': {'cpp': None}, 'cuda': {'triton': 'too old'}}
+NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
+NO_NMS = 'RuntimeError: operator torchvision::nms does not exist'
+NO_PKG = "ModuleNotFoundError: No module named 'pkg_resources'"
+
+
+#: Facts, and the one finding that they lead to: check, level, parts of its
+#: text and of its advice.
+# fmt: off
+FINDINGS = [
+    (dict(python=(3, 9)), 'python', TROUBLE, '3.9', 'python3.12'),
+    (dict(python=(3, 13)), 'python', NOTE, '3.13', 'python3.12'),
+    (dict(packages={'onedl-mmdetection': '3.5.1'}), 'mmdet', TROUBLE,
+     'mmdet and onedl-mmdetection are both', 'pip uninstall -y mmdet onedl'),
+    (dict(packages={'mmcv-lite': '2.1.0'}), 'mmcv', TROUBLE,
+     'mmcv and mmcv-lite are both', 'pip uninstall -y mmcv mmcv-lite'),
+    (dict(packages={'onedl-mmcv': '2.3.6'}, without=['mmcv']), 'rows', NOTE,
+     'openmmlab and onedl are mixed', 'requirements/'),
+    (dict(packages={HEADLESS: '4.9'}), 'cv2', TROUBLE,
+     'different versions', 'pip uninstall -y opencv'),
+    (dict(without=['ftfy']), 'mmseg', TROUBLE,
+     'needs ftfy,', 'pip install ftfy$'),
+    (dict(without=['ftfy', 'regex']), 'mmseg', TROUBLE,
+     'ftfy and regex', 'pip install ftfy regex$'),
+    (absent('mmdet'), 'mmdet', NOTE,
+     'not installed', r'openmmlab\.txt.* if its models'),
+    (absent('mmcv'), 'mmcv', TROUBLE,
+     'not installed', r'requirements/openmmlab-mmcv\.txt'),
+    (failed('mmcv_ops', NO_EXT), 'mmcv.ops', TROUBLE,
+     '_ext', '^MMCV_WITH_OPS=1 pip install --no-build-isolation'),
+    (failed('mmcv_ops', 'ImportError: undefined symbol: _Z'), 'mmcv.ops',
+     TROUBLE, 'undefined', 'for another torch: MMCV_WITH_OPS=1'),
+    (failed('torchvision', NO_NMS), 'torchvision', TROUBLE,
+     'nms', 'built for another torch'),
+    (failed('torch_numpy', 'RuntimeError: Numpy is not'), 'torch_numpy',
+     TROUBLE, 'Numpy', 'another numpy'),
+    (failed('cv2', 'ImportError: libGL.so.1: cannot open'), 'cv2', TROUBLE,
+     'libGL', 'opencv-python-headless'),
+    (failed('mmengine', NO_PKG), 'mmengine', TROUBLE,
+     'pkg_resources', 'setuptools<81'),
+    (failed('operator', 'has not ended after 600 seconds'), 'operator',
+     TROUBLE, '600', 'pelk_mm.ops.backends'),
+    (DRIVER, 'gpu', TROUBLE, 'torch sees no GPU', 'CUDA_VISIBLE_DEVICES'),
+    (DRIVER | found('torch', cuda=None, gpus=[]), 'gpu', NOTE,
+     'without CUDA', 'built with CUDA'),
+    (DRIVER | found('torch', cuda='12.8', gpus=[GPU]), 'mmcv.ops', TROUBLE,
+     'without CUDA', '^FORCE_CUDA=1 MMCV_WITH_OPS=1'),
+    (found('operator', backends={'cpu': {'cpp': 'no ninja', 'dense': None}}),
+     'backend cpp', TROUBLE, 'no ninja', 'pelk_mm.ops.backends'),
+    (NO_CPP | dict(compiler=None), 'backend cpp', TROUBLE,
+     'x', r'apt-get install g\+\+'),
+    (found('operator', backends=NO_TRITON), 'backend triton', NOTE,
+     'on cuda: too old', 'another backend'),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize('facts, check, level, text, advice', FINDINGS)
 def test_finding(facts, check, level, text, advice):
     (finding,) = examine(environment(**facts))
     assert (finding.check, finding.level) == (check, level)
@@ -312,16 +157,7 @@ def test_finding(facts, check, level, text, advice):
 
 
 def test_advice_is_for_the_row_that_is_installed():
-    onedl = {
-        f'onedl-{name}': '1.0'
-        for name in (
-            'mmengine',
-            'mmcv',
-            'mmdetection',
-            'mmsegmentation',
-            'mmpretrain',
-        )
-    }
+    onedl = dict.fromkeys(ROWS['onedl'].values(), '1.0')
     (finding,) = examine(
         Environment(
             packages=onedl,
