@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather, all_reduce, broadcast
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import masks as policy
+from .masks import (
+    drop_smallest,
+    grow_largest,
+    grow_random,
+    mask_digest,
+    pack_mask,
+    silence_,
+    spawn_generator,
+    turnover,
+    unpack_mask,
+)
 
 # Growth by momentum: the factor on what the average was before a step.
 _MOMENTUM = 0.9
+# By name, as the classes are not in every version of torch.
+_SHARDED = {'FullyShardedDataParallel', 'FSDPModule', 'DTensor'}
 
 
 class MaskEnforcer:
@@ -40,6 +55,9 @@ class MaskEnforcer:
         optimizers (Sequence[Optimizer]): Those whose moments are kept masked.
         averaged (Sequence[nn.Module]): Averaged copies of the model.
 
+    Raises:
+        RuntimeError: If the moments of an optimizer are out of reach.
+
     Attributes:
         masks (dict[str, Tensor]): The masks now.
         stepped (bool): Whether an optimizer stepped; the reader resets it.
@@ -55,6 +73,8 @@ class MaskEnforcer:
         optimizers: Sequence[Optimizer],
         averaged: Sequence[nn.Module],
     ) -> None:
+        for optimizer in optimizers:
+            _check_moments(optimizer)
         self.masks = dict(masks)
         self.weights = {name: weights[name] for name in masks}
         self.stepped = False
@@ -70,17 +90,11 @@ class MaskEnforcer:
         self.detach()
         self._agree()
         for name, weight in self._trainable():
-            self._handles.append(
-                weight.register_hook(
-                    lambda grad, name=name: self._mask_gradient(name, grad)
-                )
-            )
+            mask_gradient = partial(self._mask_gradient, name)
+            self._handles.append(weight.register_hook(mask_gradient))
         for optimizer in self._optimizers:
-            self._handles.append(
-                optimizer.register_step_post_hook(
-                    lambda *_: self._after_step()
-                )
-            )
+            handle = optimizer.register_step_post_hook(self._after_step)
+            self._handles.append(handle)
         self._apply()
 
     def detach(self) -> None:
@@ -106,17 +120,17 @@ class MaskEnforcer:
         live = dropped = 0
         for name, weight in self._trainable():
             mask = self.masks[name]
-            chance = policy.spawn_generator(generator, weight.device)
-            count = policy.turnover(mask, rate)
-            kept = policy.drop_smallest(weight, mask, count)
+            chance = spawn_generator(generator, weight.device)
+            count = turnover(mask, rate)
+            kept = drop_smallest(weight, mask, count)
             # What was just dropped is no candidate, it would come straight
             # back.
             if name in self.momentum:
-                grown = policy.grow_largest(
+                grown = grow_largest(
                     kept, ~mask, count, self.momentum[name].abs(), chance
                 )
             else:
-                grown = policy.grow_random(kept, ~mask, count, chance)
+                grown = grow_random(kept, ~mask, count, chance)
             live += int(mask.sum())
             dropped += count
             self.masks[name] = grown
@@ -135,19 +149,11 @@ class MaskEnforcer:
             scale (float): Loss scale that they carry. Default: 1.
         """
         for name, weight in self._trainable():
-            grad = self._captured.pop(name, None)
-            grad = (
-                torch.zeros_like(weight, dtype=torch.float32)
-                if grad is None
-                else grad.float() / scale
-            )
+            unused = torch.zeros_like(weight)
+            grad = self._captured.pop(name, unused).float() / scale
             all_reduce(grad, 'mean')
-            average = self.momentum.get(name)
-            self.momentum[name] = (
-                grad
-                if average is None
-                else (average.mul_(_MOMENTUM).add_(grad, alpha=1 - _MOMENTUM))
-            )
+            average = self.momentum.get(name, grad)
+            self.momentum[name] = average.lerp(grad, 1 - _MOMENTUM)
 
     def forget_gradients(self) -> None:
         """Drop gradients caught for a step that was then skipped."""
@@ -186,10 +192,10 @@ class MaskEnforcer:
         # Not a product, which would turn an overflow into NaN.
         return torch.where(self.masks[name], grad, grad.new_zeros(()))
 
-    def _after_step(self) -> None:
+    def _after_step(self, *_: Any) -> None:
         self.stepped = True
         for name, weight in self._trainable():
-            policy.silence_([weight], self.masks[name])
+            silence_([weight], self.masks[name])
 
     def _apply(self) -> None:
         """Zero dead weights wherever a moment or a copy of them is kept."""
@@ -197,12 +203,9 @@ class MaskEnforcer:
             kept = [weight.data]
             kept += [p[name].data for p in self._averaged if name in p]
             for optimizer in self._optimizers:
-                kept += [
-                    value
-                    for value in optimizer.state.get(weight, {}).values()
-                    if isinstance(value, Tensor)
-                ]
-            policy.silence_(kept, self.masks[name])
+                state = optimizer.state.get(weight, {}).values()
+                kept += [value for value in state if isinstance(value, Tensor)]
+            silence_(kept, self.masks[name])
 
     def _agree(self) -> None:
         """Make sure that all ranks hold rank 0's masks."""
@@ -215,11 +218,10 @@ class MaskEnforcer:
             level=logging.WARNING,
         )
         for name, mask in self.masks.items():
-            packed = policy.pack_mask(mask)
+            packed = pack_mask(mask)
             broadcast(packed)
-            self.masks[name] = policy.unpack_mask(packed, mask.shape).to(
-                mask.device
-            )
+            theirs = unpack_mask(packed, mask.shape)
+            self.masks[name] = theirs.to(mask.device)
         if not self._ranks_agree():
             raise RuntimeError(
                 'the masks differ between ranks after those of rank 0 were '
@@ -228,6 +230,45 @@ class MaskEnforcer:
 
     def _ranks_agree(self) -> bool:
         # 60 of the 256 bits: an int64 that every backend can gather.
-        digest = int(policy.mask_digest(self.masks)[:15], 16)
+        digest = int(mask_digest(self.masks)[:15], 16)
         gathered = all_gather(torch.tensor([digest]))
         return len({int(value) for value in gathered}) == 1
+
+
+def whole_model(model: object) -> nn.Module:
+    """A model without its wrapper; raises where weights are in pieces.
+
+    Raises:
+        RuntimeError: If a parameter here is only a shard of the weight.
+    """
+    if not isinstance(model, nn.Module):
+        raise RuntimeError(
+            'DynamicSparsityHook needs the parameters themselves and cannot '
+            f'work through {type(model).__name__}; train with '
+            'DistributedDataParallel'
+        )
+    for thing in chain(model.modules(), model.parameters()):
+        sharded = _class_names(thing) & _SHARDED
+        if sharded:
+            raise RuntimeError(
+                'DynamicSparsityHook found sharded parameters '
+                f'({min(sharded)}). Magnitudes are ranked and densities kept '
+                'per whole weight, which a shard does not show; train with '
+                'DistributedDataParallel instead'
+            )
+    return model.module if is_model_wrapper(model) else model
+
+
+def _check_moments(optimizer: object) -> None:
+    """Raise where a rank does not hold the optimizer's state as a whole."""
+    zero = 'ZeroRedundancyOptimizer' in _class_names(optimizer)
+    if zero or not isinstance(optimizer, Optimizer):
+        raise RuntimeError(
+            'DynamicSparsityHook cannot reach the moments kept by '
+            f'{type(optimizer).__name__}; use an optimizer of '
+            'torch.optim, whole on every rank'
+        )
+
+
+def _class_names(thing: object) -> set[str]:
+    return {cls.__name__ for cls in type(thing).__mro__}

@@ -22,6 +22,43 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...utils.text import first_few
+
+# Weights: which are masked --------------------------------------------------
+
+
+def check_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one or several regular expressions as a tuple.
+
+    Args:
+        name (str): What they are called in messages.
+        value (str | Sequence[str]): What was given.
+
+    Raises:
+        TypeError: If it is neither a string nor a list or tuple of strings.
+        ValueError: If a string is no regular expression.
+    """
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError(
+            f'{name} must be a regular expression or a list of '
+            f'them, got {value!r} of type {type(value).__name__}'
+        )
+    patterns = (value,) if isinstance(value, str) else tuple(value)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f'{name} must hold regular expressions, got '
+                f'{pattern!r} of type {type(pattern).__name__}'
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f'{name} has {pattern!r}, which is no regular '
+                f'expression: {error}'
+            ) from error
+    return patterns
+
 
 def select_weights(
     model: nn.Module, include: Sequence[str], exclude: Sequence[str] = ()
@@ -70,6 +107,24 @@ def select_weights(
             f'include={list(include)} and exclude={list(exclude)} together '
             f'leave no weight of {type(model).__name__} to mask; loosen one '
             'of them'
+        )
+    return chosen
+
+
+def trainable_weights(
+    weights: Mapping[str, nn.Parameter],
+) -> dict[str, nn.Parameter]:
+    """Those of the selected weights that are not frozen.
+
+    Raises:
+        ValueError: If all of them are.
+    """
+    chosen = {n: p for n, p in weights.items() if p.requires_grad}
+    if not chosen:
+        raise ValueError(
+            f'all {len(weights)} weights matching include are frozen '
+            f'({first_few(weights)}), so that none can be trained sparse; '
+            'widen include or freeze less'
         )
     return chosen
 
@@ -127,61 +182,6 @@ def erk_densities(
     return dict.fromkeys(raw, 1.0)
 
 
-def snip_scores(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Connection sensitivity ``|w * dL/dw|`` of SNIP, in float32.
-
-    Args:
-        weight (Tensor): Weight, any shape.
-        gradient (Tensor): Gradient of the loss to it, of the same shape.
-
-    Returns:
-        Tensor: Scores of the same shape, not negative.
-    """
-    return (weight.detach().float() * gradient.detach().float()).abs_()
-
-
-def snip_densities(
-    scores: Mapping[str, Tensor], density: float
-) -> dict[str, float]:
-    """Share of each layer among the best-scored weights of the network.
-
-    Args:
-        scores (Mapping[str, Tensor]): Score of every weight, by layer.
-        density (float): Share of all weights that lives, in (0, 1].
-
-    Returns:
-        dict[str, float]: Density per layer; it may be 0 for a layer.
-
-    Raises:
-        ValueError: If a score is not finite, or all of them are zero.
-    """
-    for name, score in scores.items():
-        if not bool(torch.isfinite(score).all()):
-            raise ValueError(
-                f'the SNIP scores of {name!r} are not all finite. The loss '
-                "or its gradient overflows on the first batch; use init='erk'"
-                ' or find the cause'
-            )
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    if not bool(flat.any()):
-        raise ValueError(
-            'all SNIP scores are zero: the loss of the first batch has no '
-            "gradient to the masked weights; use init='erk'"
-        )
-    keep = max(1, round(density * flat.numel()))
-    # On the CPU, as CUDA has no deterministic version of it.
-    threshold = flat.cpu().kthvalue(flat.numel() - keep + 1).values.item()
-    above = {name: int((s > threshold).sum()) for name, s in scores.items()}
-    # Equal scores at the threshold fill what is left in the layers' order.
-    left = keep - sum(above.values())
-    densities = {}
-    for name, score in scores.items():
-        ties = min(left, int((score == threshold).sum()))
-        left -= ties
-        densities[name] = (above[name] + ties) / score.numel()
-    return densities
-
-
 def live_count(density: float, numel: int) -> int:
     """Number of live weights: the density rounded to one weight, at least 1.
 
@@ -237,6 +237,29 @@ def draw_mask(
     return grow_random(mask, ~mask, count, generator)
 
 
+def draw_masks(
+    weights: Mapping[str, Tensor],
+    densities: Mapping[str, float],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Draw a mask for every density, on its weight's device.
+
+    Args:
+        weights (Mapping[str, Tensor]): Weights by name.
+        densities (Mapping[str, float]): Density of those to mask, by name.
+        generator (torch.Generator): Source of chance, on the CPU.
+
+    Returns:
+        dict[str, Tensor]: Bool masks by name.
+    """
+    masks = {}
+    for name, density in densities.items():
+        shape, numel = weights[name].shape, weights[name].numel()
+        chance = spawn_generator(generator, weights[name].device)
+        masks[name] = draw_mask(shape, live_count(density, numel), chance)
+    return masks
+
+
 def mask_from_zeros(weight: Tensor) -> Tensor:
     """Mask of a weight that is sparse already: live where it is not zero.
 
@@ -247,22 +270,6 @@ def mask_from_zeros(weight: Tensor) -> Tensor:
         Tensor: Bool mask of the same shape and device.
     """
     return weight.detach() != 0
-
-
-def prune_rate_at(step: int, end: int, start: float, minimum: float) -> float:
-    """Share of the live weights to drop: a cosine from start to minimum.
-
-    Args:
-        step (int): Optimizer steps done.
-        end (int): Step at which ``minimum`` is reached, at least 1.
-        start (float): Share at step 0.
-        minimum (float): Share from ``end`` on.
-
-    Returns:
-        float: The share at ``step``.
-    """
-    progress = min(step, end) / end
-    return minimum + (start - minimum) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def turnover(mask: Tensor, rate: float) -> int:

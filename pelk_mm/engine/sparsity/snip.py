@@ -1,4 +1,7 @@
-"""The gradient of a task's own loss on one batch, leaving no trace."""
+"""SNIP: how dense each layer is, by the loss of the task on one batch.
+
+The scores are those of `SNIP <https://arxiv.org/abs/1810.02340>`_.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from .masks import snip_scores
+# fp16 gradients need a large factor against underflow, if none of them
+# overflows by it.
+_FP16_SCALES = (2.0**16, 2.0**11, 2.0**6, 1.0)
 
 
 class _BackwardOnly:
@@ -68,6 +74,11 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def snip_scores(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Connection sensitivity ``|w * dL/dw|``, in float32, not negative."""
+    return (weight.detach().float() * gradient.detach().float()).abs_()
+
+
 def probe_snip_scores(
     model: nn.Module,
     data_batch: Any,
@@ -110,10 +121,74 @@ def probe_snip_scores(
                 "optim_wrapper.update_params(), which init='snip' needs; "
                 "use init='erk' or 'uniform'"
             )
-        return {
-            name: snip_scores(
-                param,
-                torch.zeros_like(param) if param.grad is None else param.grad,
+        scores = {}
+        for name, weight in weights.items():
+            unused = weight.grad is None
+            gradient = torch.zeros_like(weight) if unused else weight.grad
+            scores[name] = snip_scores(weight, gradient)
+        return scores
+
+
+def mean_snip_scores(
+    model: nn.Module,
+    data_batch: Any,
+    optim_wrapper: OptimWrapper,
+    weights: Mapping[str, nn.Parameter],
+) -> dict[str, Tensor]:
+    """Average the scores of all ranks' batches, for comparison only.
+
+    They carry a factor where the run scales its loss. Every rank has to call
+    this; arguments and errors as for :func:`probe_snip_scores`.
+    """
+    scaled = getattr(optim_wrapper, 'loss_scaler', None) is not None
+    for scale in _FP16_SCALES if scaled else (1.0,):
+        scores = probe_snip_scores(
+            model, data_batch, optim_wrapper, weights, scale
+        )
+        for score in scores.values():
+            all_reduce(score, 'mean')
+        if all(bool(score.isfinite().all()) for score in scores.values()):
+            break
+    return scores
+
+
+def snip_densities(
+    scores: Mapping[str, Tensor], density: float
+) -> dict[str, float]:
+    """Share of each layer among the best-scored weights of the network.
+
+    Args:
+        scores (Mapping[str, Tensor]): Score of every weight, by layer.
+        density (float): Share of all weights that lives, in (0, 1].
+
+    Returns:
+        dict[str, float]: Density per layer; it may be 0 for a layer.
+
+    Raises:
+        ValueError: If a score is not finite, or all of them are zero.
+    """
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise ValueError(
+                f'the SNIP scores of {name!r} are not all finite. The loss '
+                "or its gradient overflows on the first batch; use init='erk'"
+                ' or find the cause'
             )
-            for name, param in weights.items()
-        }
+    # On the CPU, as CUDA has no deterministic kthvalue.
+    flat = torch.cat([score.flatten() for score in scores.values()]).cpu()
+    if not bool(flat.any()):
+        raise ValueError(
+            'all SNIP scores are zero: the loss of the first batch has no '
+            "gradient to the masked weights; use init='erk'"
+        )
+    keep = max(1, round(density * len(flat)))
+    threshold = flat.kthvalue(len(flat) - keep + 1).values
+    best = flat > threshold
+    # Equal scores at the threshold fill what is left in the layers' order.
+    ties = (flat == threshold).nonzero().squeeze(1)
+    best[ties[: keep - int(best.sum())]] = True
+    layers = best.split([score.numel() for score in scores.values()])
+    return {
+        name: int(layer.sum()) / layer.numel()
+        for name, layer in zip(scores, layers, strict=True)
+    }

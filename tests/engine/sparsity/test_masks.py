@@ -16,11 +16,8 @@ from pelk_mm.engine.sparsity.masks import (
     mask_digest,
     mask_from_zeros,
     pack_mask,
-    prune_rate_at,
     select_weights,
     silence_,
-    snip_densities,
-    snip_scores,
     spawn_generator,
     turnover,
     uniform_densities,
@@ -118,39 +115,6 @@ def test_erk_densities_of_a_dense_network():
     assert erk_densities(SHAPES, 1.0) == dict(stem=1, depthwise=1, wide=1)
 
 
-def test_snip_scores_are_the_sensitivity():
-    weight = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
-    gradient = torch.tensor([[-4.0, -5.0], [6.0, 0.0]])
-    assert snip_scores(weight, gradient).tolist() == [[4, 10], [0, 0]]
-
-
-def test_snip_densities_count_the_best_of_all_layers():
-    scores = dict(
-        a=torch.tensor([9.0, 8.0, 7.0, 0.0]),
-        b=torch.tensor([[6.0, 5.0], [4.0, 3.0]]),
-        c=torch.tensor([1.0, 2.0]),
-    )
-    assert snip_densities(scores, 0.5) == dict(a=0.75, b=0.5, c=0.0)
-
-
-def test_snip_densities_with_ties_keep_exactly_as_many():
-    scores = dict(a=torch.ones(6), b=torch.ones(4))
-    densities = snip_densities(scores, 0.7)
-    assert overall(densities, dict(a=(6,), b=(4,))) == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize('value', [float('inf'), float('nan')])
-def test_snip_densities_refuse_what_is_not_finite(value):
-    scores = dict(good=torch.ones(3), bad=torch.tensor([1.0, value]))
-    with pytest.raises(ValueError, match="'bad'"):
-        snip_densities(scores, 0.5)
-
-
-def test_snip_densities_refuse_no_gradient_at_all():
-    with pytest.raises(ValueError, match='all SNIP scores are zero'):
-        snip_densities(dict(a=torch.zeros(3)), 0.5)
-
-
 @pytest.mark.parametrize(
     'density, numel, count',
     [(0.6, 10, 6), (0.6, 961, 577), (1.0, 7, 7), (0.0, 7, 1), (1e-9, 7, 1)],
@@ -193,17 +157,6 @@ def test_mask_from_zeros():
     mask = mask_from_zeros(weight)
     assert mask.tolist() == [[False, True], [True, False]]
     assert not mask.requires_grad
-
-
-def test_prune_rate_is_a_cosine():
-    rates = [prune_rate_at(step, 100, 0.5, 0.005) for step in range(0, 150)]
-    assert rates[0] == 0.5
-    assert rates[50] == pytest.approx((0.5 + 0.005) / 2)
-    assert rates[25] == pytest.approx(
-        0.005 + 0.495 * (1 + math.cos(math.pi / 4)) / 2
-    )
-    assert rates[100] == rates[149] == pytest.approx(0.005)
-    assert rates == sorted(rates, reverse=True)
 
 
 @pytest.mark.parametrize(

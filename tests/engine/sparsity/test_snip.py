@@ -1,4 +1,4 @@
-"""SNIP's gradients: right, and without a trace."""
+"""SNIP: its gradients, right and without a trace, and its densities."""
 
 import random
 
@@ -9,7 +9,11 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from pelk_mm.engine.sparsity.snip import probe_snip_scores
+from pelk_mm.engine.sparsity.snip import (
+    probe_snip_scores,
+    snip_densities,
+    snip_scores,
+)
 
 
 class Noisy(BaseModel):
@@ -106,3 +110,35 @@ def test_a_model_may_take_its_steps_itself():
         assert all(v.equal(state[k]) for k, v in model.state_dict().items())
     assert scores[0].any()
     assert torch.equal(*scores)
+
+
+def test_snip_scores_are_the_sensitivity():
+    weight = torch.tensor([[1.0, -2.0], [0.0, 3.0]])
+    gradient = torch.tensor([[-4.0, -5.0], [6.0, 0.0]])
+    assert snip_scores(weight, gradient).tolist() == [[4, 10], [0, 0]]
+
+
+def test_snip_densities_count_the_best_of_all_layers():
+    scores = dict(
+        a=torch.tensor([9.0, 8.0, 7.0, 0.0]),
+        b=torch.tensor([[6.0, 5.0], [4.0, 3.0]]),
+        c=torch.tensor([1.0, 2.0]),
+    )
+    assert snip_densities(scores, 0.5) == dict(a=0.75, b=0.5, c=0.0)
+
+
+def test_snip_densities_with_ties_keep_exactly_as_many():
+    scores = dict(a=torch.ones(6), b=torch.ones(4))
+    assert snip_densities(scores, 0.7) == dict(a=1.0, b=0.25)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('nan')])
+def test_snip_densities_refuse_what_is_not_finite(value):
+    scores = dict(good=torch.ones(3), bad=torch.tensor([1.0, value]))
+    with pytest.raises(ValueError, match="'bad'"):
+        snip_densities(scores, 0.5)
+
+
+def test_snip_densities_refuse_no_gradient_at_all():
+    with pytest.raises(ValueError, match='all SNIP scores are zero'):
+        snip_densities(dict(a=torch.zeros(3)), 0.5)
