@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 
 from .masks import (
     drop_smallest,
-    grow_largest,
-    grow_random,
+    grow,
     mask_digest,
     pack_mask,
     silence_,
@@ -123,14 +122,11 @@ class MaskEnforcer:
             chance = spawn_generator(generator, weight.device)
             count = turnover(mask, rate)
             kept = drop_smallest(weight, mask, count)
+            average = self.momentum.get(name)
+            score = None if average is None else average.abs()
             # What was just dropped is no candidate, it would come straight
             # back.
-            if name in self.momentum:
-                grown = grow_largest(
-                    kept, ~mask, count, self.momentum[name].abs(), chance
-                )
-            else:
-                grown = grow_random(kept, ~mask, count, chance)
+            grown = grow(kept, ~mask, count, chance, score)
             live += int(mask.sum())
             dropped += count
             self.masks[name] = grown

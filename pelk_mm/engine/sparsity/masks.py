@@ -81,32 +81,30 @@ def select_weights(
     Raises:
         ValueError: If a pattern, of either kind, matches no weight.
     """
-    weights = {
-        name: param
-        for name, param in model.named_parameters()
-        if param.dim() in (2, 4)
-    }
-    for kind, patterns in (('include', include), ('exclude', exclude)):
+    weights = {n: p for n, p in model.named_parameters() if p.dim() in (2, 4)}
+
+    def found(patterns: Sequence[str], name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in patterns)
+
+    kind = type(model).__name__
+    for argument, patterns in (('include', include), ('exclude', exclude)):
         for pattern in patterns:
-            if not any(re.search(pattern, name) for name in weights):
-                known = ', '.join(list(weights)[:5]) or 'none at all'
+            if not any(found([pattern], name) for name in weights):
                 raise ValueError(
-                    f'the {kind} pattern {pattern!r} matches no 2-D or 4-D '
-                    f'weight of {type(model).__name__}. Patterns are regular '
-                    'expressions searched in parameter names; the first of '
-                    f'its {len(weights)} weights are: {known}'
+                    f'the {argument} pattern {pattern!r} matches no 2-D or '
+                    f'4-D weight of {kind}. Patterns are regular expressions '
+                    f'searched in parameter names; its {len(weights)} weights '
+                    f'are: {first_few(weights, 5) or "none at all"}'
                 )
     chosen = {
-        name: param
-        for name, param in weights.items()
-        if any(re.search(pattern, name) for pattern in include)
-        and not any(re.search(pattern, name) for pattern in exclude)
+        name: weight
+        for name, weight in weights.items()
+        if found(include, name) and not found(exclude, name)
     }
     if not chosen:
         raise ValueError(
             f'include={list(include)} and exclude={list(exclude)} together '
-            f'leave no weight of {type(model).__name__} to mask; loosen one '
-            'of them'
+            f'leave no weight of {kind} to mask; loosen one of them'
         )
     return chosen
 
@@ -135,15 +133,7 @@ def trainable_weights(
 def uniform_densities(
     shapes: Mapping[str, Sequence[int]], density: float
 ) -> dict[str, float]:
-    """Give every layer the same density.
-
-    Args:
-        shapes (Mapping[str, Sequence[int]]): Shape of each weight.
-        density (float): Share of all weights that lives, in (0, 1].
-
-    Returns:
-        dict[str, float]: Density per layer.
-    """
+    """The same density for every layer, as :func:`erk_densities` gives it."""
     return dict.fromkeys(shapes, density)
 
 
@@ -164,22 +154,20 @@ def erk_densities(
         dict[str, float]: Density per layer.
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / numel[name] for name, shape in shapes.items()}
     budget = density * sum(numel.values())
-    dense: set[str] = set()
-    while len(dense) < len(raw):
-        rest = [name for name in raw if name not in dense]
-        scale = (budget - sum(numel[name] for name in dense)) / sum(
-            raw[name] * numel[name] for name in rest
-        )
-        full = {name for name in rest if scale * raw[name] >= 1}
+    sides = {name: sum(shape) for name, shape in shapes.items()}
+    while sides:
+        scale = budget / sum(sides.values())
+        full = [n for n, side in sides.items() if scale * side >= numel[n]]
         if not full:
-            return {
-                name: 1.0 if name in dense else scale * raw[name]
-                for name in raw
-            }
-        dense |= full
-    return dict.fromkeys(raw, 1.0)
+            break
+        for name in full:
+            budget -= numel[name]
+            del sides[name]
+    return {
+        name: scale * sides[name] / numel[name] if name in sides else 1.0
+        for name in shapes
+    }
 
 
 def live_count(density: float, numel: int) -> int:
@@ -187,13 +175,6 @@ def live_count(density: float, numel: int) -> int:
 
     A layer without a live weight would cut the network in two and could not
     be grown back by magnitude, hence the floor.
-
-    Args:
-        density (float): Share that lives, in [0, 1].
-        numel (int): Number of weights of the layer.
-
-    Returns:
-        int: Live weights, in [1, numel].
     """
     return min(numel, max(1, round(density * numel)))
 
@@ -208,13 +189,6 @@ def spawn_generator(
 
     One generator on the CPU can then be saved and resumed whatever device
     draws the numbers.
-
-    Args:
-        parent (torch.Generator): Generator on the CPU; it advances.
-        device (torch.device | str): Where the numbers are needed.
-
-    Returns:
-        torch.Generator: A fresh generator.
     """
     seed = torch.randint(2**31 - 1, (), generator=parent)
     return torch.Generator(device).manual_seed(int(seed))
@@ -225,16 +199,10 @@ def draw_mask(
 ) -> Tensor:
     """Draw a mask with exactly ``count`` live weights, placed at random.
 
-    Args:
-        shape (Sequence[int]): Shape of the weight.
-        count (int): Live weights.
-        generator (torch.Generator): Source; the mask is on its device.
-
-    Returns:
-        Tensor: Bool mask.
+    It is on the generator's device.
     """
     mask = torch.zeros(tuple(shape), dtype=torch.bool, device=generator.device)
-    return grow_random(mask, ~mask, count, generator)
+    return grow(mask, ~mask, count, generator)
 
 
 def draw_masks(
@@ -261,15 +229,8 @@ def draw_masks(
 
 
 def mask_from_zeros(weight: Tensor) -> Tensor:
-    """Mask of a weight that is sparse already: live where it is not zero.
-
-    Args:
-        weight (Tensor): Weight, any shape.
-
-    Returns:
-        Tensor: Bool mask of the same shape and device.
-    """
-    return weight.detach() != 0
+    """Bool mask of a sparse weight, on its device: live where it is not 0."""
+    return weight != 0
 
 
 def turnover(mask: Tensor, rate: float) -> int:
@@ -278,40 +239,29 @@ def turnover(mask: Tensor, rate: float) -> int:
     Never more than there are dead ones. Otherwise weights just dropped would
     have to be grown again, and a layer that is (nearly) dense would lose
     trained weights for nothing.
-
-    Args:
-        mask (Tensor): Bool mask.
-        rate (float): Share of the live weights, in [0, 1].
-
-    Returns:
-        int: Weights to drop, and to grow.
     """
     live = int(mask.sum())
     return min(round(rate * live), mask.numel() - live)
 
 
 def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Take the ``count`` live weights of smallest magnitude off the mask.
+    """Take the ``count`` live weights of smallest magnitude off a new mask.
 
     Among equal magnitudes the first in memory order go, on every device.
-
-    Args:
-        weight (Tensor): Weight.
-        mask (Tensor): Its bool mask.
-        count (int): Weights to drop, at most the live ones.
-
-    Returns:
-        Tensor: New mask.
     """
     live = mask.flatten().nonzero().squeeze(1)
-    order = torch.sort(weight.detach().flatten()[live].abs(), stable=True)
-    return _set(mask, live[order.indices[:count]], False)
+    order = weight.detach().flatten()[live].abs().sort(stable=True).indices
+    return _set(mask, live[order[:count]], False)
 
 
-def grow_random(
-    mask: Tensor, candidates: Tensor, count: int, generator: torch.Generator
+def grow(
+    mask: Tensor,
+    candidates: Tensor,
+    count: int,
+    generator: torch.Generator,
+    score: Tensor | None = None,
 ) -> Tensor:
-    """Add ``count`` weights to the mask, drawn evenly from the candidates.
+    """Add ``count`` of the candidates to a new mask.
 
     Args:
         mask (Tensor): Bool mask.
@@ -319,46 +269,22 @@ def grow_random(
             may be grown, none of them live.
         count (int): Weights to grow, at most as many as candidates.
         generator (torch.Generator): Source of chance on the mask's device.
+        score (Tensor, optional): Score of every weight, of which the largest
+            grow and chance decides between equal ones; what is not finite
+            counts as 0. Default: None, all candidates are equal.
 
     Returns:
         Tensor: New mask.
     """
-    pool = _shuffled(candidates, generator)
-    return _set(mask, pool[:count], True)
-
-
-def grow_largest(
-    mask: Tensor,
-    candidates: Tensor,
-    count: int,
-    score: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """Add the ``count`` candidates with the largest score to the mask.
-
-    Args:
-        mask (Tensor): Bool mask.
-        candidates (Tensor): Bool tensor of the same shape: the weights that
-            may be grown, none of them live.
-        count (int): Weights to grow, at most as many as candidates.
-        score (Tensor): Score of every weight; what is not finite counts as 0.
-        generator (torch.Generator): Decides between equal scores.
-
-    Returns:
-        Tensor: New mask.
-    """
-    pool = _shuffled(candidates, generator)
-    values = score.flatten()[pool]
-    values = torch.where(values.isfinite(), values, values.new_zeros(()))
-    order = torch.sort(values, descending=True, stable=True).indices
-    return _set(mask, pool[order[:count]], True)
-
-
-def _shuffled(candidates: Tensor, generator: torch.Generator) -> Tensor:
     pool = candidates.flatten().nonzero().squeeze(1)
-    return pool[
-        torch.randperm(pool.numel(), generator=generator, device=pool.device)
-    ]
+    shuffled = torch.randperm(
+        len(pool), generator=generator, device=pool.device
+    )
+    pool = pool[shuffled]
+    if score is not None:
+        values = score.flatten()[pool].nan_to_num(0.0, 0.0, 0.0)
+        pool = pool[values.sort(descending=True, stable=True).indices]
+    return _set(mask, pool[:count], True)
 
 
 def _set(mask: Tensor, index: Tensor, value: bool) -> Tensor:
@@ -371,10 +297,6 @@ def silence_(tensors: Iterable[Tensor], mask: Tensor) -> None:
     """Set the dead positions of tensors of a mask's shape to zero, in place.
 
     Tensors of another shape (step counters, factored moments) are left.
-
-    Args:
-        tensors (Iterable[Tensor]): Weights or moments.
-        mask (Tensor): Bool mask.
     """
     with torch.no_grad():
         for tensor in tensors:
@@ -387,30 +309,20 @@ def silence_(tensors: Iterable[Tensor], mask: Tensor) -> None:
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Pack a mask into bits, eight weights a byte.
-
-    Args:
-        mask (Tensor): Bool mask, any shape and device.
+    """Pack a mask of any shape and device into bits, eight weights a byte.
 
     Returns:
         Tensor: uint8, 1-D, on the CPU, ``ceil(numel / 8)`` long.
     """
-    flat = mask.detach().cpu().contiguous().flatten().numpy()
-    return torch.from_numpy(np.packbits(flat))
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
 def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Undo :func:`pack_mask`.
-
-    Args:
-        packed (Tensor): Packed mask, uint8, 1-D.
-        shape (Sequence[int]): Shape of the mask.
-
-    Returns:
-        Tensor: Bool mask on the CPU.
+    """Undo :func:`pack_mask`; the mask of shape ``shape`` is on the CPU.
 
     Raises:
-        ValueError: If ``packed`` is not as long as ``shape`` asks for.
+        ValueError: If ``packed`` is not uint8, or not as long as ``shape``
+            asks for.
     """
     numel = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != -(-numel // 8):
@@ -423,13 +335,10 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def mask_digest(masks: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bits: equal if the masks are equal.
-
-    Args:
-        masks (Mapping[str, Tensor]): Bool masks by name, in any order.
+    """SHA-256 over names, shapes and bits, whatever the masks' order.
 
     Returns:
-        str: 64 hexadecimal digits.
+        str: 64 hexadecimal digits, equal if the masks are equal.
     """
     digest = hashlib.sha256()
     for name in sorted(masks):

@@ -10,8 +10,7 @@ from pelk_mm.engine.sparsity.masks import (
     draw_mask,
     drop_smallest,
     erk_densities,
-    grow_largest,
-    grow_random,
+    grow,
     live_count,
     mask_digest,
     mask_from_zeros,
@@ -195,34 +194,28 @@ def test_drop_prefers_live_zeros_in_order():
 
 def test_grow_random_adds_candidates_only():
     mask, candidates = mask_of('xx......'), mask_of('....xxxx')
-    grown = grow_random(mask, candidates, 2, generator())
+    grown = grow(mask, candidates, 2, generator())
     assert grown.sum() == 4
     assert (grown & ~mask & ~candidates).sum() == 0
     assert (mask & ~grown).sum() == 0
     assert mask.equal(mask_of('xx......'))
     seen = sum(
-        grow_random(mask, candidates, 2, generator(seed)).int()
-        for seed in range(40)
+        grow(mask, candidates, 2, generator(seed)).int() for seed in range(40)
     )
     assert (seen[4:] > 0).all() and (seen[2:4] == 0).all()
 
 
 def test_grow_largest_takes_the_best_candidates():
     score = torch.tensor([9.0, 1.0, 7.0, 3.0, float('nan'), 5.0])
-    grown = grow_largest(
-        mask_of('x.....'), mask_of('.xxxxx'), 3, score, generator()
-    )
+    grown = grow(mask_of('x.....'), mask_of('.xxxxx'), 3, generator(), score)
     assert grown.equal(mask_of('x.xx.x'))
 
 
 def test_grow_largest_breaks_ties_at_random():
     score = torch.zeros(6)
+    mask, candidates = mask_of('x.....'), mask_of('.xxxxx')
     results = {
-        tuple(
-            grow_largest(
-                mask_of('x.....'), mask_of('.xxxxx'), 2, score, generator(seed)
-            ).tolist()
-        )
+        tuple(grow(mask, candidates, 2, generator(seed), score).tolist())
         for seed in range(20)
     }
     assert len(results) > 3
