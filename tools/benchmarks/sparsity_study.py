@@ -8,10 +8,8 @@ one has. Writes a table and all figures to RESULTS/sparsity_study.{md,json}.
 
 import argparse
 import json
-import os
-import platform
+import shlex
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import mmengine
 import torch
+from measure import environment
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -27,7 +26,7 @@ import pelk_mm
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks import DynamicSparsityHook
 from pelk_mm.utils.config import load_config
-from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.files import atomic_path, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'demo_pelk_digits.py'
@@ -37,7 +36,9 @@ VARIANTS = {
     'dense x 1.3': (1.3, 0.0),
     'sparse x 1.3': (1.3, 0.4),
 }
-METRIC = 'accuracy/top1'
+TRAIN_PICTURES, VAL_PICTURES = 2000, 1000
+PICTURE_SIZE = 32  # pixels
+UPDATE_INTERVAL = 20  # steps between updates of the masks
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,47 +46,24 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--epochs', type=int, default=8)
-    parser.add_argument(
-        '--train-pictures', type=int, default=2000, help='a run and epoch'
-    )
-    parser.add_argument('--val-pictures', type=int, default=1000)
-    parser.add_argument(
-        '--picture-size', type=int, default=32, help='side in pixels'
-    )
-    parser.add_argument(
-        '--update-interval',
-        type=int,
-        default=20,
-        help='steps between updates of the masks',
-    )
-    parser.add_argument(
-        '--workers', type=int, default=2, help='runs side by side'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    add('--epochs', type=int, default=8)
+    add('--workers', type=int, default=2, help='runs side by side')
+    add(
         '--work-dir',
         default='work_dirs/sparsity_study',
         help='folder of data, logs and finished runs, which are not repeated',
     )
-    parser.add_argument(
-        '--results',
-        default=str(ROOT / 'tools' / 'benchmarks' / 'results'),
-        help='folder of the table',
-    )
+    results = ROOT / 'tools' / 'benchmarks' / 'results'
+    add('--results', default=str(results), help='folder of the table')
     args = parser.parse_args()
     if args.epochs < 3:
         parser.error('--epochs must be at least 3, as the first 2 are warm-up')
     return args
 
 
-def make_config(
-    variant: str,
-    seed: int,
-    args: argparse.Namespace,
-    data: Path,
-    work_dir: Path,
-) -> Config:
+def make_config(variant: str, seed: int, epochs: int, data: Path) -> Config:
     """The demo's config with another width, length and picture size."""
     width, sparsity = VARIANTS[variant]
     config = load_config(str(CONFIG))
@@ -93,31 +71,24 @@ def make_config(
     arch.channels = [int(width * channels) for channels in arch.channels]
     config.model.head.in_channels = arch.channels[-1]
     for name in ('train', 'val', 'test'):
-        loader = config[f'{name}_dataloader']
-        loader.dataset.data_root = str(data / 'imagenet')
-        for step in loader.dataset.pipeline:
-            for key in ('scale', 'crop_size'):
-                if key in step:
-                    step[key] = args.picture_size
-    config.train_cfg.max_epochs = args.epochs
-    config.train_cfg.val_interval = args.epochs
-    config.default_hooks.checkpoint.interval = args.epochs
-    config.custom_hooks = (
-        [
-            dict(
-                type='DynamicSparsityHook',
-                sparsity=sparsity,
-                init='snip',
-                update_interval=args.update_interval,
-                include='.',
-                seed=seed,
-            )
-        ]
-        if sparsity
-        else []
-    )
+        dataset = config[f'{name}_dataloader'].dataset
+        dataset.data_root = str(data / 'imagenet')
+        for step in dataset.pipeline:
+            for key in {'scale', 'crop_size'} & step.keys():
+                step[key] = PICTURE_SIZE
+    config.train_cfg.update(max_epochs=epochs, val_interval=epochs)
+    config.default_hooks.checkpoint.interval = epochs
+    if sparsity:
+        hook = dict(
+            type='DynamicSparsityHook',
+            sparsity=sparsity,
+            init='snip',
+            update_interval=UPDATE_INTERVAL,
+            include='.',
+            seed=seed,
+        )
+        config.custom_hooks = [hook]
     config.randomness = dict(seed=seed)
-    config.work_dir = str(work_dir)
     config.log_level = 'WARNING'
     return config
 
@@ -128,227 +99,173 @@ def train(config: Config) -> dict:
     start, start_cpu = time.monotonic(), time.process_time()
     runner.train()
     seconds, cpu = time.monotonic() - start, time.process_time() - start_cpu
-    hook = next(
-        (h for h in runner.hooks if isinstance(h, DynamicSparsityHook)), None
-    )
-    dead = (
-        sum(int((~mask).sum()) for mask in hook.enforcer.masks.values())
-        if hook
-        else 0
-    )
+    masks = [
+        mask
+        for hook in runner.hooks
+        if isinstance(hook, DynamicSparsityHook)
+        for mask in hook.enforcer.masks.values()
+    ]
     params = sum(p.numel() for p in runner.model.parameters())
+    scalar = runner.message_hub.get_scalar
     return dict(
-        accuracy=float(
-            runner.message_hub.get_scalar(f'val/{METRIC}').current()
-        ),
-        loss=float(runner.message_hub.get_scalar('train/loss').mean(20)),
+        accuracy=float(scalar('val/accuracy/top1').current()),
+        loss=float(scalar('train/loss').mean(20)),
         params=params,
-        nonzero=params - dead,
+        nonzero=params - sum(int((~mask).sum()) for mask in masks),
         seconds=seconds,
         cpu_seconds=cpu,
     )
 
 
 def run_once(
-    variant: str, seed: int, args: argparse.Namespace, data: Path
+    variant: str, seed: int, epochs: int, data: Path, work_dir: str
 ) -> dict:
     """Train one variant with one seed, unless that was done before."""
     torch.set_num_threads(1)
-    folder = Path(args.work_dir) / variant.replace(' ', '_') / str(seed)
+    folder = Path(work_dir) / variant.replace(' ', '_') / str(seed)
     done = folder / 'run.json'
     run = json.loads(done.read_text()) if done.is_file() else {}
-    if run.get('settings') != settings_of(args):
-        run = dict(
-            variant=variant,
-            seed=seed,
-            settings=settings_of(args),
-            **train(make_config(variant, seed, args, data, folder)),
-        )
-        with atomic_path(done) as path:
-            path.write_text(json.dumps(run))
-    print(
-        f'{variant}, seed {seed}: {run["accuracy"]:.2f} %, '
-        f'{run["seconds"]:.0f} s',
-        flush=True,
-    )
+    settings = settings_of(epochs)
+    if run.get('settings') != settings:
+        config = make_config(variant, seed, epochs, data)
+        config.work_dir = str(folder)
+        run = dict(variant=variant, seed=seed, settings=settings)
+        run.update(train(config))
+        write_json(done, run)
+    accuracy, seconds = run['accuracy'], run['seconds']
+    text = f'{variant}, seed {seed}: {accuracy:.2f} %, {seconds:.0f} s'
+    print(text, flush=True)
     return run
 
 
 def study(args: argparse.Namespace) -> list[dict]:
     """Train every variant with every seed, several at a time."""
-    data = make_digit_scenes(
-        Path(args.work_dir) / 'data',
-        Recipe(
-            train_scenes=1,
-            val_scenes=1,
-            train_digits=args.train_pictures,
-            val_digits=args.val_pictures,
-            digit_size=args.picture_size,
-        ),
+    recipe = Recipe(
+        train_scenes=1,
+        val_scenes=1,
+        train_digits=TRAIN_PICTURES,
+        val_digits=VAL_PICTURES,
+        digit_size=PICTURE_SIZE,
     )
+    data = make_digit_scenes(Path(args.work_dir) / 'data', recipe)
     # One thread a run: two runs side by side take less time than two threads
     # a run, and the figures do not depend on how many run.
-    with ProcessPoolExecutor(
-        args.workers, mp_context=get_context('spawn')
-    ) as pool:
+    spawn = get_context('spawn')
+    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
         futures = [
-            pool.submit(run_once, variant, seed, args, data)
+            pool.submit(
+                run_once, variant, seed, args.epochs, data, args.work_dir
+            )
             for seed in args.seeds
             for variant in VARIANTS
         ]
         return [future.result() for future in futures]
 
 
-def settings_of(args: argparse.Namespace) -> dict:
+def settings_of(epochs: int) -> dict[str, int]:
     """What a run depends on."""
-    return {
-        key: value
-        for key, value in vars(args).items()
-        if key not in ('seeds', 'work_dir', 'results', 'workers')
-    }
+    return dict(
+        epochs=epochs,
+        train_pictures=TRAIN_PICTURES,
+        val_pictures=VAL_PICTURES,
+        picture_size=PICTURE_SIZE,
+        update_interval=UPDATE_INTERVAL,
+    )
 
 
-def summarise(runs: list[dict]) -> list[dict]:
-    """One row a variant: mean, standard deviation and extremes."""
-    rows = []
-    for variant in VARIANTS:
-        own = [run for run in runs if run['variant'] == variant]
-        accuracies = [run['accuracy'] for run in own]
-        rows.append(
-            dict(
-                variant=variant,
-                runs=len(own),
-                params=own[0]['params'],
-                nonzero=own[0]['nonzero'],
-                mean=statistics.mean(accuracies),
-                deviation=(
-                    statistics.stdev(accuracies) if len(own) > 1 else 0.0
-                ),
-                least=min(accuracies),
-                most=max(accuracies),
-                loss=statistics.mean(run['loss'] for run in own),
-                cpu_seconds=statistics.median(
-                    run['cpu_seconds'] for run in own
-                ),
-            )
-        )
-    return rows
+def summarise(variant: str, runs: list[dict]) -> dict:
+    """One row of the table: mean, standard deviation and extremes."""
+    own = [run for run in runs if run['variant'] == variant]
+    accuracies = [run['accuracy'] for run in own]
+    return dict(
+        variant=variant,
+        runs=len(own),
+        params=own[0]['params'],
+        nonzero=own[0]['nonzero'],
+        mean=statistics.mean(accuracies),
+        deviation=statistics.stdev(accuracies) if len(own) > 1 else 0.0,
+        least=min(accuracies),
+        most=max(accuracies),
+        loss=statistics.mean(run['loss'] for run in own),
+        cpu_seconds=statistics.median(run['cpu_seconds'] for run in own),
+    )
 
 
 def verdict(rows: list[dict]) -> str:
     """What the figures say about the sparse network, if anything."""
-    by_name = {row['variant']: row for row in rows}
-    sparse = by_name['sparse x 1.3']
+    *others, sparse = rows
     parts = []
-    for name in ('dense x 1.0', 'dense x 1.3'):
-        other = by_name[name]
+    for other in others:
         apart = sparse['mean'] - other['mean']
         # Standard error of the difference of two means.
-        error = (
-            sparse['deviation'] ** 2 / sparse['runs']
-            + other['deviation'] ** 2 / other['runs']
-        ) ** 0.5
-        word = (
-            'no difference that these runs could show'
-            if abs(apart) < 2 * error
-            else 'better'
-            if apart > 0
-            else 'worse'
-        )
+        variances = [r['deviation'] ** 2 / r['runs'] for r in (sparse, other)]
+        error = sum(variances) ** 0.5
+        word = 'better' if apart > 0 else 'worse'
+        if abs(apart) < 2 * error:
+            word = 'no difference that these runs could show'
         parts.append(
-            f'Against {name}, sparse x 1.3 is {apart:+.2f} points '
-            f'(standard error {error:.2f}): {word}.'
+            f'Against {other["variant"]}, {sparse["variant"]} is {apart:+.2f} '
+            f'points (standard error {error:.2f}): {word}.'
         )
-    return '\n'.join(parts)
+    return '\n\n'.join(parts)
 
 
-def to_markdown(rows: list[dict], about: dict) -> str:
-    settings = about['settings']
-    base = rows[0]['cpu_seconds']
-    lines = [
-        '# Does width bought with zeros help?',
-        '',
-        f'Top-1 accuracy on {settings["val_pictures"]} validation pictures of '
-        f'handwritten digits after {settings["epochs"]} epochs of '
-        f'{settings["train_pictures"]} pictures of {settings["picture_size"]} '
-        f'x {settings["picture_size"]} pixels, from scratch; seeds '
-        f'{", ".join(map(str, about["seeds"]))}. Spread: standard deviation '
-        'over seeds, and extremes.',
-        '',
-        '| | parameters | non-zero | top-1 % | min to max | training loss | '
-        'CPU time |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    lines += [
-        f'| {r["variant"]} | {r["params"] / 1e6:.3f} M | '
-        f'{r["nonzero"] / 1e6:.3f} M | {r["mean"]:.2f} ± '
-        f'{r["deviation"]:.2f} | {r["least"]:.2f} to {r["most"]:.2f} | '
-        f'{r["loss"]:.3f} | {r["cpu_seconds"] / base:.2f} |'
-        for r in rows
-    ]
-    lines += [
-        '',
-        verdict(rows).replace('\n', '\n\n'),
-        '',
-        'CPU time is relative to the first row, median over seeds; zeros save '
-        'nothing at run time.',
-        '',
-        f'{about["machine"]}; Python {about["python"]}, torch '
-        f'{about["torch"]}, mmengine {about["mmengine"]}, pelk_mm '
-        f'{about["pelk_mm"]} ({about["commit"]}).',
-        '',
-        f'    {about["command"]}',
-        '',
-    ]
-    return '\n'.join(lines)
+TEMPLATE = """# Does width bought with zeros help?
+
+Top-1 accuracy on {val_pictures} validation pictures of handwritten digits \
+after {epochs} epochs of {train_pictures} pictures of {picture_size} x \
+{picture_size} pixels, from scratch; seeds {seeds}. Spread: standard \
+deviation over seeds, and extremes.
+
+| | parameters | non-zero | top-1 % | min to max | training loss | CPU time |
+|---|---|---|---|---|---|---|
+{rows}
+
+{verdict}
+
+CPU time is relative to the first row, median over seeds; zeros save nothing \
+at run time.
+
+{cpu}, {cores} cores, one thread a run; Python {python}, torch {torch}, \
+mmengine {mmengine}, pelk_mm {pelk_mm} ({commit}).
+
+    {command}
+"""
 
 
-def describe(args: argparse.Namespace) -> dict:
-    """Machine, versions and settings, for the record."""
-    commit = subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    command = ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return dict(
-        machine=f'{_processor()}, {os.cpu_count()} cores, one thread a run',
-        python=platform.python_version(),
-        torch=torch.__version__,
-        mmengine=mmengine.__version__,
-        pelk_mm=pelk_mm.__version__,
-        commit=commit or 'no commit',
-        command=f'python tools/benchmarks/{command}',
-        seeds=args.seeds,
-        settings=settings_of(args),
+def markdown_row(row: dict, base: float) -> str:
+    return (
+        f'| {row["variant"]} | {row["params"] / 1e6:.3f} M | '
+        f'{row["nonzero"] / 1e6:.3f} M | {row["mean"]:.2f} ± '
+        f'{row["deviation"]:.2f} | {row["least"]:.2f} to {row["most"]:.2f} | '
+        f'{row["loss"]:.3f} | {row["cpu_seconds"] / base:.2f} |'
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        name = next(x for x in lines if x.startswith('model name'))
-        return name.split(':')[1].strip()
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main() -> None:
     args = parse_args()
-    rows = summarise(runs := study(args))
-    about = describe(args)
+    runs = study(args)
+    rows = [summarise(variant, runs) for variant in VARIANTS]
+    settings = settings_of(args.epochs)
+    command = ['python', f'tools/benchmarks/{Path(__file__).name}']
+    about = dict(
+        environment('cpu'),
+        mmengine=mmengine.__version__,
+        pelk_mm=pelk_mm.__version__,
+        command=shlex.join([*command, *sys.argv[1:]]),
+        seeds=args.seeds,
+        settings=settings,
+        table=rows,
+        verdict=verdict(rows),
+    )
     results = Path(args.results)
-    with atomic_path(results / 'sparsity_study.json') as path:
-        path.write_text(
-            json.dumps(
-                dict(about, table=rows, verdict=verdict(rows), runs=runs),
-                indent=2,
-            )
-            + '\n'
-        )
-    table = to_markdown(rows, about)
+    write_json(results / 'sparsity_study.json', dict(about, runs=runs))
+    base = rows[0]['cpu_seconds']
+    cells = dict(
+        seeds=', '.join(map(str, args.seeds)),
+        rows='\n'.join(markdown_row(row, base) for row in rows),
+    )
+    table = TEMPLATE.format(**{**about, **settings, **cells})
     with atomic_path(results / 'sparsity_study.md') as path:
         path.write_text(table)
     print(table)
