@@ -15,15 +15,10 @@ from ..utils.files import atomic_path
 
 @dataclass(frozen=True)
 class LayerDensity:
-    """Live weights of one layer.
+    """Live weights of one layer, by the name of its parameter.
 
-    Args:
-        name (str): Name of the parameter.
-        shape (tuple[int, ...]): Its shape.
-        weights (int): Its weights.
-        live (int): Those that its mask lets live; without a mask, those that
-            are not zero.
-        masked (bool): Whether there is a mask.
+    Those are live that its mask lets live; without a mask, those that are not
+    zero.
     """
 
     name: str
@@ -55,21 +50,15 @@ def layer_densities(
     Returns:
         list[LayerDensity]: In the order of ``weights``.
     """
-    return [
-        LayerDensity(
-            name,
-            tuple(weight.shape),
-            weight.numel(),
-            int(
-                masks[name].sum() if name in masks else weight.count_nonzero()
-            ),
-            name in masks,
-        )
-        for name, weight in weights.items()
-        if weight.ndim in (2, 4)
-        and weight.is_floating_point()
-        and weight.numel()
-    ]
+    layers = []
+    for name, weight in weights.items():
+        shape, numel = tuple(weight.shape), weight.numel()
+        if len(shape) in (2, 4) and weight.is_floating_point() and numel:
+            live = int(masks.get(name, weight).count_nonzero())
+            layers.append(
+                LayerDensity(name, shape, numel, live, name in masks)
+            )
+    return layers
 
 
 def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
@@ -135,15 +124,13 @@ def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
     from matplotlib.figure import Figure
 
     layers = list(layers)
-    kinds = [_kind(layer) for layer in layers]
     figure = Figure(figsize=(max(6.0, 0.14 * len(layers)), 4.5))
     axes = figure.subplots()
-    for kind in dict.fromkeys(kinds):
-        where = [i for i, k in enumerate(kinds) if k == kind]
-        axes.bar(where, [layers[i].density for i in where], 0.8, label=kind)
-    total = sum(layer.live for layer in layers) / sum(
-        layer.weights for layer in layers
-    )
+    for kind in dict.fromkeys(map(_kind, layers)):
+        where = [i for i, x in enumerate(layers) if _kind(x) == kind]
+        axes.bar(where, [layers[i].density for i in where], label=kind)
+    live = sum(layer.live for layer in layers)
+    total = live / sum(layer.weights for layer in layers)
     axes.axhline(total, color='0.3', lw=1, ls='--', label=f'all {total:.3f}')
     axes.set(
         xlim=(-0.6, len(layers) - 0.4),
