@@ -1,8 +1,8 @@
 """Print and plot the density of every layer of a checkpoint."""
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +18,7 @@ from pelk_mm.engine.sparsity.state import STATE_KEY
 from pelk_mm.models.utils import read_checkpoint, weights_of
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.config import build_model, load_config
-from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.files import write_json
 
 # A table that is cut to 80 columns cannot be read.
 CONSOLE = Console(width=max(Console().width, 120))
@@ -26,22 +26,21 @@ CONSOLE = Console(width=max(Console().width, 120))
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
+    add = parser.add_argument
+    add('checkpoint', help='checkpoint file')
+    add(
         '--plot',
         metavar='FILE',
         help='where to save the plot (default: beside the checkpoint, with '
         'the ending .density.png)',
     )
-    parser.add_argument(
-        '--no-plot', action='store_true', help='leave the plot out'
-    )
-    parser.add_argument(
+    add('--no-plot', action='store_true', help='leave the plot out')
+    add(
         '--config',
         help='config of the model: also report the kernels that merging '
         '(switch_to_deploy) makes denser',
     )
-    parser.add_argument('--json', metavar='FILE', help='write the counts here')
+    add('--json', metavar='FILE', help='write the counts here')
     return parser.parse_args()
 
 
@@ -49,6 +48,15 @@ def merge(config_path: str, checkpoint: dict) -> dict[str, LayerDensity]:
     model = build_model(load_config(config_path))
     model.load_state_dict(weights_of(checkpoint, 'the checkpoint'))
     return merged_densities(model)
+
+
+def origin_of(state: dict[str, Any] | None) -> str:
+    if not state:
+        return 'no masks, zeros counted'
+    if 'step' not in state:
+        return 'with masks'
+    text = 'masks by {init}, step {step}, prune rate {prune_rate:.4f}'
+    return text.format(**state)
 
 
 def print_layers(
@@ -62,14 +70,10 @@ def print_layers(
     if merged:
         table.add_column('merged', justify='right')
     for layer in layers:
-        row = [
-            layer.name,
-            ' x '.join(map(str, layer.shape)),
-            f'{layer.weights}',
-            f'{layer.live}',
-            f'{layer.density:.4f}',
-            'yes' if layer.masked else '',
-        ]
+        shape = ' x '.join(map(str, layer.shape))
+        mask = 'yes' if layer.masked else ''
+        counts = f'{layer.weights}', f'{layer.live}', f'{layer.density:.4f}'
+        row = [layer.name, shape, *counts, mask]
         if layer.name in merged:
             row.append(f'{merged[layer.name].density:.4f}')
         table.add_row(*row)
@@ -91,38 +95,19 @@ def print_layers(
 
 def main() -> None:
     args = parse_args()
+    path = Path(args.checkpoint)
     with command(OSError, RuntimeError, ValueError, about=args.checkpoint):
         checkpoint = read_checkpoint(args.checkpoint)
         layers = checkpoint_densities(checkpoint)
         merged = merge(args.config, checkpoint) if args.config else {}
-        state = checkpoint.get(STATE_KEY)
-        title = Path(args.checkpoint).name
-        if state:
-            title += (
-                f': masks by {state["init"]}, step {state["step"]}, '
-                f'prune rate {state["prune_rate"]:.4f}'
-                if 'step' in state
-                else ': with masks'
-            )
-        else:
-            title += ': no masks, zeros counted'
-        print_layers(layers, merged, title)
+        origin = origin_of(checkpoint.get(STATE_KEY))
+        print_layers(layers, merged, f'{path.name}: {origin}')
         if args.json:
-            with atomic_path(args.json) as path:
-                path.write_text(
-                    json.dumps(
-                        dict(
-                            layers=[layer.as_dict() for layer in layers],
-                            merged=[m.as_dict() for m in merged.values()],
-                        ),
-                        indent=2,
-                    )
-                    + '\n'
-                )
+            rows = dict(layers=layers, merged=merged.values())
+            counts = {k: [x.as_dict() for x in v] for k, v in rows.items()}
+            write_json(args.json, counts)
         if not args.no_plot:
-            plot = args.plot or str(
-                Path(args.checkpoint).with_suffix('.density.png')
-            )
+            plot = args.plot or str(path.with_suffix('.density.png'))
             plot_densities(layers, plot)
             print(f'plot: {plot}')
 
