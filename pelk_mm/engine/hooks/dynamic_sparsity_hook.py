@@ -54,16 +54,11 @@ class DynamicSparsityHook(Hook):
     difference: a weight just dropped is no candidate for growth in the same
     update.
 
-    How the zeros are kept: the gradient of a dead weight is zeroed while
-    going backward, so that neither gradient clipping nor the moments see it
-    nor can its overflow make a loss scaler skip the step; after every
-    optimizer step dead weights are set to zero. Weights that are dropped lose
-    their moments, and averaged models (``EMAHook``) lose their copy of them.
-    All ranks hold the same masks, which is checked by hash.
-
-    Masks, step, prune rate and the generator are kept in the checkpoint under
-    ``'dynamic_sparsity'``: a resumed run goes on exactly as if it had not
-    been interrupted.
+    Dead weights are zero after every step, feed no moments and are not seen
+    by gradient clipping, also in averaged models and on all ranks;
+    :class:`MaskEnforcer` tells how. Masks, step, prune rate and generator are
+    kept in the checkpoint under ``'dynamic_sparsity'``: a resumed run goes on
+    exactly as if it had not been interrupted.
 
     Unstructured zeros make nothing faster: dense kernels multiply them like
     any other number. What they buy is a smaller count of non-zero weights.
@@ -229,11 +224,9 @@ class DynamicSparsityHook(Hook):
 
     def _can_resume(self, runner: Runner) -> bool:
         """Whether the checkpoint's masks go on, or new ones replace them."""
+        sparsity = None if self.init == 'zeros' else self.sparsity
         reason = why_not_resume(
-            self._loaded,
-            self._model,
-            self._weights,
-            None if self.init == 'zeros' else self.sparsity,
+            self._loaded, self._model, self._weights, sparsity
         )
         if reason is None:
             return True
@@ -301,12 +294,13 @@ class DynamicSparsityHook(Hook):
         wrapper = runner.optim_wrapper
         several = isinstance(wrapper, OptimWrapperDict)
         wrappers = wrapper.values() if several else [wrapper]
-        averaged = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
+        optimizers = [wrapper.optimizer for wrapper in wrappers]
+        copies = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
+        averaged = [
+            c.module for c in copies if isinstance(c, BaseAveragedModel)
+        ]
         self.enforcer = MaskEnforcer(
-            masks,
-            self._weights,
-            [wrapper.optimizer for wrapper in wrappers],
-            [m.module for m in averaged if isinstance(m, BaseAveragedModel)],
+            masks, self._weights, optimizers, averaged
         )
         self.enforcer.attach()
         runner.logger.info(

@@ -124,12 +124,10 @@ class MaskEnforcer:
             kept = drop_smallest(weight, mask, count)
             average = self.momentum.get(name)
             score = None if average is None else average.abs()
-            # What was just dropped is no candidate, it would come straight
-            # back.
-            grown = grow(kept, ~mask, count, chance, score)
+            # What was just dropped is no candidate: it would come right back.
+            self.masks[name] = grow(kept, ~mask, count, chance, score)
             live += int(mask.sum())
             dropped += count
-            self.masks[name] = grown
         self.momentum.clear()
         self._agree()
         self._apply()
@@ -163,10 +161,7 @@ class MaskEnforcer:
 
     def summary(self) -> str:
         """Overall density, and the most and the least dense layer."""
-        layers = {
-            name: int(mask.sum()) / mask.numel()
-            for name, mask in self.masks.items()
-        }
+        layers = {n: int(m.sum()) / m.numel() for n, m in self.masks.items()}
         most = max(layers, key=layers.__getitem__)
         least = min(layers, key=layers.__getitem__)
         return (
@@ -232,11 +227,7 @@ class MaskEnforcer:
 
 
 def whole_model(model: object) -> nn.Module:
-    """A model without its wrapper; raises where weights are in pieces.
-
-    Raises:
-        RuntimeError: If a parameter here is only a shard of the weight.
-    """
+    """A model without its wrapper; raises where it holds shards of weights."""
     if not isinstance(model, nn.Module):
         raise RuntimeError(
             'DynamicSparsityHook needs the parameters themselves and cannot '

@@ -30,26 +30,19 @@ from ...utils.text import first_few
 def check_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     """Return one or several regular expressions as a tuple.
 
-    Args:
-        name (str): What they are called in messages.
-        value (str | Sequence[str]): What was given.
-
     Raises:
-        TypeError: If it is neither a string nor a list or tuple of strings.
+        TypeError: If ``value`` is neither a string nor a list or tuple of
+            strings; ``name`` is what the message calls it.
         ValueError: If a string is no regular expression.
     """
-    if not isinstance(value, (str, list, tuple)):
+    patterns = (value,) if isinstance(value, str) else value
+    listed = isinstance(patterns, (list, tuple))
+    if not listed or not all(isinstance(p, str) for p in patterns):
         raise TypeError(
             f'{name} must be a regular expression or a list of '
             f'them, got {value!r} of type {type(value).__name__}'
         )
-    patterns = (value,) if isinstance(value, str) else tuple(value)
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f'{name} must hold regular expressions, got '
-                f'{pattern!r} of type {type(pattern).__name__}'
-            )
         try:
             re.compile(pattern)
         except re.error as error:
@@ -57,7 +50,7 @@ def check_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
                 f'{name} has {pattern!r}, which is no regular '
                 f'expression: {error}'
             ) from error
-    return patterns
+    return tuple(patterns)
 
 
 def select_weights(
@@ -70,10 +63,10 @@ def select_weights(
 
     Args:
         model (nn.Module): Model to look through, unwrapped.
-        include (Sequence[str]): Regular expressions, searched in the full
-            parameter name; one match suffices.
-        exclude (Sequence[str]): Regular expressions that take a parameter
-            out again. Default: ().
+        include (Sequence[str]): Regular expressions, searched in parameter
+            names; one match suffices.
+        exclude (Sequence[str]): Those that take weights out again.
+            Default: ().
 
     Returns:
         dict[str, nn.Parameter]: Weights by name, in the model's order.
@@ -87,15 +80,16 @@ def select_weights(
         return any(re.search(pattern, name) for pattern in patterns)
 
     kind = type(model).__name__
-    for argument, patterns in (('include', include), ('exclude', exclude)):
-        for pattern in patterns:
-            if not any(found([pattern], name) for name in weights):
-                raise ValueError(
-                    f'the {argument} pattern {pattern!r} matches no 2-D or '
-                    f'4-D weight of {kind}. Patterns are regular expressions '
-                    f'searched in parameter names; its {len(weights)} weights '
-                    f'are: {first_few(weights, 5) or "none at all"}'
-                )
+    tried = [('include', pattern) for pattern in include]
+    tried += [('exclude', pattern) for pattern in exclude]
+    for argument, pattern in tried:
+        if not any(found([pattern], name) for name in weights):
+            raise ValueError(
+                f'the {argument} pattern {pattern!r} matches no 2-D or 4-D '
+                f'weight of {kind}. Patterns are regular expressions searched '
+                f'in parameter names; its {len(weights)} weights are: '
+                f'{first_few(weights, 5) or "none at all"}'
+            )
     chosen = {
         name: weight
         for name, weight in weights.items()
@@ -112,11 +106,7 @@ def select_weights(
 def trainable_weights(
     weights: Mapping[str, nn.Parameter],
 ) -> dict[str, nn.Parameter]:
-    """Those of the selected weights that are not frozen.
-
-    Raises:
-        ValueError: If all of them are.
-    """
+    """Those that are not frozen; raises ValueError if all of them are."""
     chosen = {n: p for n, p in weights.items() if p.requires_grad}
     if not chosen:
         raise ValueError(
@@ -212,19 +202,14 @@ def draw_masks(
 ) -> dict[str, Tensor]:
     """Draw a mask for every density, on its weight's device.
 
-    Args:
-        weights (Mapping[str, Tensor]): Weights by name.
-        densities (Mapping[str, float]): Density of those to mask, by name.
-        generator (torch.Generator): Source of chance, on the CPU.
-
-    Returns:
-        dict[str, Tensor]: Bool masks by name.
+    ``generator`` is on the CPU; weights without a density get no mask.
     """
     masks = {}
     for name, density in densities.items():
-        shape, numel = weights[name].shape, weights[name].numel()
-        chance = spawn_generator(generator, weights[name].device)
-        masks[name] = draw_mask(shape, live_count(density, numel), chance)
+        weight = weights[name]
+        chance = spawn_generator(generator, weight.device)
+        count = live_count(density, weight.numel())
+        masks[name] = draw_mask(weight.shape, count, chance)
     return masks
 
 
@@ -265,8 +250,7 @@ def grow(
 
     Args:
         mask (Tensor): Bool mask.
-        candidates (Tensor): Bool tensor of the same shape: the weights that
-            may be grown, none of them live.
+        candidates (Tensor): Bool, of the same shape: what may grow, all dead.
         count (int): Weights to grow, at most as many as candidates.
         generator (torch.Generator): Source of chance on the mask's device.
         score (Tensor, optional): Score of every weight, of which the largest
@@ -277,10 +261,8 @@ def grow(
         Tensor: New mask.
     """
     pool = candidates.flatten().nonzero().squeeze(1)
-    shuffled = torch.randperm(
-        len(pool), generator=generator, device=pool.device
-    )
-    pool = pool[shuffled]
+    chance = dict(generator=generator, device=pool.device)
+    pool = pool[torch.randperm(len(pool), **chance)]
     if score is not None:
         values = score.flatten()[pool].nan_to_num(0.0, 0.0, 0.0)
         pool = pool[values.sort(descending=True, stable=True).indices]

@@ -20,13 +20,6 @@ def fit_masks(
 ) -> dict[str, Tensor]:
     """Bring saved masks to the devices of the weights that they are for.
 
-    Args:
-        masks (Mapping[str, Tensor]): Bool masks by parameter name.
-        weights (Mapping[str, nn.Parameter]): Weights, as they were loaded.
-
-    Returns:
-        dict[str, Tensor]: The masks.
-
     Raises:
         ValueError: If a mask is for no weight or for one of another shape, or
             a weight is not zero where its mask says so.
@@ -62,16 +55,12 @@ def fit_masks(
 def masks_at_hand(
     saved: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]
 ) -> tuple[dict[str, Tensor], str]:
-    """Masks for weights that were loaded sparse.
+    """Masks of weights that were loaded sparse, and what they come from.
 
     Args:
-        saved (Mapping[str, Tensor]): Masks of the checkpoint; empty if it
-            holds none, and the zeros of the weights count.
+        saved (Mapping[str, Tensor]): Masks of the checkpoint; where it holds
+            none, the zeros of the weights count.
         weights (Mapping[str, nn.Parameter]): Weights that may be masked.
-
-    Returns:
-        tuple[dict[str, Tensor], str]: Bool masks by name, and what they come
-        from.
 
     Raises:
         ValueError: If the masks do not fit the weights, are for none of them,
@@ -114,7 +103,7 @@ def why_not_resume(
     weights: Mapping[str, nn.Parameter],
     sparsity: float | None,
 ) -> str | None:
-    """Why a run cannot go on with the masks of a checkpoint.
+    """Why a run cannot go on with the masks of a checkpoint, if so.
 
     Args:
         state (Mapping[str, Any], optional): The sparsity state in it.
@@ -122,9 +111,6 @@ def why_not_resume(
         weights (Mapping[str, nn.Parameter]): Weights that the run masks.
         sparsity (float, optional): Share of zeros that the run asks for; None
             if it takes what it gets.
-
-    Returns:
-        str | None: The reason; None if it can.
     """
     if state is None:
         return 'the checkpoint holds no masks, its network is dense'
@@ -134,24 +120,18 @@ def why_not_resume(
             f'{state["sparsity"]} and this run asks for {sparsity}'
         )
     masked = set(state['masks'])
-    unknown = [
-        name
-        for name, _ in model.named_parameters()
-        if name in masked and name not in weights
-    ]
+    names = {name for name, _ in model.named_parameters()}
+    unknown = sorted((masked & names) - weights.keys())
     if unknown:
         return (
             'the checkpoint masks weights that include and exclude no longer '
             f'select: {first_few(unknown, 5)}'
         )
-    new = [
-        name
-        for name, weight in weights.items()
-        if weight.requires_grad and name not in masked
-    ]
-    if new and sparsity is not None:
+    trained = {name for name, p in weights.items() if p.requires_grad}
+    dense = sorted(trained - masked)
+    if dense and sparsity is not None:
         return (
             'this run masks weights that the checkpoint trained dense: '
-            f'{first_few(new, 5)}'
+            f'{first_few(dense, 5)}'
         )
     return None

@@ -12,13 +12,8 @@ from ...ops.checks import check_integer, check_number
 class Schedule:
     """Updates at even distances that exchange less and less.
 
-    Args:
-        prune_rate (float): Share of the live weights exchanged at step 0.
-        min_prune_rate (float): The share from ``end`` on.
-        interval (int, optional): Optimizer steps between updates; None for no
-            updates.
-        end (int, optional): Step from which the masks stay; None while that
-            is not known.
+    The arguments are those of ``DynamicSparsityHook``; ``end`` is None while
+    the length of the training is not known.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -27,7 +22,7 @@ class Schedule:
 
     prune_rate: float
     min_prune_rate: float
-    interval: int | None
+    update_interval: int | None
     end: int | None
 
     def __post_init__(self) -> None:
@@ -38,10 +33,9 @@ class Schedule:
                 f'min_prune_rate={self.min_prune_rate} exceeds prune_rate='
                 f'{self.prune_rate}, from which the cosine comes down to it'
             )
-        if self.interval is not None:
-            check_integer('update_interval', self.interval, 1)
-        if self.end is not None:
-            check_integer('end', self.end, 1)
+        for name in ('update_interval', 'end'):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
 
     def rate_at(self, step: int) -> float:
         """Share of the live weights to drop: a cosine, flat from the end."""
@@ -51,12 +45,10 @@ class Schedule:
 
     def moves_at(self, step: int) -> bool:
         """Whether masks move after a number of optimizer steps."""
+        if self.update_interval is None:
+            return False
         # Not at the very end: what is dropped there nothing makes up for.
-        return (
-            self.interval is not None
-            and 0 < step < self.end
-            and step % self.interval == 0
-        )
+        return 0 < step < self.end and step % self.update_interval == 0
 
     def moves_within(self, step: int, ahead: int) -> bool:
         """Whether masks move in one of the next ``ahead`` steps."""

@@ -8,7 +8,7 @@ from pelk_mm.engine.sparsity.schedule import Schedule
 
 
 def test_prune_rate_is_a_cosine():
-    schedule = Schedule(0.5, 0.005, interval=20, end=100)
+    schedule = Schedule(0.5, 0.005, update_interval=20, end=100)
     rates = [schedule.rate_at(step) for step in range(0, 150)]
     assert rates[0] == 0.5
     assert rates[50] == pytest.approx((0.5 + 0.005) / 2)
@@ -20,12 +20,12 @@ def test_prune_rate_is_a_cosine():
 
 
 def test_updates_stop_before_the_end():
-    schedule = Schedule(0.5, 0.005, interval=20, end=60)
+    schedule = Schedule(0.5, 0.005, update_interval=20, end=60)
     assert [s for s in range(100) if schedule.moves_at(s)] == [20, 40]
     near = [s for s in range(100) if schedule.moves_within(s, 3)]
     assert near == [17, 18, 19, 37, 38, 39]
 
 
 def test_no_interval_is_no_update():
-    schedule = Schedule(0.5, 0.005, interval=None, end=60)
+    schedule = Schedule(0.5, 0.005, update_interval=None, end=60)
     assert not any(schedule.moves_within(step, 3) for step in range(100))
