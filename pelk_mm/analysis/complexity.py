@@ -7,8 +7,10 @@ knows shapes only, so that Cascade Mask R-CNN at 1280 x 800 takes seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import textwrap
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from mmengine.config import Config
@@ -28,22 +30,14 @@ _PARTS = (
     (r'norm\d', 'output norms'),
 )
 #: Parts of a model of any library that are counted; others are refused.
-_COUNTED = (
-    'backbone',
-    'neck',
-    'head',
-    'decode_head',
-    'auxiliary_head',
-    'rpn_head',
-    'roi_head',
-    'bbox_head',
+_COUNTED = re.compile(
+    r'backbone|neck|((decode|auxiliary|rpn|roi|bbox)_)?head'
+    r'|roi_head\.(bbox|mask)_(head|roi_extractor)'
 )
-_COUNTED_ROI = (
-    'bbox_head',
-    'bbox_roi_extractor',
-    'mask_head',
-    'mask_roi_extractor',
-)
+#: A model has one of these.
+_HEADS = ('head', 'decode_head', 'roi_head', 'bbox_head')
+#: Boxes that each stage of a detector's heads sees.
+_ROIS = {'bbox': 1000, 'mask': 100}
 _AUXILIARY = 'auxiliary head'
 #: Share of zeros in a PeLK, unless said otherwise.
 SPARSITY = 0.4
@@ -96,10 +90,8 @@ class Complexity:
 
     def as_dict(self) -> dict:
         """For JSON."""
-        fields = [name for name in Part.__dataclass_fields__ if name != 'name']
-        return dict(
-            asdict(self), total={name: self.total(name) for name in fields}
-        )
+        names = [field.name for field in fields(Part)[1:]]
+        return asdict(self) | {'total': {n: self.total(n) for n in names}}
 
 
 def count_complexity(
@@ -107,13 +99,12 @@ def count_complexity(
     shape: Sequence[int],
     sparsity: float | None = None,
     checkpoint: str | None = None,
-    box_rois: int = 1000,
-    mask_rois: int = 100,
 ) -> Complexity:
     """Count the model of a config for one image.
 
     Multiply-accumulates are those of convolutions and matrix products, of
     PeLK as it is deployed, merged; parameters are those that are trained.
+    Each stage of a detector's box head sees 1000 boxes, its mask head 100.
 
     Args:
         config (Config): Of mmpretrain, mmsegmentation or mmdetection, with
@@ -124,9 +115,6 @@ def count_complexity(
             Default: 0.4 for PeLK, 0 for others.
         checkpoint (str, optional): Weights of the model, whose zeros are
             counted instead. Default: None.
-        box_rois (int): Boxes that each stage of a detector's box head sees.
-            Default: 1000.
-        mask_rois (int): The same of the mask heads. Default: 100.
 
     Returns:
         Complexity: The counts.
@@ -150,92 +138,66 @@ def count_complexity(
         )
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f'sparsity must be in [0, 1), got {sparsity}')
-    model = _build(config, with_weights=checkpoint is not None)
+    measured = checkpoint is not None
+    model = build_model(config) if measured else _without_weights(config)
     _check_kind(model)
-    if checkpoint is None:
-        if sparsity is None:
-            sparsity = SPARSITY if isinstance(model.backbone, PeLK) else 0.0
-        zeros = _Assumed(1 - sparsity, model)
-    else:
+    is_pelk = isinstance(model.backbone, PeLK)
+    if measured:
         _load(model, checkpoint)
-        zeros = _Measured()
+    elif sparsity is None:
+        sparsity = SPARSITY if is_pelk else 0.0
     model.eval()
-    parts, zero_share = _count_parameters(model, zeros)
-    if isinstance(model.backbone, PeLK):
+    parts, zeros = _count_parameters(model, sparsity)
+    if is_pelk:
         # Not switch_to_deploy, which looks at weights that may not be there.
         for stage in model.backbone.stages:
             stage.merge()
-    shares = {
-        name: zeros.of_module(name, module)
+    densities = {
+        name: _module_density(f'{name}.', module, sparsity)
         for name, module in model.named_modules()
     }
     model.to('meta')
     with torch.device('meta'), torch.no_grad():
-        image = torch.empty(1, 3, *shape)
-        for part, count in _operations(model, image, box_rois, mask_rois):
-            total = parts.setdefault(part, Part(part))
-            total.macs_dense += count.dense
-            total.macs_executed += count.executed
-            if part != _AUXILIARY:
-                total.macs_paper += count.dense * shares.get(count.name, 1.0)
-    return Complexity(
-        tuple(shape),
-        zero_share if checkpoint else sparsity,
-        checkpoint is not None,
-        list(parts.values()),
-    )
+        for name, dense, executed in _operations(model, shape):
+            part_name = _part_name(model.backbone, f'{name}.')
+            part = parts.setdefault(part_name, Part(part_name))
+            part.macs_dense += dense
+            part.macs_executed += executed
+            if part_name != _AUXILIARY:
+                part.macs_paper += dense * densities.get(name, 1.0)
+    share = zeros if measured else sparsity
+    return Complexity(tuple(shape), share, measured, list(parts.values()))
 
 
-def _build(config: Config, with_weights: bool) -> nn.Module:
-    if not with_weights:
-        try:
-            return build_model(config, 'meta')
-        except (NotImplementedError, RuntimeError):
-            # Constructors that compute with tensors, such as the drop rates
-            # of mmpretrain's ConvNeXt, need real ones.
-            pass
-    return build_model(config)
+def _without_weights(config: Config) -> nn.Module:
+    try:
+        return build_model(config, 'meta')
+    except (NotImplementedError, RuntimeError):
+        # Constructors that compute with tensors, such as the drop rates of
+        # mmpretrain's ConvNeXt, need real ones.
+        return build_model(config)
 
 
-# Which weights are zero ----------------------------------------------------
-
-
-class _Assumed:
-    """Every weight that sparse training masks has the same density."""
-
-    def __init__(self, density: float, model: nn.Module) -> None:
-        self.density = density
-        self.prefixes = (
-            ('backbone.', 'head.') if _is_classifier(model) else ('backbone.',)
+def _check_kind(model: nn.Module) -> None:
+    """Refuse what would be counted by half."""
+    children = dict(model.named_children())
+    if 'roi_head' in children:
+        inner = children['roi_head'].named_children()
+        children |= {f'roi_head.{name}': child for name, child in inner}
+    unknown = [
+        name
+        for name, child in children.items()
+        if not _COUNTED.fullmatch(name) and list(child.parameters())
+    ]
+    heads = [name for name in _HEADS if name in children]
+    if 'backbone' not in children or unknown or len(heads) != 1:
+        parts = unknown or heads or ['none']
+        raise ValueError(
+            f'{type(model).__name__} cannot be counted: a classifier, a '
+            'segmentor, a two-stage detector or a one-stage detector with '
+            'one box head is expected, its parts beyond that are: '
+            f'{", ".join(parts)}'
         )
-
-    def of_parameter(self, name: str, parameter: Tensor) -> float:
-        masked = parameter.ndim in (2, 4) and name.startswith(self.prefixes)
-        return self.density if masked else 1.0
-
-    def of_module(self, name: str, module: nn.Module) -> float:
-        weight = getattr(module, 'weight', None)
-        return (
-            self.of_parameter(f'{name}.', weight)
-            if isinstance(weight, Tensor)
-            else 1.0
-        )
-
-
-class _Measured:
-    """Weights are as dense as they are."""
-
-    def of_parameter(self, name: str, parameter: Tensor) -> float:
-        return int(parameter.count_nonzero()) / max(parameter.numel(), 1)
-
-    def of_module(self, name: str, module: nn.Module) -> float:
-        weight = getattr(module, 'weight', None)
-        if not isinstance(weight, Tensor):
-            return 1.0
-        if isinstance(module, PeripheralConv2d):
-            # Executed dense, the zero of a cell saves all of its positions.
-            weight = module.grid.expand(weight.detach() != 0)
-        return self.of_parameter(name, weight)
 
 
 def _load(model: nn.Module, checkpoint: str) -> None:
@@ -243,82 +205,63 @@ def _load(model: nn.Module, checkpoint: str) -> None:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        lines = str(error).splitlines()
-        more = f' (and {len(lines) - 3} lines more)' if len(lines) > 3 else ''
+        what = textwrap.shorten(str(error), 600, placeholder=' …')
         raise RuntimeError(
-            f'{checkpoint} is not of this model: '
-            f'{" ".join(line.strip() for line in lines[:3])[:600]}{more}'
+            f'{checkpoint} is not of this model: {what}'
         ) from error
-
-
-# Parameters ----------------------------------------------------------------
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    return not any(
-        hasattr(model, name)
-        for name in ('decode_head', 'roi_head', 'bbox_head')
-    )
-
-
-def _check_kind(model: nn.Module) -> None:
-    """Refuse what would be counted by half."""
-    name = type(model).__name__
-    children = dict(model.named_children())
-    if isinstance(roi := children.get('roi_head'), nn.Module):
-        children.update(
-            {
-                f'roi_head.{key}': child
-                for key, child in roi.named_children()
-                if key not in _COUNTED_ROI
-            }
-        )
-    unknown = [
-        key
-        for key, child in children.items()
-        if key not in _COUNTED and next(child.parameters(), None) is not None
-    ]
-    heads = [
-        key
-        for key in ('head', 'decode_head', 'roi_head', 'bbox_head')
-        if key in children
-    ]
-    if 'backbone' not in children or unknown or len(heads) != 1:
-        parts = unknown or heads or ['none']
-        raise ValueError(
-            f'{name} cannot be counted: a classifier, a segmentor, a '
-            'two-stage detector or a one-stage detector with one box head is '
-            f'expected, its parts beyond that are: {", ".join(parts)}'
-        )
 
 
 def _part_name(backbone: nn.Module, name: str) -> str:
     """The part that a parameter or module of the whole model belongs to."""
     first, _, rest = name.partition('.')
     if first == 'backbone' and isinstance(backbone, PeLK):
-        return next(
-            (part for pattern, part in _PARTS if re.match(pattern, rest)),
-            'backbone',
-        )
+        matching = (part for start, part in _PARTS if re.match(start, rest))
+        return next(matching, first)
     if first in ('backbone', 'neck'):
         return first
     return _AUXILIARY if first == 'auxiliary_head' else 'head'
 
 
+# Weights, and which of them are zero ---------------------------------------
+
+
+def _is_masked(name: str, weight: Tensor) -> bool:
+    """Whether sparse training masks a weight."""
+    return weight.ndim in (2, 4) and name.startswith(('backbone.', 'head.'))
+
+
+def _density(name: str, weight: Tensor, sparsity: float | None) -> float:
+    """Share of a weight that is not zero: assumed, or counted if None."""
+    if sparsity is None:
+        return int(weight.count_nonzero()) / max(weight.numel(), 1)
+    return 1 - sparsity if _is_masked(name, weight) else 1.0
+
+
+def _module_density(
+    name: str, module: nn.Module, sparsity: float | None
+) -> float:
+    weight = getattr(module, 'weight', None)
+    if not isinstance(weight, Tensor):
+        return 1.0
+    if sparsity is None and isinstance(module, PeripheralConv2d):
+        # Executed dense, the zero of a cell saves all of its positions.
+        weight = module.grid.expand(weight.detach() != 0)
+    return _density(name, weight, sparsity)
+
+
 def _count_parameters(
-    model: nn.Module, zeros: _Assumed | _Measured
+    model: nn.Module, sparsity: float | None
 ) -> tuple[dict[str, Part], float]:
     """Parameters by part, and the share of zeros where masks would be."""
     parts: dict[str, Part] = {}
-    maskable = _Assumed(0.0, model)
     total = live = 0.0
     for name, parameter in model.named_parameters():
         part_name = _part_name(model.backbone, name)
         part = parts.setdefault(part_name, Part(part_name))
-        nonzero = parameter.numel() * zeros.of_parameter(name, parameter)
+        nonzero = parameter.numel() * _density(name, parameter, sparsity)
         part.params += parameter.numel()
         part.nonzero += nonzero
-        if maskable.of_parameter(name, parameter) == 0:
+        if _is_masked(name, parameter):
             total += parameter.numel()
             live += nonzero
     return parts, 1 - live / total if total else 0.0
@@ -326,113 +269,77 @@ def _count_parameters(
 
 # Operations ----------------------------------------------------------------
 
-
-@dataclass
-class _Count:
-    """Multiply-accumulates of one module; its name is the whole model's."""
-
-    name: str
-    dense: int
-    executed: int
+#: Name of a module, and its multiply-accumulates: dense and executed.
+_Count = tuple[str, int, int]
 
 
-def _operations(
-    model: nn.Module, image: Tensor, box_rois: int, mask_rois: int
-) -> Iterator[tuple[str, _Count]]:
+def _operations(model: nn.Module, shape: Sequence[int]) -> Iterator[_Count]:
     """Run a model's parts, and yield what each module of them costs."""
-    features, counts = _run(model.backbone, 'backbone', image)
-    yield from _by_part(model, counts)
+    features = torch.empty(1, 3, *shape)
+    features = yield from _run(model, 'backbone', features)
     if getattr(model, 'with_neck', False):
-        features, counts = _run(model.neck, 'neck', features)
-        yield from _by_part(model, counts)
-    for name, *inputs in _head_inputs(model, features, box_rois, mask_rois):
-        _, counts = _run(model.get_submodule(name), name, *inputs)
-        yield from _by_part(model, counts)
-
-
-def _by_part(
-    model: nn.Module, counts: Sequence[_Count]
-) -> Iterator[tuple[str, _Count]]:
-    for count in counts:
-        yield _part_name(model.backbone, f'{count.name}.'), count
-
-
-def _run(module: nn.Module, name: str, *inputs) -> tuple[object, list]:
-    """Run a module; its output, and counts by the modules inside of it."""
-    dense: dict[str, int] = {}
-    handles = [
-        inner.register_forward_hook(
-            lambda conv, _, output, path=path: dense.__setitem__(
-                path,
-                dense.get(path, 0) + output.numel() * conv.grid.kernel_size**2,
-            )
+        features = yield from _run(model, 'neck', features)
+    if isinstance(getattr(model, 'decode_head', None), nn.ModuleList):
+        raise ValueError(
+            'segmentors that refine their own output '
+            f'({type(model).__name__}) cannot be counted'
         )
-        for path, inner in module.named_modules()
-        if isinstance(inner, PeripheralConv2d)
-    ]
-    try:
-        with FlopCounterMode(display=False, depth=None) as counter:
-            output = module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for kind in (
+        'decode_head',
+        'auxiliary_head',
+        'rpn_head',
+        'bbox_head',
+        'head',
+    ):
+        for name in _heads(model, kind):
+            yield from _run(model, name, features)
+    roi_head = getattr(model, 'roi_head', None)
+    for kind, rois in _ROIS.items():
+        for i, name in enumerate(_heads(roi_head, f'{kind}_head')):
+            pool = getattr(roi_head, f'{kind}_roi_extractor')
+            if isinstance(pool, nn.ModuleList):
+                pool = pool[i]
+            size = pool.roi_layers[0].output_size
+            boxes = torch.empty(rois, pool.out_channels, *size)
+            yield from _run(model, f'roi_head.{name}', boxes)
+
+
+def _heads(parent: nn.Module | None, name: str) -> list[str]:
+    """The name of a head, of each where there are several, or none."""
+    head = getattr(parent, name, None)
+    if isinstance(head, nn.ModuleList):
+        return [f'{name}.{i}' for i in range(len(head))]
+    return [name] if isinstance(head, nn.Module) else []
+
+
+def _run(
+    model: nn.Module, name: str, inputs: object
+) -> Generator[_Count, None, object]:
+    """Run a part of a model; return its output, yield counts of modules."""
+    part = model.get_submodule(name)
+    dense: Counter[nn.Module] = Counter()
+
+    def count_dense(conv, _, output) -> None:
+        dense[conv] += output.numel() * conv.grid.kernel_size**2
+
+    for module in part.modules():
+        if isinstance(module, PeripheralConv2d):
+            module.register_forward_hook(count_dense)
+    with FlopCounterMode(display=False, depth=None) as counter:
+        output = part(inputs)
     by_module = counter.get_flop_counts()
-    counts = []
-    for path, inner in module.named_modules():
-        key = '.'.join(filter(None, (type(module).__name__, path)))
-        if next(inner.children(), None) is None and key in by_module:
-            executed = sum(by_module[key].values()) // 2
-            counts.append(
-                _Count(
-                    f'{name}.{path}'.rstrip('.'),
-                    dense.get(path, executed),
-                    executed,
-                )
-            )
     # Products outside of any layer, such as those of attention.
-    rest = counter.get_total_flops() // 2 - sum(c.executed for c in counts)
+    rest = counter.get_total_flops() // 2
+    for path, module in part.named_modules():
+        key = f'{type(part).__name__}.{path}'.rstrip('.')
+        if not list(module.children()) and key in by_module:
+            executed = sum(by_module[key].values()) // 2
+            rest -= executed
+            yield (
+                f'{name}.{path}'.rstrip('.'),
+                dense.get(module, executed),
+                executed,
+            )
     if rest:
-        counts.append(_Count(name, rest, rest))
-    return output, counts
-
-
-def _head_inputs(
-    model: nn.Module, features: Sequence[Tensor], box_rois: int, mask_rois: int
-) -> Iterator[tuple]:
-    """Name of each head, and what it is called with."""
-    if hasattr(model, 'decode_head'):
-        for name in ('decode_head', 'auxiliary_head'):
-            heads = getattr(model, name, None)
-            if heads is None:
-                continue
-            several = isinstance(heads, nn.ModuleList)
-            if several and name == 'decode_head':
-                raise ValueError(
-                    'segmentors that refine their own output '
-                    f'({type(model).__name__}) cannot be counted'
-                )
-            for i in range(len(heads) if several else 1):
-                yield (f'{name}.{i}' if several else name), features
-        return
-    for name in ('rpn_head', 'bbox_head', 'head'):
-        if isinstance(getattr(model, name, None), nn.Module):
-            yield name, features
-    if hasattr(model, 'roi_head'):
-        for kind, rois in (('bbox', box_rois), ('mask', mask_rois)):
-            yield from _roi_inputs(model.roi_head, kind, rois)
-
-
-def _roi_inputs(
-    roi_head: nn.Module, kind: str, rois: int
-) -> Iterator[tuple[str, Tensor]]:
-    heads = getattr(roi_head, f'{kind}_head', None)
-    if heads is None:
-        return
-    several = isinstance(heads, nn.ModuleList)
-    for i in range(len(heads) if several else 1):
-        pool = getattr(roi_head, f'{kind}_roi_extractor')
-        if isinstance(pool, nn.ModuleList):
-            pool = pool[i]
-        size = pool.roi_layers[0].output_size
-        name = f'roi_head.{kind}_head' + (f'.{i}' if several else '')
-        yield name, torch.empty(rois, pool.out_channels, *size)
+        yield name, rest, rest
+    return output
