@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,45 +48,33 @@ def count_convnext(
         multiply-accumulates of one image.
     """
     grids = [paper_grid(size) for size in kernel_sizes]
-    backbone = MODELS.build(
-        dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain')
-    )
-    model = (
-        nn.Sequential(backbone, nn.Linear(backbone.channels[-1], 1000))
-        .to('meta')
-        .eval()
-    )
-    blocks = [
-        block for block in model.modules() if hasattr(block, 'depthwise_conv')
-    ]
+    convnext = dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain')
+    backbone = MODELS.build(convnext)
+    head = nn.Linear(backbone.channels[-1], 1000)
+    model = nn.Sequential(backbone, head).to('meta').eval()
+    blocks = [block for stage in backbone.stages for block in stage]
     rows = []
     for grid in grids:
-        row = dict(
-            kernel_size=grid.kernel_size,
-            cells=grid.num_cells,
-            params={},
-            macs={},
-        )
+        params, macs = {}, {}
         for kind, build in (('dense', _dense), ('peripheral', _peripheral)):
             for block in blocks:
                 width = block.depthwise_conv.weight.shape[0]
                 block.depthwise_conv = build(width, grid).to('meta')
-            row['params'][kind] = sum(p.numel() for p in model.parameters())
-            row['macs'][kind] = _count(model, image)
-        rows.append(row)
+            params[kind] = sum(p.numel() for p in model.parameters())
+            macs[kind] = _count(model, image)
+        row = dict(kernel_size=grid.kernel_size, cells=grid.num_cells)
+        rows.append(dict(row, params=params, macs=macs))
     return rows
 
 
-def _dense(channels: int, grid: SharingGrid) -> nn.Module:
+def _dense(width: int, grid: SharingGrid) -> nn.Module:
     size = grid.kernel_size
     with torch.device('meta'):
-        return nn.Conv2d(
-            channels, channels, size, padding=size // 2, groups=channels
-        )
+        return nn.Conv2d(width, width, size, padding=size // 2, groups=width)
 
 
-def _peripheral(channels: int, grid: SharingGrid) -> nn.Module:
-    return PeripheralConv2d(channels, grid)
+def _peripheral(width: int, grid: SharingGrid) -> nn.Module:
+    return PeripheralConv2d(width, grid)
 
 
 @torch.no_grad()
@@ -118,28 +108,25 @@ def candidates(
         ValueError: If there is no such backend.
     """
     if backends is None:
-        backends = [
-            name
-            for name, reason in available_backends('cpu').items()
-            if reason is None and name != 'dense'
-        ]
+        reasons = available_backends('cpu')
+        runs = [name for name, reason in reasons.items() if reason is None]
+        backends = [name for name in runs if name != 'dense']
     grid = paper_grid(kernel_size)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(tuple(shape), generator=generator).to(
-        memory_format=torch.channels_last
-    )
+    image = torch.randn(tuple(shape), generator=generator)
+    image = image.to(memory_format=torch.channels_last)
     cells, width = grid.num_cells, shape[1]
     weight = torch.randn(width, 1, cells, cells, generator=generator)
     kernel = grid.expand(weight).contiguous()
-    calls = {
-        'dense': lambda: F.conv2d(
-            image, kernel, padding=kernel_size // 2, groups=width
-        )
-    }
-    for name in backends:
-        calls[name] = lambda name=name: peripheral_conv2d(
-            image, weight, grid, backend=name
-        )
+
+    def dense() -> Tensor:
+        return F.conv2d(image, kernel, padding=kernel_size // 2, groups=width)
+
+    def peripheral(name: str) -> Tensor:
+        return peripheral_conv2d(image, weight, grid, backend=name)
+
+    calls = {'dense': dense}
+    calls |= {name: partial(peripheral, name) for name in backends}
     expected = calls['dense']()
     for name in backends:
         error = (calls[name]() - expected).abs().max() / expected.abs().max()
@@ -155,11 +142,10 @@ def candidates(
 # Pictures ------------------------------------------------------------------
 
 #: Dark and solid, light and dashed, …: apart without colours too.
-_STYLES = (
-    (STRONG, 'o', '-'),
-    (SOFT, 's', '--'),
-    (FAINT, '^', ':'),
-    (INK, 'D', '-.'),
+_STYLES = dict(
+    color=[STRONG, SOFT, FAINT, INK],
+    marker=['o', 's', '^', 'D'],
+    linestyle=['-', '--', ':', '-.'],
 )
 
 
@@ -179,88 +165,50 @@ def draw_scaling(
     Returns:
         Figure: Panels with logarithmic axes.
     """
-    panels = 2 + bool(times)
-    figure = Figure(figsize=(4.1 * panels, 4.0), layout='constrained')
-    axes = figure.subplots(1, panels)
-    sizes = [row['kernel_size'] for row in counts]
-    for axis, field, scale, title, unit in (
-        (axes[0], 'params', 1e6, 'Parameters of ConvNeXt-T', 'millions'),
-        (
-            axes[1],
-            'macs',
-            1e9,
-            'Multiply-accumulates of ConvNeXt-T',
-            'billions an image',
-        ),
-    ):
-        series = {
-            kind: [row[field][kind] / scale for row in counts]
-            for kind in ('dense', 'peripheral')
-        }
-        _draw_series(axis, sizes, series, title, unit)
+    panels = [
+        ('params', 1e6, 'Parameters', 'millions'),
+        ('macs', 1e9, 'Multiply-accumulates', 'billions an image'),
+    ]
+    columns = len(panels) + bool(times)
+    figure = Figure(figsize=(4.1 * columns, 4.0), layout='constrained')
+    axes = figure.subplots(1, columns)
+    for axis, (field, scale, title, unit) in zip(axes, panels, strict=False):
+        series = {'dense': {}, 'peripheral': {}}
+        for row in counts:
+            for kind, values in series.items():
+                values[row['kernel_size']] = row[field][kind] / scale
+        _draw_series(axis, series, f'{title} of ConvNeXt-T', unit)
     if times:
         series = {}
         for row in times:
             for name, value in row['median_ms'].items():
                 label = 'dense' if name == 'dense' else f'peripheral, {name}'
                 series.setdefault(label, {})[row['kernel_size']] = value
-        _draw_series(
-            axes[2],
-            None,
-            series,
-            'Time of one convolution',
-            f'milliseconds\n{subtitle}',
-        )
+        title = 'Time of one convolution'
+        _draw_series(axes[2], series, title, 'milliseconds')
+        axes[2].set_xlabel(f'{axes[2].get_xlabel()}\n{subtitle}')
     return figure
 
 
 def _draw_series(
     axis: Axes,
-    sizes: Sequence[int] | None,
-    series: Mapping[str, Any],
+    series: Mapping[str, Mapping[int, float]],
     title: str,
     unit: str,
 ) -> None:
-    unit, _, note = unit.partition('\n')
-    ticks: set[int] = set()
-    for (label, values), (colour, marker, line) in zip(
-        series.items(), _cycle(), strict=False
-    ):
-        places = list(values) if sizes is None else sizes
-        heights = list(values.values()) if sizes is None else values
-        ticks.update(places)
-        axis.plot(
-            places,
-            heights,
-            line,
-            color=colour,
-            marker=marker,
-            markersize=4.5,
-            linewidth=1.6,
-            label=label,
-        )
-    axis.set_xscale('log')
-    axis.set_yscale('log')
+    axis.set_prop_cycle(**_STYLES)
+    size = dict(markersize=4.5, linewidth=1.6)
+    for label, values in series.items():
+        axis.loglog(list(values), list(values.values()), label=label, **size)
     axis.set_title(title, fontsize=10.5, color=INK)
-    axis.set_xlabel(
-        'K, size of the kernel' + (f'\n{note}' if note else ''), fontsize=8.5
-    )
+    axis.set_xlabel('K, size of the kernel', fontsize=8.5)
     axis.set_ylabel(unit, fontsize=9)
-    axis.set_xticks(
-        sorted(ticks), labels=[str(k) for k in sorted(ticks)], fontsize=7.5
-    )
+    sizes = sorted(set().union(*series.values()))
+    axis.set_xticks(sizes, labels=map(str, sizes), fontsize=7.5)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=99))
+    axis.yaxis.set_major_formatter('{x:g}')
+    axis.tick_params('y', labelsize=8)
     axis.minorticks_off()
-    low, high = axis.get_ylim()
-    steps = [
-        value * 10.0**power for power in range(-4, 6) for value in (1, 2, 3, 5)
-    ]
-    steps = [step for step in steps if low <= step <= high]
-    axis.set_yticks(steps, labels=[f'{step:g}' for step in steps], fontsize=8)
     axis.grid(True, linewidth=0.4, alpha=0.5)
     axis.spines[['top', 'right']].set_visible(False)
     axis.legend(fontsize=8.5, frameon=False)
-
-
-def _cycle() -> Iterator[tuple[str, str, str]]:
-    while True:
-        yield from _STYLES
