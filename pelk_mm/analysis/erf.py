@@ -8,7 +8,6 @@ over colours and averaged over images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,16 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..datasets.images import IMAGE_SUFFIXES
-from ..datasets.images import find_images as find_all_images
-from ..utils.files import atomic_path
+from ..datasets.images import IMAGE_SUFFIXES, find_images
+from ..ops.checks import check_integer
+from ..utils.files import atomic_path, write_json
+from ..utils.sampling import evenly
 from .backbones import build_backbone
 from .figures import INK
 
@@ -41,8 +39,8 @@ _UNTRAINED = dict(layer_scale_init_value=1.0)
 _CALIBRATION = 4
 
 
-def find_images(folder: str | Path, num: int) -> list[Path]:
-    """Pick images of a folder and the folders in it.
+def pick_images(folder: str | Path, num: int) -> list[Path]:
+    """Pick some of the images of a folder and the folders in it.
 
     Args:
         folder (str | Path): Where to look.
@@ -56,16 +54,14 @@ def find_images(folder: str | Path, num: int) -> list[Path]:
         FileNotFoundError: If there is no image.
         ValueError: If ``num`` is below 1.
     """
-    if num < 1:
-        raise ValueError(f'the number of images must be at least 1, got {num}')
-    found = list(find_all_images(folder))
+    check_integer('the number of images', num, 1)
+    found = list(find_images(folder))
     if not found:
         raise FileNotFoundError(
             f'no images found in {folder} (looked for names ending in '
             f'{", ".join(IMAGE_SUFFIXES)}, in folders of it too)'
         )
-    places = np.linspace(0, len(found) - 1, min(num, len(found)))
-    return [found[place] for place in places.round().astype(int)]
+    return evenly(found, num)
 
 
 def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
@@ -109,16 +105,15 @@ def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
         for norm in backbone.modules()
         if isinstance(norm, _BatchNorm) and norm.track_running_stats
     ]
-    if not norms:
-        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         # The plain average of all that is seen.
         norm.momentum = None
         norm.train()
-    for image in images:
-        backbone(image)
+    if norms:
+        for image in images:
+            backbone(image)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
@@ -169,38 +164,33 @@ class FieldSum:
             another one is not gone on with.
 
     Attributes:
-        total (np.ndarray | None): ``(H, W)``, float64.
+        total (np.ndarray | float): ``(H, W)``, float64; 0 before the first.
         count (int): Images in it.
     """
 
     def __init__(self, path: str | Path, fingerprint: str) -> None:
         self.path = Path(path)
         self.fingerprint = fingerprint
-        self.total: np.ndarray | None = None
+        self.total: np.ndarray | float = 0.0
         self.count = 0
         try:
             with np.load(self.path) as saved:
                 if str(saved['fingerprint']) == fingerprint:
-                    self.total = saved['total']
-                    self.count = int(saved['count'])
+                    self.total, self.count = (
+                        saved['total'],
+                        int(saved['count']),
+                    )
         except (OSError, ValueError, KeyError, BadZipFile):
             # None yet, or not one of ours: start from nothing.
             pass
 
     def add(self, field: np.ndarray) -> None:
-        """Add the gradient of the next image."""
-        self.total = field if self.total is None else self.total + field
+        """Add the gradient of the next image, and write the sum so far."""
+        self.total = self.total + field
         self.count += 1
-
-    def save(self) -> None:
-        """Write the sum so far."""
+        state = dict(total=self.total, count=self.count)
         with atomic_path(self.path) as path:
-            np.savez(
-                path,
-                total=self.total,
-                count=self.count,
-                fingerprint=self.fingerprint,
-            )
+            np.savez(path, fingerprint=self.fingerprint, **state)
 
 
 def area_ratios(
@@ -230,17 +220,22 @@ def area_ratios(
     rows = np.abs(np.arange(height) - height // 2)
     columns = np.abs(np.arange(width) - width // 2)
     distance = np.maximum(rows[:, None], columns)
-    within = (
-        np.cumsum(np.bincount(distance.ravel(), weights=mass.ravel())) / total
-    )
+    by_distance = np.bincount(distance.ravel(), weights=mass.ravel())
+    within = np.cumsum(by_distance) / total
     ratios = {}
     for share in shares:
-        radius = int(np.searchsorted(within, share - 1e-12))
-        side = 2 * radius + 1
-        ratios[f'{share:g}'] = (
-            min(side, height) * min(side, width) / (height * width)
-        )
+        side = 2 * int(np.searchsorted(within, share - 1e-12)) + 1
+        area = min(side, height) * min(side, width)
+        ratios[f'{share:g}'] = area / (height * width)
     return ratios
+
+
+def describe(mass: np.ndarray) -> list[str]:
+    """:func:`area_ratios` of the paper's shares in words."""
+    return [
+        f'{float(share):.0%} of the mass in {ratio:.1%}'
+        for share, ratio in area_ratios(mass).items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -295,7 +290,7 @@ def compute_field(
         backbone (nn.Module): From :func:`build_for_erf`.
         images (Sequence[Path]): All images.
         read (Callable[[Path], Tensor]): Makes an input of one.
-        running (FieldSum): Saved after every image.
+        running (FieldSum): The sum so far.
         trained (bool): Whether the weights are; BatchNorms of others are
             calibrated.
         each (Callable[[int], None]): Called with the number of images done,
@@ -307,12 +302,10 @@ def compute_field(
     device = next(backbone.parameters(), torch.empty(0)).device
     each(running.count)
     if not trained and running.count < len(images):
-        calibrate(
-            backbone, [read(path).to(device) for path in images[:_CALIBRATION]]
-        )
+        first = images[:_CALIBRATION]
+        calibrate(backbone, [read(path).to(device) for path in first])
     for path in images[running.count :]:
         running.add(input_gradient(backbone, read(path).to(device)))
-        running.save()
         each(running.count)
     return Field(name, running.total / running.count, running.count, trained)
 
@@ -333,8 +326,7 @@ def save_field(
     summary = {**field.summary(), **more}
     with atomic_path(Path(folder, f'{field.name}.npy')) as path:
         np.save(path, field.matrix.astype(np.float32))
-    with atomic_path(Path(folder, f'{field.name}.json')) as path:
-        path.write_text(json.dumps(summary, indent=2) + '\n')
+    write_json(Path(folder, f'{field.name}.json'), summary)
     return summary
 
 
@@ -348,60 +340,40 @@ def draw_fields(fields: Sequence[Field]) -> Figure:
         Figure: A panel each, squares around 50 and 99 % of the mass, and all
         area ratios below.
     """
-    figure = Figure(
-        figsize=(2.7 * len(fields) + 0.9, 4.0), layout='constrained'
-    )
+    size = (2.7 * len(fields) + 0.9, 4.0)
+    figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
-    norm = Normalize(0, 1)
     for axis, field in zip(axes, fields, strict=True):
-        _draw_field(axis, field, norm)
+        _draw_field(axis, field)
     bar = figure.colorbar(
-        ScalarMappable(norm, 'magma'),
-        ax=list(axes),
-        fraction=0.05,
-        shrink=0.62,
+        axes[0].images[0], ax=axes, fraction=0.05, shrink=0.62
     )
     bar.set_label('log10(x + 1), over its maximum', fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    counts = sorted({field.images for field in fields})
+    states = {'trained' if field.trained else 'untrained' for field in fields}
     shape = ' × '.join(map(str, fields[0].matrix.shape))
-    state = {True: 'trained', False: 'untrained'}
-    states = {state[field.trained] for field in fields}
     figure.suptitle(
         f'Effective receptive fields, {" and ".join(sorted(states))}: '
-        f'{" or ".join(map(str, counts))} images of {shape} pixels',
+        f'{fields[0].images} images of {shape} pixels',
         fontsize=11,
         color=INK,
     )
     return figure
 
 
-def _draw_field(axis: Axes, field: Field, norm: Normalize) -> None:
+def _draw_field(axis: Axes, field: Field) -> None:
     picture = field.picture
-    height, width = picture.shape
-    axis.imshow(picture, cmap='magma', norm=norm)
-    ratios = area_ratios(picture)
-    for share, style in (('0.5', '-'), ('0.99', ':')):
-        side = np.sqrt(ratios[share] * height * width)
-        left, top = width // 2 - side / 2, height // 2 - side / 2
-        axis.add_patch(
-            Rectangle(
-                (left, top),
-                side,
-                side,
-                fill=False,
-                edgecolor='white',
-                linewidth=1,
-                linestyle=style,
-            )
-        )
+    axis.imshow(picture, cmap='magma', vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
     axis.set_title(field.name, fontsize=10, color=INK)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    lines = [
-        f'{float(share):.0%} of the mass in {ratio:.1%}'
-        for share, ratio in ratios.items()
-    ]
+    lines = describe(picture)
     lines[2] += ' (—)'
     lines[3] += ' (···)'
     axis.set_xlabel('\n'.join(lines), fontsize=8, color=INK)
+    height, width = picture.shape
+    ratios = area_ratios(picture)
+    for share, line in (('0.5', '-'), ('0.99', ':')):
+        side = np.sqrt(ratios[share] * height * width)
+        corner = (width // 2 - side / 2, height // 2 - side / 2)
+        style = dict(fill=False, edgecolor='white', linestyle=line)
+        axis.add_patch(Rectangle(corner, side, side, **style))

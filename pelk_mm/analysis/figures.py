@@ -15,14 +15,14 @@ INK = '#222222'
 FAINT = '#8a8a8a'
 
 
-def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
+def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
     """Write a figure as PNG, whole or not at all.
 
     Args:
         figure (Figure): What to write.
         path (str | Path): The file, ending in ``.png``; its folder is made
             if need be.
-        dpi (int): Pixels per inch. Default: 150.
+        dpi (int): Pixels per inch. Default: 200.
 
     Returns:
         Path: ``path``.

@@ -15,8 +15,8 @@ from pelk_mm.analysis.erf import (
     calibrate,
     compute_field,
     draw_fields,
-    find_images,
     input_gradient,
+    pick_images,
     save_field,
 )
 from pelk_mm.datasets.preprocessor import Preprocessor
@@ -123,17 +123,17 @@ def images(tmp_path):
 
 
 def test_images_are_found_and_spread(images):
-    assert len(find_images(images, 50)) == 5
-    assert len(find_images(images, 3)) == 3
-    assert find_images(images, 3) == find_images(images, 3)
+    assert len(pick_images(images, 50)) == 5
+    assert len(pick_images(images, 3)) == 3
+    assert pick_images(images, 3) == pick_images(images, 3)
     with pytest.raises(FileNotFoundError, match='no images found'):
-        find_images(images / 'none', 5)
+        pick_images(images / 'none', 5)
     with pytest.raises(ValueError, match='at least 1'):
-        find_images(images, 0)
+        pick_images(images, 0)
 
 
 def test_normalisation_is_the_config_s(images):
-    path = find_images(images, 1)[0]
+    path = pick_images(images, 1)[0]
     rgb = np.asarray(Image.open(path)).mean((0, 1))
     for settings, order in (
         (dict(to_rgb=True), [0, 1, 2]),
@@ -156,7 +156,7 @@ def test_normalisation_is_the_config_s(images):
 
 
 def test_an_interrupted_sum_goes_on(images, tmp_path):
-    paths, read = find_images(images, 5), Preprocessor(32)
+    paths, read = pick_images(images, 5), Preprocessor(32)
     net = nn.Sequential(
         convolution(3, 0.1),
         nn.Tanh(),

@@ -141,7 +141,7 @@ def main() -> None:
             f'map of {shape}, float32, {args.threads} '
             f'thread{"s" * (args.threads > 1)}',
         )
-        print(save_figure(figure, out.with_name(f'{out.name}.png'), dpi=200))
+        print(save_figure(figure, out.with_name(f'{out.name}.png')))
     last = counts[-1]
     print(
         'K = {}: {:.1f} M parameters dense, {:.1f} M peripheral'.format(

@@ -8,6 +8,7 @@ cannot be read are left out; the exit status is then 1.
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -23,8 +24,9 @@ from pelk_mm.analysis.erf import (
     FieldSum,
     build_for_erf,
     compute_field,
+    describe,
     draw_fields,
-    find_images,
+    pick_images,
     save_field,
 )
 from pelk_mm.analysis.figures import save_figure
@@ -40,16 +42,15 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'config',
-        help='config of any of the three libraries, also of an '
-        'installed package: mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
-        '; NAME=CONFIG to name it',
+        help='config of any of the three libraries, also of an installed '
+        'package: mmpretrain::convnext/convnext-tiny_32xb128_in1k.py; '
+        'NAME=CONFIG to name it',
     )
-    parser.add_argument(
-        'checkpoint', nargs='?', help='trained weights (default: random)'
-    )
-    parser.add_argument(
+    add('checkpoint', nargs='?', help='trained weights (default: random)')
+    add(
         '--also',
         nargs='+',
         action='append',
@@ -57,31 +58,24 @@ def parse_args() -> argparse.Namespace:
         metavar=('CONFIG', 'CHECKPOINT'),
         help='another network; may be given several times',
     )
-    parser.add_argument(
-        '--images', required=True, metavar='DIR', help='folder of images'
-    )
-    parser.add_argument(
-        '--num', type=int, default=50, help='images (default: %(default)s)'
-    )
-    parser.add_argument(
+    add('--images', required=True, metavar='DIR', help='folder of images')
+    add('--num', type=int, default=50, help='images (default: %(default)s)')
+    add(
         '--size',
         type=int,
         default=1024,
         help='height and width that they are resized to, a multiple of 32 '
         '(default: %(default)s)',
     )
-    parser.add_argument(
+    add(
         '--out',
         default='work_dirs/erf',
         metavar='DIR',
         help='where to write (default: %(default)s)',
     )
-    parser.add_argument(
-        '--device',
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='(default: %(default)s)',
-    )
-    parser.add_argument(
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    add('--device', default=device, help='(default: %(default)s)')
+    add(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
@@ -91,14 +85,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
         parser.error(f'--size must be a multiple of 32, got {args.size}')
-    args.networks = [[args.config, args.checkpoint]]
     for given in args.also:
         if len(given) > 2:
-            parser.error(
-                '--also takes a config and a checkpoint, got '
-                f'{" ".join(given)}'
-            )
-        args.networks.append([*given, None][:2])
+            got = ' '.join(given)
+            parser.error(f'--also takes a config and a checkpoint, got {got}')
+    others = [[*given, None][:2] for given in args.also]
+    args.networks = [[args.config, args.checkpoint], *others]
     return args
 
 
@@ -108,9 +100,10 @@ def split_name(text: str, taken: set[str]) -> tuple[str, str]:
     if not separator or Path(text).is_file():
         name, config = Path(text).stem, text
     name = ''.join(c if c.isalnum() or c in '-_.+ ' else '_' for c in name)
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
+    unique = name
+    for count in itertools.count(2):
+        if unique not in taken:
+            break
         unique = f'{name}-{count}'
     taken.add(unique)
     return unique, config
@@ -123,15 +116,11 @@ def fingerprint(
     read: Preprocessor,
 ) -> str:
     """Of all that a field depends on."""
-    digest = hashlib.sha256()
-    digest.update(config.model.backbone.__repr__().encode())
-    digest.update(repr(read).encode())
-    for path in images:
-        digest.update(f'{path.name} {path.stat().st_size}'.encode())
+    parts = [repr(config.model.backbone), repr(read)]
+    parts += [f'{path.name} {path.stat().st_size}' for path in images]
+    digest = hashlib.sha256(''.join(parts).encode())
     if checkpoint and Path(checkpoint).is_file():
-        with open(checkpoint, 'rb') as file:
-            for block in iter(lambda: file.read(1 << 20), b''):
-                digest.update(block)
+        digest.update(Path(checkpoint).read_bytes())
     else:
         digest.update(str(checkpoint).encode())
     return digest.hexdigest()
@@ -151,7 +140,7 @@ def finished(folder: Path, name: str, key: str) -> Field | None:
 
 def run(args: argparse.Namespace, progress: Progress) -> bool:
     """Whether all of the images could be read."""
-    images, broken = sort_out(find_images(args.images, args.num))
+    images, broken = sort_out(pick_images(args.images, args.num))
     for reason in broken:
         print(f'skipped: {reason}', file=sys.stderr)
     if not images:
@@ -176,35 +165,26 @@ def run(args: argparse.Namespace, progress: Progress) -> bool:
         field = finished(folder, name, key)
         if field is None:
             running = FieldSum(folder / f'{name}.partial.npz', key)
+            backbone = build_for_erf(config, checkpoint).to(args.device)
             field = compute_field(
                 name,
-                build_for_erf(config, checkpoint).to(args.device),
+                backbone,
                 images,
                 read,
                 running,
                 trained=checkpoint is not None,
-                each=lambda count, task=task: progress.update(
-                    task, completed=count
+                each=lambda done, task=task: progress.update(
+                    task, completed=done
                 ),
             )
-            save_field(
-                field,
-                folder,
-                dict(size=args.size, checkpoint=checkpoint, fingerprint=key),
-            )
+            more = dict(checkpoint=checkpoint, fingerprint=key)
+            save_field(field, folder, dict(size=args.size, **more))
             running.path.unlink(missing_ok=True)
         progress.update(task, completed=len(images))
         fields.append(field)
-    path = save_figure(draw_fields(fields), folder / 'erf.png', dpi=200)
+    path = save_figure(draw_fields(fields), folder / 'erf.png')
     for field in fields:
-        summary = field.summary()
-        progress.print(
-            f'{field.name}: '
-            + ', '.join(
-                f'{float(share):.0%} of the mass in {ratio:.1%}'
-                for share, ratio in summary['area_ratios'].items()
-            )
-        )
+        progress.print(f'{field.name}: {", ".join(describe(field.picture))}')
     progress.print(path)
     return not broken
 

@@ -94,7 +94,7 @@ def main() -> None:
             figure = draw_kernels(
                 collect_kernels(backbone, args.per_stage), args.channels
             )
-        print(save_figure(figure, args.out, dpi=200))
+        print(save_figure(figure, args.out))
 
 
 if __name__ == '__main__':
