@@ -1,7 +1,6 @@
 """Count the parameters and multiply-accumulates of a config's model."""
 
 import argparse
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -15,26 +14,34 @@ from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
 from pelk_mm.utils.command_line import ConfigOptions, command
 from pelk_mm.utils.config import load_config
-from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 #: Wide enough for every table here; one that is cut cannot be read.
 CONSOLE = Console(width=max(Console().width, 100), highlight=False)
+#: Fields of a part: their names and units.
+COLUMNS = {
+    'params': ('params', 'M'),
+    'nonzero': ('non-zero', 'M'),
+    'macs_paper': ("paper's count", 'G MACs'),
+    'macs_dense': ('dense', 'G MACs'),
+    'macs_executed': ('executed', 'G MACs'),
+}
+SCALES = {'M': 1e6, 'G MACs': 1e9}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'config',
         nargs='?',
-        help='config file, or one of an installed '
-        'package, such as mmpretrain::resnet/resnet50_8xb32_in1k.py',
+        help='config file, or one of an installed package, such as '
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
     )
-    parser.add_argument(
-        'checkpoint', nargs='?', help='count the zeros of these weights'
-    )
-    parser.add_argument(
+    add('checkpoint', nargs='?', help='count the zeros of these weights')
+    add(
         '--shape',
         nargs=2,
         type=int,
@@ -43,19 +50,19 @@ def parse_args() -> argparse.Namespace:
         'classifiers, 512 2048 for segmentors, 800 1280 for detectors, as in '
         'the paper)',
     )
-    parser.add_argument(
+    add(
         '--sparsity',
         type=float,
         help='without a checkpoint, the share of zeros to assume in the '
         'sparse weights (default: 0.4 for PeLK, 0 for other backbones)',
     )
-    parser.add_argument(
+    add(
         '--paper-tables',
         action='store_true',
         help="count every model of the paper's Tables 2 to 4 instead",
     )
-    parser.add_argument('--json', metavar='FILE', help='write the counts here')
-    parser.add_argument(
+    add('--json', metavar='FILE', help='write the counts here')
+    add(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
@@ -74,9 +81,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def default_shape(config) -> tuple[int, int]:
-    return {'mmseg': (512, 2048), 'mmdet': (800, 1280)}.get(
-        config.get('default_scope'), (224, 224)
-    )
+    shapes = {'mmseg': (512, 2048), 'mmdet': (800, 1280)}
+    return shapes.get(config.get('default_scope'), (224, 224))
+
+
+def in_units(values: Iterable[float]) -> list[str]:
+    units = [unit for _, unit in COLUMNS.values()]
+    return [
+        f'{value / SCALES[unit]:.2f}'
+        for value, unit in zip(values, units, strict=True)
+    ]
 
 
 def print_parts(counts: Complexity) -> None:
@@ -86,28 +100,13 @@ def print_parts(counts: Complexity) -> None:
         f'sparse weights ({"counted" if counts.measured else "assumed"})'
     )
     table.add_column('part')
-    fields = (
-        ('params\nM', 'params', 1e6),
-        ('non-zero\nM', 'nonzero', 1e6),
-        ("paper's count\nG MACs", 'macs_paper', 1e9),
-        ('dense\nG MACs', 'macs_dense', 1e9),
-        ('executed\nG MACs', 'macs_executed', 1e9),
-    )
-    for name, _, _ in fields:
-        table.add_column(name, justify='right')
+    for name, unit in COLUMNS.values():
+        table.add_column(f'{name}\n{unit}', justify='right')
     for part in counts.parts:
-        table.add_row(
-            part.name,
-            *(
-                f'{getattr(part, field) / scale:.2f}'
-                for _, field, scale in fields
-            ),
-        )
+        values = [getattr(part, field) for field in COLUMNS]
+        table.add_row(part.name, *in_units(values))
     table.add_section()
-    table.add_row(
-        'all',
-        *(f'{counts.total(field) / scale:.2f}' for _, field, scale in fields),
-    )
+    table.add_row('all', *in_units(map(counts.total, COLUMNS)))
     CONSOLE.print(table)
     print(
         "The paper's count executes kernels dense and leaves out zero "
@@ -121,23 +120,17 @@ def paper_tables(sparsity: float | None) -> list[dict]:
     """Count every row of the paper's tables and print both."""
     rows = []
     for row in track(PAPER_ROWS, 'counting', transient=True):
-        counts = count_complexity(
-            load_config(str(CONFIGS / row.config)), row.shape, sparsity
+        config = load_config(str(CONFIGS / row.config))
+        counts = count_complexity(config, row.shape, sparsity)
+        ours = dict(
+            params=counts.total('nonzero') / 1e6,
+            gmacs=counts.total('macs_paper') / 1e9,
+            gmacs_executed=counts.total('macs_executed') / 1e9,
         )
-        rows.append(
-            dict(
-                table=row.table,
-                model=row.model,
-                config=row.config,
-                shape=row.shape,
-                paper=dict(params=row.params, gmacs=row.gmacs),
-                ours=dict(
-                    params=counts.total('nonzero') / 1e6,
-                    gmacs=counts.total('macs_paper') / 1e9,
-                    gmacs_executed=counts.total('macs_executed') / 1e9,
-                ),
-            )
-        )
+        names = ('table', 'model', 'config', 'shape')
+        entry = {name: getattr(row, name) for name in names}
+        paper = dict(params=row.params, gmacs=row.gmacs)
+        rows.append(dict(entry, paper=paper, ours=ours))
     print("The paper's Tables 2 to 4, and ours by the paper's count")
     for task, group in groupby(rows, lambda row: row['table']):
         CONSOLE.print(paper_table(task, group))
@@ -155,14 +148,8 @@ def paper_table(task: str, rows: Iterable[dict]) -> Table:
     table = Table(title=task, title_justify='left', title_style='bold')
     table.add_column('model', min_width=10)
     table.add_column('image', min_width=10)
-    for name in (
-        'params M\npaper',
-        '\nours',
-        'G MACs\npaper',
-        '\nours',
-        '\ndifference',
-        '\nexecuted',
-    ):
+    names = ('params M\npaper', '\nours', 'G MACs\npaper', '\nours')
+    for name in (*names, '\ndifference', '\nexecuted'):
         table.add_column(name, justify='right', min_width=8)
     for row in rows:
         paper, ours = row['paper'], row['ours']
@@ -185,12 +172,8 @@ def run(args: argparse.Namespace) -> dict | list[dict]:
     if args.paper_tables:
         return paper_tables(args.sparsity)
     config = load_config(args.config, args.cfg_options)
-    counts = count_complexity(
-        config,
-        args.shape or default_shape(config),
-        args.sparsity,
-        args.checkpoint,
-    )
+    shape = args.shape or default_shape(config)
+    counts = count_complexity(config, shape, args.sparsity, args.checkpoint)
     print_parts(counts)
     return counts.as_dict()
 
@@ -201,8 +184,7 @@ def main() -> None:
         with quiet():
             result = run(args)
         if args.json:
-            with atomic_path(args.json) as path:
-                path.write_text(json.dumps(result, indent=2) + '\n')
+            write_json(args.json, result)
 
 
 if __name__ == '__main__':
