@@ -6,7 +6,6 @@ on this machine. Writes OUT.png and OUT.json.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from pelk_mm.analysis.scaling import (
     draw_scaling,
 )
 from pelk_mm.utils.command_line import command
-from pelk_mm.utils.files import atomic_path
+from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
-from measure import CLOCKS, environment, interleave
+from measure import environment, interleave
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,63 +33,48 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    default = '(default: %(default)s)'
+    add(
         '--out',
         default='work_dirs/kernel_scaling',
-        metavar='OUT',
-        help='name of the files without ending (default: %(default)s)',
+        help=f'name of the files without ending {default}',
     )
-    parser.add_argument(
+    add(
         '--kernel-sizes',
         type=int,
         nargs='+',
         default=KERNEL_SIZES,
         metavar='K',
-        help='odd, at least 5 (default: %(default)s)',
+        help=f'odd, at least 5 {default}',
     )
-    parser.add_argument(
+    add(
         '--shape',
         type=int,
         nargs=4,
         default=(1, 16, 56, 56),
         metavar=('N', 'C', 'H', 'W'),
-        help='map that is convolved for the time (default: %(default)s)',
+        help=f'map that is convolved for the time {default}',
     )
-    parser.add_argument(
+    add(
         '--backends',
         nargs='+',
         metavar='NAME',
         help='of the peripheral convolution (default: all that run)',
     )
-    parser.add_argument(
-        '--no-time', action='store_true', help='measure nothing'
-    )
-    parser.add_argument(
+    add('--no-time', action='store_true', help='measure nothing')
+    add(
         '--rounds',
         type=int,
         default=11,
-        help='measurements, of which the median is drawn (default: '
-        '%(default)s)',
+        help=f'measurements, of which the median is drawn {default}',
     )
-    parser.add_argument(
+    add(
         '--budget',
         type=float,
         default=2.0,
         metavar='SECONDS',
-        help='for each point (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--threads',
-        type=int,
-        default=torch.get_num_threads(),
-        help='(default: %(default)s)',
-    )
-    parser.add_argument(
-        '--clock',
-        choices=list(CLOCKS),
-        default='wall',
-        help='cpu, with one thread, is less disturbed by other programs '
-        '(default: %(default)s)',
+        help=f'for each point {default}',
     )
     return parser.parse_args()
 
@@ -99,56 +83,41 @@ def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for size in track(args.kernel_sizes, 'timing', transient=True):
         calls = candidates(size, args.shape, args.backends)
-        found = interleave(
-            calls, args.rounds, args.clock, budget_s=args.budget
-        )
-        rows.append(
-            dict(
-                kernel_size=size,
-                **{
-                    field: {
-                        name: times[field] for name, times in found.items()
-                    }
-                    for field in ('median_ms', 'best_ms', 'rounds')
-                },
-            )
-        )
+        found = interleave(calls, args.rounds, budget_s=args.budget)
+        row = {'kernel_size': size}
+        for field in ('median_ms', 'best_ms', 'rounds'):
+            row[field] = {name: times[field] for name, times in found.items()}
+        rows.append(row)
     return rows
 
 
 def main() -> None:
     args = parse_args()
-    torch.set_num_threads(args.threads)
     out = Path(args.out)
     with command(OSError, RuntimeError, ValueError):
         with quiet():
             counts = count_convnext(args.kernel_sizes)
         with torch.no_grad():
             times = [] if args.no_time else measure(args)
-        setting = environment(args.clock)
         result = dict(
-            environment=setting,
+            environment=environment('wall'),
             shape=list(args.shape),
             counts=counts,
             times=times,
         )
-        with atomic_path(out.with_name(f'{out.name}.json')) as path:
-            path.write_text(json.dumps(result, indent=2) + '\n')
+        write_json(out.with_name(f'{out.name}.json'), result)
         shape = ' × '.join(map(str, args.shape))
+        threads = torch.get_num_threads()
+        what = f'{threads} thread{"s" * (threads > 1)}'
         figure = draw_scaling(
-            counts,
-            times,
-            f'map of {shape}, float32, {args.threads} '
-            f'thread{"s" * (args.threads > 1)}',
+            counts, times, f'map of {shape}, float32, {what}'
         )
         print(save_figure(figure, out.with_name(f'{out.name}.png')))
     last = counts[-1]
+    millions = {kind: n / 1e6 for kind, n in last['params'].items()}
     print(
-        'K = {}: {:.1f} M parameters dense, {:.1f} M peripheral'.format(
-            last['kernel_size'],
-            last['params']['dense'] / 1e6,
-            last['params']['peripheral'] / 1e6,
-        )
+        f'K = {last["kernel_size"]}: {millions["dense"]:.1f} M parameters '
+        f'dense, {millions["peripheral"]:.1f} M peripheral'
     )
 
 
