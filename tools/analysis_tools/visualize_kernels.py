@@ -18,47 +18,45 @@ def parse_args() -> argparse.Namespace:
         '       %(prog)s --grid K [--center-radius R] [--out FILE]\n'
         '       %(prog)s --sizes S [S ...] [--out FILE]',
     )
-    parser.add_argument('config', nargs='?', help="a PeLK model's config")
-    parser.add_argument(
-        'checkpoint', nargs='?', help='its weights, in training form'
-    )
-    parser.add_argument(
-        '--out', default='kernels.png', help='PNG file (default: %(default)s)'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('config', nargs='?', help="a PeLK model's config")
+    add('checkpoint', nargs='?', help='its weights, in training form')
+    file = 'PNG file (default: %(default)s)'
+    add('--out', default='kernels.png', help=file)
+    add(
         '--grid',
         type=int,
         metavar='K',
         help='draw the cells of a K x K kernel; needs no config',
     )
-    parser.add_argument(
+    add(
         '--center-radius',
         type=int,
         metavar='R',
         help='radius of the unshared centre, with --grid (default: 2)',
     )
-    parser.add_argument(
+    add(
         '--sizes',
         type=int,
         nargs='+',
         metavar='S',
         help='draw a kernel with these cells, such as 2 1 2',
     )
-    parser.add_argument(
+    add(
         '--per-stage',
         type=int,
         default=1,
         metavar='N',
         help='blocks of each stage, evenly spaced (default: %(default)s)',
     )
-    parser.add_argument(
+    add(
         '--channels',
         type=int,
         default=6,
         metavar='N',
         help='kernels of each block, evenly spaced (default: %(default)s)',
     )
-    parser.add_argument(
+    add(
         '--cfg-options',
         nargs='+',
         action=ConfigOptions,
@@ -91,9 +89,8 @@ def main() -> None:
         else:
             config = load_config(args.config, args.cfg_options)
             backbone = build_backbone(config, args.checkpoint)
-            figure = draw_kernels(
-                collect_kernels(backbone, args.per_stage), args.channels
-            )
+            blocks = collect_kernels(backbone, args.per_stage)
+            figure = draw_kernels(blocks, args.channels)
         print(save_figure(figure, args.out))
 
 
