@@ -1,8 +1,7 @@
 """Pictures of light handwritten digits on darker textures, in memory.
 
-Everything here is a pure function of a NumPy generator and of the handwritten
-samples it is given; nothing is read from or written to disk. Pictures are
-float arrays (H, W, 3), RGB, in [0, 1].
+What is drawn depends on a NumPy generator and the handwritten samples alone.
+Pictures are float arrays (H, W, 3), RGB, in [0, 1].
 """
 
 from __future__ import annotations
@@ -94,11 +93,10 @@ def load_handwritings() -> dict[str, Handwritings]:
     is_val = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         is_val[np.flatnonzero(labels == digit)[::5]] = True
+    train, val = np.flatnonzero(~is_val), np.flatnonzero(is_val)
     return {
-        split: Handwritings(
-            images[chosen], labels[chosen], np.flatnonzero(chosen)
-        )
-        for split, chosen in (('train', ~is_val), ('val', is_val))
+        'train': Handwritings(images[train], labels[train], train),
+        'val': Handwritings(images[val], labels[val], val),
     }
 
 
@@ -117,11 +115,10 @@ def _random_color(
     return v * (1 - s * (1 - np.clip(distance - 1, 0, 1)))
 
 
-def _resize(field: np.ndarray, height: int, width: int) -> np.ndarray:
+def _resize(field: np.ndarray, size: int) -> np.ndarray:
     image = Image.fromarray(field.astype(np.float32))
-    return np.asarray(
-        image.resize((width, height), Image.Resampling.BICUBIC), np.float64
-    )
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(resized, np.float64)
 
 
 def _to_unit_range(field: np.ndarray) -> np.ndarray:
@@ -129,55 +126,59 @@ def _to_unit_range(field: np.ndarray) -> np.ndarray:
     return field / max(field.max(), 1e-6)
 
 
-def _clouds(rng: Generator, height: int, width: int) -> np.ndarray:
+def _clouds(rng: Generator, size: int) -> np.ndarray:
     """Noise of several octaves, coarse ones strongest."""
-    field = np.zeros((height, width))
+    field = np.zeros((size, size))
     cells, strength = int(rng.integers(2, 5)), 1.0
-    while cells < min(height, width):
-        field += strength * _resize(
-            rng.uniform(-1, 1, (cells + 1, cells + 1)), height, width
-        )
+    while cells < size:
+        noise = rng.uniform(-1, 1, (cells + 1, cells + 1))
+        field += strength * _resize(noise, size)
         cells, strength = cells * 2, strength * 0.55
     return _to_unit_range(field)
 
 
-def _ramp(rng: Generator, height: int, width: int) -> np.ndarray:
-    """Distance along a random direction, in picture widths."""
-    y, x = np.mgrid[:height, :width] / max(height, width)
+def _grid(size: int) -> np.ndarray:
+    """y and x of each pixel, (2, size, size), 0 to 1."""
+    return np.mgrid[:size, :size] / size
+
+
+def _ramp(rng: Generator, size: int) -> np.ndarray:
+    """Distance along a random direction."""
+    y, x = _grid(size)
     angle = rng.uniform(0, 2 * np.pi)
     return x * np.cos(angle) + y * np.sin(angle)
 
 
-def _gradient(rng: Generator, height: int, width: int) -> np.ndarray:
-    return _to_unit_range(_ramp(rng, height, width))
+def _gradient(rng: Generator, size: int) -> np.ndarray:
+    return _to_unit_range(_ramp(rng, size))
 
 
-def _stripes(rng: Generator, height: int, width: int) -> np.ndarray:
+def _stripes(rng: Generator, size: int) -> np.ndarray:
     periods, bend = rng.uniform(3, 12), rng.uniform(0, 0.15)
-    along = _ramp(rng, height, width) + bend * _clouds(rng, height, width)
+    along = _ramp(rng, size) + bend * _clouds(rng, size)
     sharpness = rng.uniform(1, 6)
     wave = np.sin(2 * np.pi * (periods * along + rng.uniform()))
     return 0.5 + 0.5 * np.tanh(sharpness * wave) / np.tanh(sharpness)
 
 
-def _checks(rng: Generator, height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / max(height, width)
+def _checks(rng: Generator, size: int) -> np.ndarray:
+    y, x = _grid(size)
     angle, periods = rng.uniform(0, np.pi), rng.uniform(2, 7)
     u = np.sin(2 * np.pi * periods * (x * np.cos(angle) + y * np.sin(angle)))
     v = np.sin(2 * np.pi * periods * (y * np.cos(angle) - x * np.sin(angle)))
     return 0.5 + 0.5 * np.tanh(rng.uniform(1, 8) * u * v)
 
 
-def _rings(rng: Generator, height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / max(height, width)
+def _rings(rng: Generator, size: int) -> np.ndarray:
+    y, x = _grid(size)
     center_y, center_x = rng.uniform(-0.3, 1.3, 2)
     radius = np.hypot(y - center_y, x - center_x)
     return 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 9) * radius)
 
 
-def _spots(rng: Generator, height: int, width: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    field = np.zeros((height, width))
+def _spots(rng: Generator, size: int) -> np.ndarray:
+    y, x = _grid(size)
+    field = np.zeros((size, size))
     for _ in range(int(rng.integers(8, 30))):
         center_y, center_x = rng.uniform(0, 1, 2)
         radius = rng.uniform(0.02, 0.12)
@@ -189,16 +190,15 @@ def _spots(rng: Generator, height: int, width: int) -> np.ndarray:
 _PATTERNS = (_clouds, _gradient, _stripes, _checks, _rings, _spots)
 
 
-def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
+def draw_background(rng: Generator, size: int) -> np.ndarray:
     """Draw a texture: a pattern in two rather dark colours.
 
     Args:
         rng (Generator): Where the choices come from.
-        height (int): Pixels.
-        width (int): Pixels.
+        size (int): Side of the picture in pixels.
 
     Returns:
-        np.ndarray: (height, width, 3), float64, RGB in [0, 1].
+        np.ndarray: (size, size, 3), float64, RGB in [0, 1].
     """
     first = _random_color(rng, (0.05, 0.75), (0.1, 0.6))
     # A second colour of its own hue, but brought near to the first one's
@@ -207,27 +207,25 @@ def draw_background(rng: Generator, height: int, width: int) -> np.ndarray:
     gap = rng.choice([-1, 1]) * rng.uniform(0.06, 0.2)
     second = np.clip(second + luma(first) + gap - luma(second), 0, 1)
 
-    pattern = _PATTERNS[rng.integers(len(_PATTERNS))](rng, height, width)
+    pattern = _PATTERNS[rng.integers(len(_PATTERNS))](rng, size)
     share = rng.uniform(0.1, 0.4)
-    mixed = (1 - share) * pattern + share * _clouds(rng, height, width)
+    mixed = (1 - share) * pattern + share * _clouds(rng, size)
     picture = first + mixed[..., None] * (second - first)
-    grain = rng.normal(0, rng.uniform(0.005, 0.03), (height, width, 1))
+    grain = rng.normal(0, rng.uniform(0.005, 0.03), (size, size, 1))
     return np.clip(picture + grain, 0, 1)
 
 
 def _sharpen(samples: np.ndarray) -> np.ndarray:
     """Raise (h, w) over its 3 x 3 neighbourhoods: small holes stay open."""
-    rows, columns = samples.shape
+    h, w = samples.shape
     padded = np.pad(samples, 1)
-    mean = (
-        sum(
-            padded[i : i + rows, j : j + columns]
-            for i in range(3)
-            for j in range(3)
-        )
-        / 9
-    )
+    mean = sum(padded[i : i + h, j : j + w] for i, j in np.ndindex(3, 3)) / 9
     return samples + _SHARPENING * (samples - mean)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is set in a mask (h, w)."""
+    return Image.fromarray(mask).getbbox()
 
 
 def draw_glyph(
@@ -261,20 +259,17 @@ def draw_glyph(
     matrix = turn @ np.array([[stretch, slant], [0, 1]]) * (8 / size)
     side = int(np.ceil(1.7 * size))
     shift = len(samples) / 2 - matrix @ np.array([side / 2, side / 2])
-    drawn = np.asarray(
-        Image.fromarray(samples).transform(
-            (side, side),
-            Image.Transform.AFFINE,
-            (*matrix[0], shift[0], *matrix[1], shift[1]),
-            Image.Resampling.BICUBIC,
-        ),
-        np.float64,
+    glyph = Image.fromarray(samples).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (*matrix[0], shift[0], *matrix[1], shift[1]),
+        Image.Resampling.BICUBIC,
     )
+    drawn = np.asarray(glyph, np.float64)
     # The edge is a pixel wide: the ink rises by about one per element.
     stroke = np.clip((drawn - _INK) * (size / 8) + 0.5, 0, 1)
-    rows = np.flatnonzero((stroke >= 0.5).any(axis=1))
-    columns = np.flatnonzero((stroke >= 0.5).any(axis=0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    left, top, right, bottom = bounding_box(stroke >= 0.5)
+    box = slice(top, bottom), slice(left, right)
     return stroke[box], np.clip(drawn[box], 0, 1)
 
 
@@ -288,12 +283,8 @@ def _ink_color(
     for _ in range(40):
         color = _random_color(rng, (0.0, 0.6), (0.7, 1.0))
         # How far it is beyond the nearest limit.
-        room = min(
-            (
-                luma(color) - below,
-                *(abs(beside - luma(color)) - _NEIGHBOR_CONTRAST),
-            )
-        )
+        gaps = abs(beside - luma(color)) - _NEIGHBOR_CONTRAST
+        room = min([luma(color) - below, *gaps])
         if room >= 0:
             return color
         if room > best_room:
@@ -302,18 +293,21 @@ def _ink_color(
 
 
 def _paint(
+    rng: Generator,
     window: np.ndarray,
     stroke: np.ndarray,
     pressure: np.ndarray,
-    color: np.ndarray,
-) -> None:
-    """Lay a stroke (h, w) over a window (h, w, 3) of a picture.
+    neighbors: list[np.ndarray],
+) -> np.ndarray:
+    """Lay a stroke (h, w) over a window (h, w, 3); return its colour.
 
     It is full colour where the pen was pressed, and lets what lies beneath
     shine through a little where it was not.
     """
+    color = _ink_color(rng, window, neighbors)
     cover = stroke * (0.65 + 0.35 * pressure)
     window += cover[..., None] * (color - window)
+    return color
 
 
 def draw_digit(
@@ -329,77 +323,54 @@ def draw_digit(
     Returns:
         np.ndarray: (size, size, 3), float64, RGB in [0, 1].
     """
-    picture = draw_background(rng, size, size)
-    stroke, pressure = draw_glyph(
-        rng, handwriting, rng.uniform(0.5, 0.75) * size
-    )
-    height, width = stroke.shape
+    picture = draw_background(rng, size)
+    height = rng.uniform(0.5, 0.75) * size
+    stroke, pressure = draw_glyph(rng, handwriting, height)
     jitter = rng.uniform(-0.08, 0.08, 2) * size
-    free = np.array([size - height, size - width])
+    free = size - np.array(stroke.shape)
     top, left = np.clip(np.rint(free / 2 + jitter).astype(int), 0, free)
-    window = picture[top : top + height, left : left + width]
-    _paint(window, stroke, pressure, _ink_color(rng, window, []))
+    _paint(rng, picture[_window(top, left, stroke)], stroke, pressure, [])
     return picture
 
 
-class _Canvas:
-    """A scene under construction."""
+def _window(top: int, left: int, glyph: np.ndarray) -> tuple[slice, slice]:
+    """Where a glyph (h, w) lies in a picture."""
+    height, width = glyph.shape
+    return slice(top, top + height), slice(left, left + width)
 
-    def __init__(self, rng: Generator, size: int):
-        self.rng = rng
-        self.size = size
-        self.picture = draw_background(rng, size, size)
-        self.owners = np.full((size, size), -1)
-        self.labels: list[int] = []
-        self.colors: list[np.ndarray] = []
-        self.areas: list[int] = []
-        self.boxes: list[tuple[int, int, int, int]] = []
 
-    def add(self, handwriting: np.ndarray, label: int, size: float) -> bool:
-        """Paint a digit where there is room; False if there is none."""
-        stroke, pressure = draw_glyph(self.rng, handwriting, size)
-        mask = stroke >= 0.5
-        height, width = mask.shape
-        for _ in range(_PLACING_ATTEMPTS):
-            top = int(self.rng.integers(self.size - height + 1))
-            left = int(self.rng.integers(self.size - width + 1))
-            box = (top, left, top + height, left + width)
-            if self._has_room(box, mask):
-                break
-        else:
+def _common(one: slice, other: slice) -> int:
+    """How many indices two slices share."""
+    return max(min(one.stop, other.stop) - max(one.start, other.start), 0)
+
+
+@dataclass
+class _Placed:
+    """A digit in a scene: which, where, its pixels (h, w) and its colour."""
+
+    label: int
+    window: tuple[slice, slice]
+    mask: np.ndarray
+    color: np.ndarray
+
+
+def _has_room(
+    window: tuple[slice, slice],
+    mask: np.ndarray,
+    owners: np.ndarray,
+    placed: list[_Placed],
+) -> bool:
+    """Whether a digit would leave enough to be seen of those before it."""
+    for other in placed:
+        common = _common(window[0], other.window[0])
+        common *= _common(window[1], other.window[1])
+        if common > _BOX_OVERLAP * min(mask.size, other.mask.size):
             return False
-        area = slice(top, top + height), slice(left, left + width)
-        owners = self.owners[area]
-        neighbors = [self.colors[i] for i in np.unique(owners) if i >= 0]
-        color = _ink_color(self.rng, self.picture[area], neighbors)
-        _paint(self.picture[area], stroke, pressure, color)
-        owners[mask] = len(self.labels)
-        self.labels.append(label)
-        self.colors.append(color)
-        self.areas.append(int(mask.sum()))
-        self.boxes.append(box)
-        return True
-
-    def _has_room(
-        self, box: tuple[int, int, int, int], mask: np.ndarray
-    ) -> bool:
-        top, left, bottom, right = box
-        for other_top, other_left, other_bottom, other_right in self.boxes:
-            common = max(
-                min(bottom, other_bottom) - max(top, other_top), 0
-            ) * max(min(right, other_right) - max(left, other_left), 0)
-            smaller = min(
-                mask.size,
-                (other_bottom - other_top) * (other_right - other_left),
-            )
-            if common > _BOX_OVERLAP * smaller:
-                return False
-        left_over = self.owners.copy()
-        left_over[top:bottom, left:right][mask] = -1
-        return all(
-            (left_over == index).sum() >= _VISIBLE * area
-            for index, area in enumerate(self.areas)
-        )
+    left_over = owners.copy()
+    left_over[window][mask] = -1
+    visible = [(left_over == i).sum() for i in range(len(placed))]
+    areas = [_VISIBLE * other.mask.sum() for other in placed]
+    return np.greater_equal(visible, areas).all()
 
 
 def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
@@ -416,12 +387,25 @@ def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
     Returns:
         Scene: The picture, its digits and which pixels are theirs.
     """
-    canvas = _Canvas(rng, size)
+    picture = draw_background(rng, size)
+    owners = np.full((size, size), -1)
+    placed: list[_Placed] = []
     for _ in range(int(rng.integers(2, 7))):
         chosen = rng.integers(len(handwritings))
-        canvas.add(
-            handwritings.images[chosen],
-            int(handwritings.labels[chosen]),
-            size * rng.uniform(3 / 16, 9 / 16),
-        )
-    return Scene(canvas.picture, tuple(canvas.labels), canvas.owners)
+        height = size * rng.uniform(3 / 16, 9 / 16)
+        glyph = draw_glyph(rng, handwritings.images[chosen], height)
+        mask = glyph[0] >= 0.5
+        for _ in range(_PLACING_ATTEMPTS):
+            top, left = (int(rng.integers(size - n + 1)) for n in mask.shape)
+            window = _window(top, left, mask)
+            if _has_room(window, mask, owners, placed):
+                break
+        else:
+            continue
+        covered = np.unique(owners[window])
+        neighbors = [placed[i].color for i in covered if i >= 0]
+        color = _paint(rng, picture[window], *glyph, neighbors)
+        owners[window][mask] = len(placed)
+        label = int(handwritings.labels[chosen])
+        placed.append(_Placed(label, window, mask, color))
+    return Scene(picture, tuple(digit.label for digit in placed), owners)
