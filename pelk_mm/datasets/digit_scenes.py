@@ -33,10 +33,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
-from functools import partial
-from numbers import Integral
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,9 +42,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from ..ops.checks import check_integer
+from ..utils.files import write_json
 from .digit_drawing import (
     Handwritings,
     Scene,
+    bounding_box,
     draw_digit,
     draw_scene,
     load_handwritings,
@@ -60,19 +61,13 @@ COCO_ROOT = 'coco'
 IMAGENET_ROOT = 'imagenet'
 
 DIGITS = tuple('0123456789')
+# fmt: off
 _PALETTE = [
-    (64, 64, 64),
-    (230, 25, 75),
-    (60, 180, 75),
-    (255, 225, 25),
-    (0, 130, 200),
-    (245, 130, 48),
-    (145, 30, 180),
-    (70, 240, 240),
-    (240, 50, 230),
-    (210, 245, 60),
-    (250, 190, 212),
+    (64, 64, 64), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200),
+    (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230),
+    (210, 245, 60), (250, 190, 212),
 ]
+# fmt: on
 #: ``metainfo`` of mmsegmentation's ``BaseSegDataset``.
 SEGMENTATION_METAINFO = {
     'classes': ('background', *DIGITS),
@@ -84,17 +79,15 @@ DETECTION_METAINFO = {'classes': DIGITS, 'palette': _PALETTE[1:]}
 CLASSIFICATION_METAINFO = {'classes': DIGITS}
 
 _STAMP = 'digit_scenes.json'
-# The same split is called differently in each format.
-_ADE_SPLITS = {'train': 'training', 'val': 'validation'}
-_COCO_SPLITS = {'train': 'train2017', 'val': 'val2017'}
-_MINIMUM = {
-    'train_scenes': 1,
-    'val_scenes': 1,
-    'scene_size': 64,
-    'train_digits': 10,
-    'val_digits': 10,
-    'digit_size': 32,
-    'seed': 0,
+#: Of each field of a recipe: least value, option and help in the command line.
+_FIELDS = {
+    'train_scenes': (1, '--train', 'training scenes'),
+    'val_scenes': (1, '--val', 'validation scenes'),
+    'scene_size': (64, '--size', 'side of a scene in pixels'),
+    'train_digits': (10, '--train-digits', 'training pictures of one digit'),
+    'val_digits': (10, '--val-digits', 'validation pictures of one digit'),
+    'digit_size': (32, '--digit-size', 'side of such a picture in pixels'),
+    'seed': (0, '--seed', 'another seed gives another data set'),
 }
 
 
@@ -131,20 +124,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(
-                    f'{field.name} must be an integer, got {value!r} of type '
-                    f'{type(value).__name__}'
-                )
-            if value < _MINIMUM[field.name]:
-                raise ValueError(
-                    f'{field.name} must be at least {_MINIMUM[field.name]}, '
-                    f'got {value}'
-                )
+        for name, (least, *_) in _FIELDS.items():
             # NumPy's integers would not go into the JSON files.
-            object.__setattr__(self, field.name, int(value))
+            value = check_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, value)
 
 
 def make_digit_scenes(
@@ -184,7 +167,7 @@ def make_digit_scenes(
     recipe = Recipe() if recipe is None else recipe
     if _is_made(root, recipe, overwrite):
         return root
-    pictures = list(_plan(recipe, load_handwritings()))
+    handwritings = load_handwritings()
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -196,20 +179,13 @@ def make_digit_scenes(
         dir=root.parent, prefix=f'.{root.name}-'
     ) as scratch:
         new = Path(scratch, 'new')
-        coco = {split: _empty_coco(split) for split in _COCO_SPLITS}
-        for write in track(pictures, 'Digit scenes', disable=not progress):
-            write(new, coco)
-        for split, content in coco.items():
-            _write(
-                new
-                / COCO_ROOT
-                / 'annotations'
-                / f'instances_{_COCO_SPLITS[split]}.json',
-                json.dumps(content, separators=(',', ':')),
-            )
+        pictures = _write_pictures(new, recipe, handwritings)
+        scenes = recipe.train_scenes + recipe.val_scenes
+        total = scenes + recipe.train_digits + recipe.val_digits
+        for _ in track(pictures, 'Digit scenes', total, disable=not progress):
+            pass
         files = sum(path.is_file() for path in new.rglob('*'))
-        stamp = dict(_stamp(recipe), files=files)
-        _write(new / _STAMP, json.dumps(stamp, indent=2) + '\n')
+        write_json(new / _STAMP, dict(_stamp(recipe), files=files))
         _put_in_place(new, root, recipe)
     return root
 
@@ -229,19 +205,13 @@ def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
             f'{_STAMP}; choose another root'
         )
     if overwrite:
-        own = {
-            _STAMP,
-            *(
-                path.split('/')[0]
-                for path in (ADE_ROOT, COCO_ROOT, IMAGENET_ROOT)
-            ),
-        }
-        foreign = sorted({path.name for path in root.iterdir()} - own)
+        own = {_STAMP, ADE_ROOT.split('/')[0], COCO_ROOT, IMAGENET_ROOT}
+        foreign = {path.name for path in root.iterdir()} - own
         if foreign:
             raise FileExistsError(
                 f'{root} also holds files that are not digit scenes and would '
-                f'be lost: {", ".join(foreign)}; move them away, or choose '
-                'another root'
+                f'be lost: {", ".join(sorted(foreign))}; move them away, or '
+                'choose another root'
             )
         return False
     advice = (
@@ -291,91 +261,64 @@ def _put_in_place(new: Path, root: Path, recipe: Recipe) -> None:
             raise
 
 
-_Writer = Callable[[Path, dict[str, dict]], None]
-
-
-def _plan(
-    recipe: Recipe, handwritings: dict[str, Handwritings]
-) -> Iterator[_Writer]:
-    """One function a picture: each draws it and writes its files."""
-    for part, split in enumerate(('train', 'val')):
-        samples = handwritings[split]
+def _write_pictures(
+    root: Path, recipe: Recipe, handwritings: dict[str, Handwritings]
+) -> Iterator[None]:
+    """Write everything but the stamp; yields after each picture."""
+    for part, (split, samples) in enumerate(handwritings.items()):
+        coco = _empty_coco(split)
         for index in range(getattr(recipe, f'{split}_scenes')):
-            yield partial(
-                _write_scene,
-                split,
-                index,
-                samples,
-                recipe.scene_size,
-                (recipe.seed, part, index),
-            )
-        by_digit = [
-            samples.images[samples.labels == digit] for digit in range(10)
-        ]
+            rng = np.random.default_rng((recipe.seed, part, index))
+            scene = draw_scene(rng, samples, recipe.scene_size)
+            _write_scene(root, split, index + 1, scene, coco)
+            yield
+        path = root / COCO_ROOT / 'annotations' / f'instances_{split}2017.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(coco, separators=(',', ':')))
         for index in range(getattr(recipe, f'{split}_digits')):
+            rng = np.random.default_rng((recipe.seed, 2 + part, index))
             turn, digit = divmod(index, 10)
-            images = by_digit[digit]
-            yield partial(
-                _write_digit,
-                split,
-                index,
-                digit,
-                images[turn % len(images)],
-                recipe.digit_size,
-                (recipe.seed, 2 + part, index),
-            )
+            images = samples.images[samples.labels == digit]
+            handwriting = images[turn % len(images)]
+            image = draw_digit(rng, handwriting, recipe.digit_size)
+            name = f'{digit}/{digit}_{index + 1:08d}.jpg'
+            _save_jpeg(root / IMAGENET_ROOT / split / name, image)
+            yield
 
 
 def _write_scene(
-    split: str,
-    index: int,
-    samples: Handwritings,
-    size: int,
-    seeds: tuple[int, ...],
-    root: Path,
-    coco: dict[str, dict],
+    root: Path, split: str, number: int, scene: Scene, coco: dict
 ) -> None:
-    scene = draw_scene(np.random.default_rng(seeds), samples, size)
-    number = index + 1
-
-    ade = root / ADE_ROOT
-    name = f'ADE_{split}_{number:08d}'
-    picture = ade / 'images' / _ADE_SPLITS[split] / f'{name}.jpg'
-    _write_jpeg(picture, scene.image)
+    """Write a scene as ADE20K and as COCO have it."""
+    ade_split = {'train': 'training', 'val': 'validation'}[split]
+    name = f'{ade_split}/ADE_{split}_{number:08d}'
     # -1, the background, takes the last place.
     values = np.array([2 + label for label in scene.labels] + [1], np.uint8)
-    _save(
-        Image.fromarray(values[scene.owners]),
-        ade / 'annotations' / _ADE_SPLITS[split] / f'{name}.png',
-    )
+    _save_jpeg(root / ADE_ROOT / 'images' / f'{name}.jpg', scene.image)
+    labels = Image.fromarray(values[scene.owners])
+    _save(labels, root / ADE_ROOT / 'annotations' / f'{name}.png')
 
     name = f'{number:012d}.jpg'
-    _write(root / COCO_ROOT / _COCO_SPLITS[split] / name, picture.read_bytes())
-    content = coco[split]
-    content['images'].append(
-        {'id': number, 'file_name': name, 'height': size, 'width': size}
+    _save_jpeg(root / COCO_ROOT / f'{split}2017' / name, scene.image)
+    height, width = scene.owners.shape
+    coco['images'].append(
+        {'id': number, 'file_name': name, 'height': height, 'width': width}
     )
-    content['annotations'] += _annotations(
-        scene, number, len(content['annotations']) + 1
-    )
-
-
-def _write_digit(
-    split: str,
-    index: int,
-    digit: int,
-    handwriting: np.ndarray,
-    size: int,
-    seeds: tuple[int, ...],
-    root: Path,
-    coco: dict[str, dict],
-) -> None:
-    image = draw_digit(np.random.default_rng(seeds), handwriting, size)
-    label = DIGITS[digit]
-    _write_jpeg(
-        root / IMAGENET_ROOT / split / label / f'{label}_{index + 1:08d}.jpg',
-        image,
-    )
+    for instance, label in enumerate(scene.labels):
+        mask = scene.owners == instance
+        left, top, right, bottom = bounding_box(mask)
+        runs = {'size': list(mask.shape), 'counts': _run_lengths(mask)}
+        coco['annotations'].append(
+            {
+                'id': len(coco['annotations']) + 1,
+                'image_id': number,
+                'category_id': 1 + label,
+                'bbox': [left, top, right - left, bottom - top],
+                'area': int(mask.sum()),
+                'iscrowd': 0,
+                'segmentation': runs,
+            }
+        )
 
 
 def _empty_coco(split: str) -> dict:
@@ -394,32 +337,6 @@ def _empty_coco(split: str) -> dict:
     }
 
 
-def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
-    """COCO's annotations of a scene, by what is visible of each digit."""
-    annotations = []
-    for instance, label in enumerate(scene.labels):
-        mask = scene.owners == instance
-        rows = np.flatnonzero(mask.any(axis=1))
-        columns = np.flatnonzero(mask.any(axis=0))
-        top, left = int(rows[0]), int(columns[0])
-        bottom, right = int(rows[-1]) + 1, int(columns[-1]) + 1
-        annotations.append(
-            {
-                'id': first_id + instance,
-                'image_id': image_id,
-                'category_id': 1 + label,
-                'bbox': [left, top, right - left, bottom - top],
-                'area': int(mask.sum()),
-                'iscrowd': 0,
-                'segmentation': {
-                    'size': list(mask.shape),
-                    'counts': _run_lengths(mask),
-                },
-            }
-        )
-    return annotations
-
-
 def _run_lengths(mask: np.ndarray) -> list[int]:
     """COCO's uncompressed RLE: runs of 0, 1, 0, … down the columns."""
     values = mask.ravel(order='F').astype(np.int8)
@@ -427,7 +344,7 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     return np.diff(starts, prepend=0, append=values.size).tolist()
 
 
-def _write_jpeg(path: Path, image: np.ndarray) -> None:
+def _save_jpeg(path: Path, image: np.ndarray) -> None:
     pixels = np.rint(image * 255).astype(np.uint8)
     _save(Image.fromarray(pixels), path, quality=95, subsampling=0)
 
@@ -437,82 +354,43 @@ def _save(image: Image.Image, path: Path, **options: int) -> None:
     image.save(path, **options)
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _parse_args(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog='python -m pelk_mm.datasets.digit_scenes',
         description='Make a small data set of handwritten digits on textured '
         'backgrounds, in the formats of ADE20K, COCO and ImageNet.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default = Recipe()
     parser.add_argument('root', help='folder to make it in')
-    for option, name, meaning in (
-        ('--train', 'train_scenes', 'training scenes'),
-        ('--val', 'val_scenes', 'validation scenes'),
-        ('--size', 'scene_size', 'side of a scene in pixels'),
-        ('--train-digits', 'train_digits', 'training pictures of one digit'),
-        ('--val-digits', 'val_digits', 'validation pictures of one digit'),
-        (
-            '--digit-size',
-            'digit_size',
-            'side of a picture of one digit in pixels',
-        ),
-        ('--seed', 'seed', 'another seed gives another data set'),
-    ):
-        parser.add_argument(
-            option,
-            dest=name,
-            type=int,
-            metavar='N',
-            default=getattr(default, name),
-            help=meaning,
-        )
+    for name, (_, option, meaning) in _FIELDS.items():
+        number = dict(type=int, metavar='N', default=getattr(Recipe, name))
+        parser.add_argument(option, dest=name, help=meaning, **number)
     parser.add_argument(
         '--overwrite',
         action='store_true',
         help='replace digit scenes that are there already',
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns its exit status."""
-    args = _parse_args(argv)
+    args = vars(parser.parse_args(argv))
+    root, overwrite = args.pop('root'), args.pop('overwrite')
+    wrong = ValueError, ImportError, FileExistsError, NotADirectoryError
     try:
-        recipe = Recipe(
-            **{
-                field.name: getattr(args, field.name)
-                for field in fields(Recipe)
-            }
-        )
-        root = make_digit_scenes(args.root, recipe, overwrite=args.overwrite)
+        recipe = Recipe(**args)
+        made = make_digit_scenes(root, recipe, overwrite=overwrite)
     except KeyboardInterrupt:
-        print(f'\ninterrupted; {args.root} is as it was', file=sys.stderr)
+        print(f'\ninterrupted; {root} is as it was', file=sys.stderr)
         return 130
-    except (
-        ValueError,
-        ImportError,
-        FileExistsError,
-        NotADirectoryError,
-    ) as error:
+    except wrong as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        print(
-            f'error: cannot write digit scenes to {args.root}: {error}',
-            file=sys.stderr,
-        )
+        text = f'cannot write digit scenes to {root}: {error}'
+        print(f'error: {text}', file=sys.stderr)
         return 1
     print(
-        f'{root}: {recipe.train_scenes} training and {recipe.val_scenes} '
-        f'validation scenes ({ADE_ROOT}, {COCO_ROOT}), '
-        f'{recipe.train_digits} and {recipe.val_digits} single digits '
-        f'({IMAGENET_ROOT})'
+        f'{made}: {recipe.train_scenes} training and {recipe.val_scenes} '
+        f'validation scenes ({ADE_ROOT}, {COCO_ROOT}), {recipe.train_digits} '
+        f'and {recipe.val_digits} single digits ({IMAGENET_ROOT})'
     )
     return 0
 
