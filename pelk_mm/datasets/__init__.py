@@ -1,4 +1,4 @@
-"""The data set of the demos, and the reading of images."""
+"""Reading images, and drawing the digit scenes that the demos train on."""
 
 from .transforms import StretchedGrey
 

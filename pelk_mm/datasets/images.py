@@ -11,17 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+# fmt: off
 IMAGE_SUFFIXES = (
-    '.jpg',
-    '.jpeg',
-    '.png',
-    '.bmp',
-    '.webp',
-    '.tif',
-    '.tiff',
-    '.ppm',
-    '.pgm',
+    '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm',
 )
+# fmt: on
+#: What Pillow raises where it cannot decode an image.
+_BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def find_images(folder: str | Path) -> Iterator[Path]:
@@ -64,9 +60,8 @@ def read_image(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise ValueError(f'there is no file {path}') from error
     except OSError as error:
-        raise ValueError(
-            f'{path} cannot be opened: {error.strerror}'
-        ) from error
+        text = f'{path} cannot be opened: {error.strerror}'
+        raise ValueError(text) from error
     if not content:
         raise ValueError(f'{path} is not an image: it has 0 bytes')
     try:
@@ -75,12 +70,7 @@ def read_image(path: str | Path) -> np.ndarray:
             image.load()
     except UnidentifiedImageError as error:
         raise ValueError(f'{path} is not an image') from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+    except _BROKEN as error:
         raise ValueError(f'{path} cannot be decoded: {error}') from error
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
@@ -89,18 +79,6 @@ def read_image(path: str | Path) -> np.ndarray:
             'images with, does not read; convert it to PNG or JPEG'
         )
     return image
-
-
-def check_image(path: str | Path) -> None:
-    """Raise unless an image can be read to its end.
-
-    Args:
-        path (str | Path): Image file.
-
-    Raises:
-        ValueError: If it cannot; see :func:`read_image`.
-    """
-    read_image(path)
 
 
 def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
@@ -116,7 +94,7 @@ def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     good, bad = [], []
     for path in paths:
         try:
-            check_image(path)
+            read_image(path)
         except ValueError as error:
             bad.append(str(error))
         else:

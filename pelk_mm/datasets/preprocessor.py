@@ -50,15 +50,10 @@ class Preprocessor:
             ValueError: If it cannot be read.
         """
         image = read_image(path)
-        height, width = (
-            (self.size, self.size) if isinstance(self.size, int) else self.size
-        )
-        image = cv2.resize(
-            image, (width, height), interpolation=cv2.INTER_CUBIC
-        )
+        size = np.broadcast_to(self.size, 2)[::-1].tolist()
+        image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
         if self.rgb:
             image = image[..., ::-1]
         image = (image.astype(np.float32) - self.mean) / self.std
-        return torch.from_numpy(
-            np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
-        )[None]
+        planes = image.transpose(2, 0, 1)[None]
+        return torch.from_numpy(np.ascontiguousarray(planes, np.float32))

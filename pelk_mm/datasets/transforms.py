@@ -1,4 +1,4 @@
-"""What the demos do to a picture before a model sees it."""
+"""A transform for the pipelines of the libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StretchedGrey(BaseTransform):
         image = results['img']
         if image.dtype != np.uint8 or image.shape[2:] != (3,):
             raise ValueError(
-                f'StretchedGrey takes images (H, W, 3) of uint8, got '
+                'StretchedGrey takes images (H, W, 3) of uint8, got '
                 f'{image.shape} of {image.dtype} from '
                 f'{results.get("img_path")}; load them with '
                 "LoadImageFromFile's color_type='color'"

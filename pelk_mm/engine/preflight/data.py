@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from ...datasets.images import IMAGE_SUFFIXES, check_image, find_images
+from ...datasets.images import IMAGE_SUFFIXES, find_images, sort_out
 from ...utils.text import first_few
 from .annotations import Findings, check_coco, check_labels
 
@@ -103,11 +103,8 @@ def _folder_problems(folder: str, name: str) -> Iterator[str]:
             f'{name}: the folder {folder} holds no image, nor do its '
             f'subfolders (looked for {", ".join(IMAGE_SUFFIXES)})'
         )
-    for image in images:
-        try:
-            check_image(image)
-        except ValueError as error:
-            yield f'{name}: {error}'
+    for why_not in sort_out(images)[1]:
+        yield f'{name}: {why_not}'
 
 
 def _annotation_problems(
