@@ -24,21 +24,19 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
             the fields of the config that lead there.
     """
     missing: dict[str, list[str]] = {}
-    for split in splits:
-        loader = config.get(f'{split}_dataloader') or {}
-        for field, dataset in _datasets(
-            loader.get('dataset'), f'{split}_dataloader.dataset'
-        ):
+    for loader in [f'{split}_dataloader' for split in splits]:
+        node = (config.get(loader) or {}).get('dataset')
+        for field, dataset in walk_datasets(node, f'{loader}.dataset'):
             path = _first_missing(dataset)
             if path is not None:
                 missing.setdefault(path, []).append(field)
     if not missing:
         return
-    fields = [field for names in missing.values() for field in names]
     lines = [
-        f'there is no {path} ({", ".join(names)})'
-        for path, names in missing.items()
+        f'there is no {path} ({", ".join(fields)})'
+        for path, fields in missing.items()
     ]
+    fields = [field for fields in missing.values() for field in fields]
     raise FileNotFoundError(
         'the data is not there:\n  '
         + '\n  '.join(lines)
@@ -48,29 +46,38 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
     )
 
 
-def _datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:
-    """Data sets by their dotted names, those inside wrappers too."""
-    if not isinstance(node, Mapping):
-        return
-    if 'data_root' in node:
+def walk_datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:
+    """Configs of data sets by their dotted names.
+
+    Args:
+        node (Any): A loader's ``dataset``.
+        field (str): Its dotted name.
+
+    Yields:
+        tuple[str, Mapping]: Name and config; those that wrap others come
+        after them.
+    """
+    if isinstance(node, Mapping):
+        for key in ('dataset', 'datasets'):
+            yield from walk_datasets(node.get(key), f'{field}.{key}')
         yield field, node
-    yield from _datasets(node.get('dataset'), f'{field}.dataset')
-    for i, inner in enumerate(node.get('datasets') or ()):
-        yield from _datasets(inner, f'{field}.datasets.{i}')
+    elif isinstance(node, (list, tuple)):
+        for i, inner in enumerate(node):
+            yield from walk_datasets(inner, f'{field}.{i}')
 
 
 def _first_missing(dataset: Mapping) -> str | None:
     """The root if that is missing, else the first part that is."""
     root = dataset.get('data_root') or ''
-    if '://' in root or dataset.get('backend_args'):
+    elsewhere = '://' in root or dataset.get('backend_args')
+    if elsewhere or 'data_root' not in dataset:
         return None
     prefix = dataset.get('data_prefix') or {}
     parts = [prefix] if isinstance(prefix, str) else list(prefix.values())
-    parts.append(dataset.get('ann_file'))
     paths = [root] if root else []
     paths += [
         osp.join(root, part)
-        for part in parts
+        for part in [*parts, dataset.get('ann_file')]
         if part and isinstance(part, str) and '://' not in part
     ]
     return next((path for path in paths if not osp.exists(path)), None)
