@@ -11,12 +11,17 @@ import os
 import os.path as osp
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from ...utils.text import first_few
+
+#: Width and height in pixels.
+_Size = tuple[float, float]
 
 #: EXIF orientations that swap rows and columns, and the tag that holds them.
 _TURNED, _ORIENTATION = (5, 6, 7, 8), 0x0112
@@ -41,15 +46,11 @@ class Findings:
 
     def error(self, kind: str, example: str) -> None:
         """Count an error."""
-        self._count(self.errors, kind, example)
+        self.errors.setdefault(kind, [0, example])[0] += 1
 
     def warn(self, kind: str, example: str) -> None:
         """Count a warning."""
-        self._count(self.warnings, kind, example)
-
-    @staticmethod
-    def _count(found: dict[str, list], kind: str, example: str) -> None:
-        found.setdefault(kind, [0, example])[0] += 1
+        self.warnings.setdefault(kind, [0, example])[0] += 1
 
     @staticmethod
     def lines(found: Mapping[str, Sequence]) -> Iterator[str]:
@@ -83,12 +84,9 @@ def check_coco(
     """
     found = Findings()
     for key in ('images', 'annotations', 'categories'):
-        if not isinstance(content[key], list) or not all(
-            isinstance(item, Mapping) for item in content[key]
-        ):
-            found.error(
-                f'{key} is not a list of objects', f'{str(content[key])[:60]}'
-            )
+        items = content[key]
+        if not _is_list(items, Mapping):
+            found.error(f'{key} is not a list of objects', str(items)[:60])
     if found.errors:
         return found
     sizes = _check_images(content['images'], found)
@@ -97,14 +95,34 @@ def check_coco(
     used = _check_categories(content['categories'], classes, found)
     kept, ids = 0, set()
     for annotation in content['annotations']:
-        kept += _check_annotation(annotation, sizes, used, ids, masks, found)
+        name = f'annotation {annotation.get("id")!r}'
+        error = _why_wrong(annotation, ids)
+        left_out = None if error else _why_left_out(annotation, sizes, used)
+        if error:
+            kind, detail = error
+            found.error(kind, name + detail)
+        elif left_out:
+            kind, detail = left_out
+            found.warn(f'annotations {kind} are left out', name + detail)
+        elif not annotation.get('ignore'):
+            kept += 1
+            if masks:
+                mask = annotation.get('segmentation')
+                _check_mask(mask, sizes[annotation['image_id']], name, found)
     if content['annotations'] and not kept and not found.errors:
         found.error('no annotation is left', 'nothing could be learned')
     return found
 
 
-def _lacks(item: Mapping, keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if item.get(key) is None]
+def _is_list(value: object, kind: type) -> bool:
+    """Whether it is a list, and of such items alone."""
+    return isinstance(value, list) and all(
+        isinstance(item, kind) for item in value
+    )
+
+
+def _lacks(item: Mapping, keys: Iterable[str]) -> str:
+    return ', '.join(key for key in keys if item.get(key) is None)
 
 
 def _is_number(value: object) -> bool:
@@ -115,19 +133,22 @@ def _is_number(value: object) -> bool:
     )
 
 
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))
+
+
 def _check_images(
     images: Sequence[Mapping], found: Findings
-) -> dict[Hashable, tuple[float, float]]:
+) -> dict[Hashable, _Size]:
     """Width and height of the good ones, by id."""
-    sizes: dict[Hashable, tuple[float, float]] = {}
+    sizes: dict[Hashable, _Size] = {}
     for i, image in enumerate(images):
         name = f'images[{i}] ({image.get("file_name")})'
+        key, size = image.get('id'), (image.get('width'), image.get('height'))
         lacks = _lacks(image, _IMAGE_KEYS)
         if lacks:
-            found.error(f'an image has no {", ".join(lacks)}', name)
-            continue
-        size = image['width'], image['height']
-        if not isinstance(image['id'], Hashable) or not isinstance(
+            found.error(f'an image has no {lacks}', name)
+        elif not isinstance(key, Hashable) or not isinstance(
             image['file_name'], str
         ):
             found.error(
@@ -139,14 +160,14 @@ def _check_images(
                 f'positive number, {size}',
                 name,
             )
-        elif image['id'] in sizes:
+        elif key in sizes:
             found.error(
                 'two images have the same id, and one would take the '
                 "other's annotations",
-                f'{name}, id {image["id"]!r}',
+                f'{name}, id {key!r}',
             )
         else:
-            sizes[image['id']] = size
+            sizes[key] = size
     return sizes
 
 
@@ -154,46 +175,44 @@ def _check_files(
     images: Sequence[Mapping], folder: str, samples: int, found: Findings
 ) -> None:
     """Whether images are in the folder, and some of them of the size said."""
-    listings: dict[str, set[str]] = {}
+
+    @cache
+    def names(parent: str) -> set[str]:
+        # One listing instead of a question a file: quick on any disk.
+        return set(os.listdir(parent)) if osp.isdir(parent) else set()
+
     for image in images:
         if not isinstance(image.get('file_name'), str):
             continue
         path = osp.join(folder, image['file_name'])
-        # One listing instead of a question a file: quick on any disk.
-        parent = osp.dirname(path)
-        if parent not in listings:
-            listings[parent] = (
-                set(os.listdir(parent)) if osp.isdir(parent) else set()
-            )
-        if osp.basename(path) not in listings[parent]:
+        if osp.basename(path) not in names(osp.dirname(path)):
             found.error('an image is not in the folder', path)
         elif samples > 0:
             samples -= 1
             said = image.get('width'), image.get('height')
-            size, turned = _size(path)
-            if size is None or size == said:
+            size, stored = _sizes(path)
+            if size in (None, said):
                 continue
             hint = (
                 ', which it would have without the turn in its EXIF: '
                 'libraries load it turned'
-                if turned and size[::-1] == said
-                else ''
             )
             found.error(
                 'an image has another width and height than its file',
-                f'{path} has {size}, the annotations say {said}{hint}',
+                f'{path} has {size}, the annotations say {said}'
+                f'{hint if stored == said else ""}',
             )
 
 
-def _size(path: str | Path) -> tuple[tuple[int, int] | None, bool]:
-    """Width and height as it is loaded, and whether EXIF turns it."""
+def _sizes(path: str) -> tuple[_Size | None, _Size | None]:
+    """Width and height of an image as it is loaded, and as it is stored."""
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-            return (image.size[::-1] if turned else image.size), turned
+            return (image.size[::-1] if turned else image.size), image.size
     except Exception:
         # Whether it can be decoded is asked elsewhere.
-        return None, False
+        return None, None
 
 
 def _check_categories(
@@ -204,114 +223,77 @@ def _check_categories(
     """Ids of the categories that are used."""
     names: dict[Hashable, str] = {}
     for i, category in enumerate(categories):
-        key = category.get('id')
+        key, name = category.get('id'), category.get('name')
         if key is None or not isinstance(key, Hashable):
-            found.error(
-                'a category has no id',
-                f'categories[{i}] ({category.get("name")})',
-            )
+            found.error('a category has no id', f'categories[{i}] ({name})')
         elif key in names:
             found.error(
                 'two categories have the same id',
-                f'{names[key]!r} and {category.get("name")!r}, id {key!r}',
+                f'{names[key]!r} and {name!r}, id {key!r}',
             )
         else:
-            names[key] = category.get('name')
+            names[key] = name
     if classes is None:
         return set(names)
-    used = [name for name in names.values() if name in classes]
-    if len(used) == len(classes) and used != list(classes):
+    used = {key: name for key, name in names.items() if name in classes}
+    order = list(used.values())
+    if len(order) == len(classes) and order != list(classes):
         found.warn(
             'categories are in another order than the classes of the data '
             'set; mmdetection numbers labels in the order of the file, so '
             'that pictures get wrong names',
-            f'{_few(used)} instead of {_few(classes)}',
+            f'{first_few(order)} instead of {first_few(classes)}',
         )
-    return {key for key, name in names.items() if name in classes}
+    return set(used)
 
 
-def _few(names: Sequence[str]) -> str:
-    return ', '.join(map(str, names[:4])) + (', …' if len(names) > 4 else '')
-
-
-def _check_annotation(
-    annotation: Mapping,
-    sizes: Mapping[Hashable, tuple],
-    categories: set[Hashable],
-    ids: set[Hashable],
-    masks: bool,
-    found: Findings,
-) -> bool:
-    """Whether mmdetection would keep it; ``ids`` are those seen before."""
-    name = f'annotation {annotation.get("id")!r}'
+def _why_wrong(
+    annotation: Mapping, ids: set[Hashable]
+) -> tuple[str, str] | None:
+    """A kind of error, and details of it; ``ids`` are those seen before."""
     lacks = _lacks(annotation, _ANNOTATION_KEYS)
     if lacks:
-        found.error(f'an annotation has no {", ".join(lacks)}', name)
-        return False
-    key, image, category = (
-        annotation[part] for part in ('id', 'image_id', 'category_id')
-    )
-    if not all(isinstance(part, Hashable) for part in (key, image, category)):
-        found.error('an annotation has an id of a wrong type', name)
-        return False
+        return f'an annotation has no {lacks}', ''
+    key, image, category, box, area = map(annotation.get, _ANNOTATION_KEYS)
+    if not _is_list([key, image, category], Hashable):
+        return 'an annotation has an id of a wrong type', ''
     if key in ids:
-        found.error('two annotations have the same id', name)
-        return False
+        return 'two annotations have the same id', ''
     ids.add(key)
-    box = annotation['bbox']
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(map(_is_number, box))
-        or not _is_number(annotation['area'])
-    ):
-        found.error(
-            'an annotation has a bbox that is not four numbers, or '
-            'an area that is none',
-            f'{name}, bbox {str(box)[:60]}',
+    if not _are_numbers(box) or len(box) != 4 or not _is_number(area):
+        kind = (
+            'an annotation has a bbox that is not four numbers, or an area '
+            'that is none'
         )
-        return False
+        return kind, f', bbox {str(box)[:60]}'
+    return None
+
+
+def _why_left_out(
+    annotation: Mapping,
+    sizes: Mapping[Hashable, _Size],
+    categories: set[Hashable],
+) -> tuple[str, str] | None:
+    """Why mmdetection drops an annotation, and details, else None."""
+    _, image, category, box, area = map(annotation.get, _ANNOTATION_KEYS)
     if image not in sizes:
-        found.warn(
-            'annotations of images that are not listed are left out',
-            f'{name}, image_id {image!r}',
-        )
-        return False
+        return 'of images that are not listed', f', image_id {image!r}'
     if category not in categories:
-        found.warn(
-            'annotations of categories that are not used are left out',
-            f'{name}, category_id {category!r}',
-        )
-        return False
+        return 'of categories that are not used', f', category_id {category!r}'
     if annotation.get('ignore'):
-        return False
-    x, y, width, height = box
-    columns, rows = sizes[image]
-    if width < 1 or height < 1 or annotation['area'] <= 0:
-        found.warn(
-            'annotations with a box of less than a pixel, or no area, '
-            'are left out',
-            f'{name}, bbox {box}, area {annotation["area"]}',
-        )
-        return False
-    if min(x + width, columns) <= max(x, 0) or min(y + height, rows) <= max(
-        y, 0
-    ):
-        found.warn(
-            'annotations with a box outside the image are left out',
-            f'{name}, bbox {box}, image {columns} x {rows}',
-        )
-        return False
-    if masks:
-        _check_mask(
-            annotation.get('segmentation'), (columns, rows), name, found
-        )
-    return True
+        return None
+    (x, y, width, height), (columns, rows) = box, sizes[image]
+    if width < 1 or height < 1 or area <= 0:
+        kind = 'with a box of less than a pixel, or no area,'
+        return kind, f', bbox {box}, area {area}'
+    across = min(x + width, columns) > max(x, 0)
+    if not across or min(y + height, rows) <= max(y, 0):
+        kind = 'with a box outside the image'
+        return kind, f', bbox {box}, image {columns} x {rows}'
+    return None
 
 
-def _check_mask(
-    mask: Any, size: tuple[float, float], name: str, found: Findings
-) -> None:
+def _check_mask(mask: Any, size: _Size, name: str, found: Findings) -> None:
     columns, rows = size
     if not mask:
         found.error(
@@ -327,10 +309,7 @@ def _check_mask(
                 'a mask in run lengths has another size than its image',
                 f'{name}, {given} instead of {[rows, columns]}',
             )
-    elif not isinstance(mask, list) or not all(
-        isinstance(polygon, list) and all(map(_is_number, polygon))
-        for polygon in mask
-    ):
+    elif not isinstance(mask, list) or not all(map(_are_numbers, mask)):
         found.error(
             'a segmentation is neither polygons nor run lengths',
             f'{name}, {str(mask)[:60]}',
@@ -340,36 +319,22 @@ def _check_mask(
 
 
 def _check_polygons(
-    polygons: Sequence[Sequence[float]],
-    size: tuple[float, float],
-    name: str,
-    found: Findings,
+    polygons: Sequence[list], size: _Size, name: str, found: Findings
 ) -> None:
-    columns, rows = size
-    good = [
-        polygon
-        for polygon in polygons
-        if len(polygon) >= 6 and len(polygon) % 2 == 0
-    ]
-    if len(good) < len(polygons):
+    whole = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+    if len(whole) < len(polygons):
         found.warn(
             'polygons of less than three points, or of half a point, '
             'are left out',
             name,
         )
-    for polygon in good:
-        xs, ys = polygon[::2], polygon[1::2]
-        if (
-            min(xs) < -_SLACK
-            or max(xs) > columns + _SLACK
-            or min(ys) < -_SLACK
-            or max(ys) > rows + _SLACK
-        ):
-            found.warn(
-                'polygons reach outside the image and are cut off',
-                f'{name}, image {columns} x {rows}',
-            )
-            return
+    most = np.add(size, _SLACK)
+    points = np.reshape([x for polygon in whole for x in polygon], (-1, 2))
+    if (points < -_SLACK).any() or (points > most).any():
+        found.warn(
+            'polygons reach outside the image and are cut off',
+            f'{name}, image {size[0]} x {size[1]}',
+        )
 
 
 def check_labels(
@@ -392,9 +357,10 @@ def check_labels(
         Findings: As mmsegmentation sees them.
     """
     found = Findings()
-    most = (
-        None if num_classes is None else (num_classes - 1 + reduce_zero_label)
-    )
+    most, allowed = None, 'up to 255'
+    if num_classes is not None:
+        most = num_classes - 1 + reduce_zero_label
+        allowed = f'0 to {most}, or {ignore_index} for what is ignored'
     for image, label in pairs:
         try:
             with Image.open(label) as file:
@@ -409,29 +375,22 @@ def check_labels(
                 f'{label}, mode {mode}',
             )
             continue
-        size, turned = _size(image)
-        if size is not None and size != values.shape[::-1]:
-            hint = (
-                ': the image is turned as its EXIF says, the labels are not'
-                if turned and size[::-1] == values.shape[::-1]
-                else ''
-            )
+        size, stored = _sizes(image)
+        own = values.shape[::-1]
+        if size not in (None, own):
+            hint = ': the image is turned as its EXIF says, the labels are not'
             found.error(
                 'labels have another width and height than the image',
-                f'{label} has {values.shape[::-1]}, {image} {size}{hint}',
+                f'{label} has {own}, {image} {size}'
+                f'{hint if stored == own else ""}',
             )
         labels = np.unique(values)
         wrong = labels[(labels < 0) | (labels > 255)]
         if most is not None and not len(wrong):
             wrong = labels[(labels > most) & (labels != ignore_index)]
         if len(wrong):
-            allowed = (
-                'up to 255'
-                if most is None
-                else (f'0 to {most}, or {ignore_index} for what is ignored')
-            )
             found.error(
                 f'labels are expected to be {allowed}',
-                f'{label} has {_few(wrong.tolist())}',
+                f'{label} has {first_few(wrong.tolist())}',
             )
     return found
