@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import traceback
 from importlib import import_module
+from inspect import signature
+from re import search
 from types import ModuleType
 
 from mmengine.registry import Registry, build_functions
@@ -25,13 +25,9 @@ LIKELY = (
     LookupError,
     AssertionError,
     ImportError,
-    NotImplementedError,
     OSError,
     RuntimeError,
 )
-#: How mmengine's registry and Python's calls say what is not there.
-_UNKNOWN_TYPE = re.compile(r'(\S+) is not in the (.+?) registry')
-_UNKNOWN_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def from_config(error: BaseException) -> bool:
@@ -43,7 +39,7 @@ def from_config(error: BaseException) -> bool:
     Returns:
         bool: False also for errors that no config explains.
     """
-    return isinstance(error, LIKELY) and bool(_builds(error))
+    return isinstance(error, LIKELY) and _innermost_build(error) is not None
 
 
 def explain(error: BaseException) -> str:
@@ -55,50 +51,45 @@ def explain(error: BaseException) -> str:
     Returns:
         str: Such as ``"PeLK: unknown arch 'tinny', expected …"``.
     """
-    # A KeyError's text is the repr of its key.
-    text = (
-        str(error.args[0])
-        if isinstance(error, KeyError) and error.args
-        else str(error)
-    )
-    builds = _builds(error)
-    if not builds:
+    text = str(error)
+    if isinstance(error, KeyError) and error.args:
+        # Its text is the repr of its key.
+        text = str(error.args[0])
+    build = _innermost_build(error)
+    if build is None:
         return text or type(error).__name__
-    scope = builds[-1]
-    unknown = _UNKNOWN_TYPE.search(text)
-    if unknown and isinstance(error, KeyError):
-        return (
-            f'there is no {unknown[1]} in the registry {unknown[2]}'
-            + did_you_mean(unknown[1], registered(scope['registry']))
-            + '; what is not of the library has to be named in '
-            'custom_imports'
-        )
-    kind = scope.get('obj_cls')
+    kind = build.get('obj_cls')
     name = getattr(kind, '__name__', None)
-    argument = _UNKNOWN_ARGUMENT.search(text)
-    if argument and name and text.startswith(f'{name}.__init__()'):
-        known = [
-            key
-            for key in inspect.signature(kind).parameters
-            if key not in ('args', 'kwargs')
-        ]
-        hint = did_you_mean(argument[1], known)
+    unknown = search(r'(\S+) is not in the (.+?) registry', text)
+    if unknown and isinstance(error, KeyError):
+        hint = did_you_mean(unknown[1], registered(build['registry']))
         return (
-            f'{name} has no argument {argument[1]!r}{hint}; it has '
-            f'{", ".join(known)}'
+            f'there is no {unknown[1]} in the registry {unknown[2]}{hint}; '
+            'what is not of the library has to be named in custom_imports'
         )
+    argument = search(r"unexpected keyword argument '(\w+)'", text)
+    if argument and text.startswith(f'{name}.__init__()'):
+        rest = ('args', 'kwargs')
+        known = [key for key in signature(kind).parameters if key not in rest]
+        hint = did_you_mean(argument[1], known)
+        wrong = f'{name} has no argument {argument[1]!r}{hint}'
+        return f'{wrong}; it has {", ".join(known)}'
     if not isinstance(error, (TypeError, ValueError)) or not text:
         text = f'{type(error).__name__}: {text}'
     return f'{name}: {text}' if name else text
 
 
-def _builds(error: BaseException) -> list[dict]:
-    """Variables of mmengine's calls that build what failed, from outside."""
-    return [
-        frame.f_locals
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code is build_functions.build_from_cfg.__code__
-    ]
+def _innermost_build(error: BaseException) -> dict | None:
+    """Variables of the mmengine call that was building what failed, if any.
+
+    Nothing else tells what was built: mmengine lets errors through as they
+    are.
+    """
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is build_functions.build_from_cfg.__code__:
+            found = frame.f_locals
+    return found
 
 
 def registered(registry: Registry | None) -> list[str]:
@@ -131,8 +122,8 @@ def need(*names: str) -> list[ModuleType]:
     if missing:
         raise LaunchError(
             f'this needs packages that cannot be imported: '
-            f'{", ".join(missing)}. Install them with '
-            '"pip install -r requirements/deploy.txt", or '
-            '"pip install -e .[deploy]" for newer versions'
+            f'{", ".join(missing)}. Install them with "pip install -r '
+            'requirements/deploy.txt", or "pip install -e .[deploy]" for '
+            'newer versions'
         )
     return modules
