@@ -86,10 +86,10 @@ def remove_leftovers(
         machine stay.
     """
     name = '.+' if stem is None else re.escape(stem)
-    form = re.compile(rf'\.{name}\.(\d+){re.escape(suffix)}')
+    pattern = rf'\.{name}\.(\d+){re.escape(suffix)}'
     removed = []
     for path in Path(folder).glob(f'.*{suffix}'):
-        match = form.fullmatch(path.name)
+        match = re.fullmatch(pattern, path.name)
         if match and path.is_file() and not _runs(int(match[1])):
             path.unlink(missing_ok=True)
             removed.append(path)

@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -20,8 +20,7 @@ from rich.progress import (
 
 
 @contextmanager
-def errors_only(*loggers: logging.Logger) -> Iterator[None]:
-    """Silence what some loggers say below errors."""
+def _errors_only(*loggers: logging.Logger) -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -32,13 +31,26 @@ def errors_only(*loggers: logging.Logger) -> Iterator[None]:
             logger.setLevel(level)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Silence what the libraries log below errors while building models.
 
     Their advice is for those who are about to train.
     """
-    with errors_only(MMLogger.get_current_instance()):
+    return _errors_only(MMLogger.get_current_instance())
+
+
+@contextmanager
+def silent(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without what some loggers say below errors.
+
+    An exporter talks of what it tries to those who write exporters.
+
+    Args:
+        *loggers (str): Names of Python's loggers.
+    """
+    muted = _errors_only(*map(logging.getLogger, loggers))
+    with muted, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         yield
 
 
@@ -77,20 +89,3 @@ class Steps:
     def _finish(self) -> None:
         if self._task is not None:
             self._progress.update(self._task, total=1, completed=1)
-
-
-@contextmanager
-def silent(*loggers: str) -> Iterator[None]:
-    """Without warnings, and without what some loggers say below errors.
-
-    An exporter talks of what it tries to those who write exporters.
-
-    Args:
-        *loggers (str): Names of Python's loggers.
-    """
-    with (
-        errors_only(*map(logging.getLogger, loggers)),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter('ignore')
-        yield
