@@ -29,28 +29,22 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         action=ConfigOptions,
         metavar='KEY=VALUE',
+        dest='options',
         help='override fields of the config',
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    args = parse_args()
+    options = vars(parse_args())
+    task = options.pop('task')
     try:
         with command(OSError, ImportError):
-            result = run_demo(
-                args.task,
-                CONFIGS,
-                data_root=args.data_root,
-                work_dir=args.work_dir,
-                options=args.cfg_options,
-            )
+            result = run_demo(task, CONFIGS, **options)
     except KeyboardInterrupt:
         sys.exit('\ninterrupted')
-    print(
-        f'\n{args.task}: {result.seconds / 60:.1f} minutes for data, '
-        'training, evaluation and picture'
-    )
+    minutes = f'{result.seconds / 60:.1f} minutes'
+    print(f'\n{task}: {minutes} for data, training, evaluation and picture')
     for name, value in result.figures.items():
         print(f'{name}: {value:.3f} over {result.images} validation pictures')
     print(f'picture: {result.picture}')

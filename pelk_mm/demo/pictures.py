@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import ceil, log
 from pathlib import Path
 
 import cv2
@@ -76,29 +76,20 @@ def draw_instances(
     for mask, label in zip(masks, labels, strict=True):
         inside = mask.astype(bool)
         shaded[inside] = (shaded[inside] + np.array(palette[label])) / 2
-    large = np.ascontiguousarray(
-        shaded.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
-    )
+    large = shaded.astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         left, top, right, bottom = np.rint(box * scale).astype(int).tolist()
-        colour = tuple(int(value) for value in palette[label])
+        colour = tuple(map(int, palette[label]))
         cv2.rectangle(large, (left, top), (right, bottom), colour, 2)
         text = classes[label]
         if scores is not None:
             text += f' {scores[i]:.2f}'
         where = (left + 2, max(top - 4, 12))
+        font = cv2.FONT_HERSHEY_SIMPLEX, 0.45
         # A dark edge keeps the text readable on every background.
         for ink, thickness in (((0, 0, 0), 3), (colour, 1)):
-            cv2.putText(
-                large,
-                text,
-                where,
-                cv2.FONT_HERSHEY_SIMPLEX,
-                0.45,
-                ink,
-                thickness,
-                cv2.LINE_AA,
-            )
+            style = *font, ink, thickness, cv2.LINE_AA
+            cv2.putText(large, text, where, *style)
     return large
 
 
@@ -125,19 +116,16 @@ def draw_rows(
     """
     path = Path(path)
     width = len(rows[0])
-    abreast = min(
-        range(1, len(rows) + 1),
-        key=lambda count: abs(
-            log(width * count / -(-len(rows) // count) / _SCREEN)
-        ),
-    )
-    lines = -(-len(rows) // abreast)
+
+    def unlike_a_screen(abreast: int) -> float:
+        return abs(log(width * abreast / ceil(len(rows) / abreast) / _SCREEN))
+
+    abreast = min(range(1, len(rows) + 1), key=unlike_a_screen)
+    lines = ceil(len(rows) / abreast)
     # No column stays empty.
-    abreast = -(-len(rows) // lines)
-    figure = Figure(
-        figsize=(1.7 * width * abreast, 1.8 * lines + 1.1),
-        layout='constrained',
-    )
+    abreast = ceil(len(rows) / lines)
+    size = (1.7 * width * abreast, 1.8 * lines + 1.1)
+    figure = Figure(figsize=size, layout='constrained')
     figure.suptitle(title)
     axes = figure.subplots(lines, width * abreast, squeeze=False)
     for axis in axes.flat:
@@ -150,10 +138,8 @@ def draw_rows(
             axis.set_title(panel.caption, fontsize=8)
     if legend:
         figure.legend(
-            handles=[
-                Patch(color=np.asarray(colour) / 255, label=name)
-                for name, colour in legend.items()
-            ],
+            [Patch(color=np.divide(rgb, 255)) for rgb in legend.values()],
+            list(legend),
             loc='outside lower center',
             ncols=min(len(legend), 4 * abreast),
             fontsize=8,

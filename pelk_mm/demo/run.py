@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -19,6 +18,7 @@ from mmengine.runner import Runner
 from ..apis.launch import build_runner, prepare_training
 from ..datasets.digit_scenes import Recipe, make_digit_scenes
 from ..utils.config import load_config
+from ..utils.sampling import evenly
 from .pictures import draw_rows
 from .tasks import TASKS, Task
 
@@ -75,39 +75,29 @@ def run_demo(
         LaunchError: If the config cannot be run.
     """
     start = time.monotonic()
+    recipe = recipe or Recipe()
     task = TASKS[name]
     # Before the config: it fails early where the folder is taken.
     root = make_digit_scenes(data_root, recipe)
     config = load_config(str(Path(configs, task.config)), options)
     _replace_root(config, root)
     _make_weights(task, config, configs, root, recipe)
-    runner = build_runner(
-        prepare_training(
-            config, work_dir=None if work_dir is None else str(work_dir)
-        )
-    )
+    if work_dir is not None:
+        config.work_dir = str(work_dir)
+    runner = build_runner(prepare_training(config))
     runner.train()
     found = runner.test()
-    figures = {
-        metric: found[metric] / (100 if task.percent else 1)
-        for metric in task.metrics
-    }
+    scale = 100 if task.percent else 1
+    figures = {metric: found[metric] / scale for metric in task.metrics}
     images = len(runner.test_dataloader.dataset)
-    picture = _draw(
-        task,
-        runner,
-        ', '.join(f'{name} {value:.3f}' for name, value in figures.items())
-        + f' over {images} validation pictures',
-    )
+    text = ', '.join(f'{name} {value:.3f}' for name, value in figures.items())
+    title = f'{text} over {images} validation pictures'
+    picture = _draw(task, runner, title)
     return Result(figures, images, picture, time.monotonic() - start)
 
 
 def _make_weights(
-    task: Task,
-    config: Config,
-    configs: str | Path,
-    root: Path,
-    recipe: Recipe | None,
+    task: Task, config: Config, configs: str | Path, root: Path, recipe: Recipe
 ) -> None:
     """Run the demo whose checkpoint the config starts from, if need be."""
     weights = (config.model.backbone.get('init_cfg') or {}).get('checkpoint')
@@ -116,10 +106,8 @@ def _make_weights(
     work_dir = Path('work_dirs', Path(TASKS[task.after].config).stem)
     if Path(weights).parent != work_dir:
         return  # of the user's own; its absence is an error later on
-    print_log(
-        f'{weights} does not exist yet: running the demo of {task.after}',
-        logger='current',
-    )
+    text = f'{weights} does not exist yet: running the demo of {task.after}'
+    print_log(text, 'current')
     run_demo(task.after, configs, root, work_dir, recipe)
 
 
@@ -130,33 +118,25 @@ def _replace_root(node: Any, root: Path) -> Any:
             node[key] = _replace_root(value, root)
     elif isinstance(node, (list, tuple)):
         return type(node)(_replace_root(value, root) for value in node)
-    elif isinstance(node, str) and (f'{node}/'.startswith(f'{DATA_ROOT}/')):
+    elif isinstance(node, str) and f'{node}/'.startswith(f'{DATA_ROOT}/'):
         return str(root) + node[len(DATA_ROOT) :]
     return node
 
 
 @torch.no_grad()
 def _draw(task: Task, runner: Runner, title: str) -> Path:
+    """Predictions beside the ground truth, in the runner's folder."""
     dataset = runner.test_dataloader.dataset
     meta = dataset.metainfo
-    chosen = np.linspace(
-        0, len(dataset) - 1, min(task.examples, len(dataset)), dtype=int
-    )
-    # One at a time: detection's pictures may differ in size.
-    rows = []
     runner.model.eval()
-    for index in chosen.tolist():
-        with torch.no_grad():
-            (sample,) = runner.model.test_step(
-                pseudo_collate([dataset[index]])
-            )
+    rows = []
+    # One at a time: detection's pictures may differ in size.
+    for index in evenly(range(len(dataset)), task.examples):
+        (sample,) = runner.model.test_step(pseudo_collate([dataset[index]]))
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         rows.append(task.panels(image, sample, meta))
-    legend = (
-        dict(zip(meta['classes'], meta['palette'], strict=True))
-        if task.legend
-        else None
-    )
-    return draw_rows(
-        rows, Path(runner.work_dir, 'predictions.png'), title, legend
-    )
+    legend = None
+    if task.legend:
+        legend = dict(zip(meta['classes'], meta['palette'], strict=True))
+    path = Path(runner.work_dir, 'predictions.png')
+    return draw_rows(rows, path, title, legend)

@@ -61,13 +61,9 @@ def classification_panels(
     truth, prediction = int(sample.gt_label), int(sample.pred_label)
     score = float(sample.pred_score[prediction])
     verdict = '' if prediction == truth else ' (wrong)'
-    return [
-        Panel(
-            image,
-            f'true {meta["classes"][truth]}, predicted '
-            f'{meta["classes"][prediction]} {score:.2f}{verdict}',
-        )
-    ]
+    true, predicted = (meta['classes'][i] for i in (truth, prediction))
+    caption = f'true {true}, predicted {predicted} {score:.2f}{verdict}'
+    return [Panel(image, caption)]
 
 
 #: Detections below it are not drawn.
@@ -84,29 +80,15 @@ def detection_panels(
     if hasattr(masks, 'to_ndarray'):
         masks = masks.to_ndarray()
     boxes = getattr(truth.bboxes, 'tensor', truth.bboxes)
+    names = meta['palette'], meta['classes']
+    true = map(_numpy, (boxes, truth.labels, masks))
+    detected = map(_numpy, (found.bboxes, found.labels, found.masks))
+    scores = _numpy(found.scores)
     return [
         Panel(image, 'input'),
+        Panel(draw_instances(image, *true, *names), 'ground truth'),
         Panel(
-            draw_instances(
-                image,
-                _numpy(boxes),
-                _numpy(truth.labels),
-                _numpy(masks),
-                meta['palette'],
-                meta['classes'],
-            ),
-            'ground truth',
-        ),
-        Panel(
-            draw_instances(
-                image,
-                _numpy(found.bboxes),
-                _numpy(found.labels),
-                _numpy(found.masks),
-                meta['palette'],
-                meta['classes'],
-                _numpy(found.scores),
-            ),
+            draw_instances(image, *detected, *names, scores),
             f'detections, score at least {_SCORE}',
         ),
     ]
