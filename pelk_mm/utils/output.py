@@ -9,14 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from mmengine.logging import MMLogger
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
 
 @contextmanager
@@ -54,7 +48,7 @@ def silent(*loggers: str) -> Iterator[None]:
         yield
 
 
-class Steps:
+class Steps(progress.Progress):
     """Steps of unknown length on stderr, each with the time that it takes.
 
     Example:
@@ -64,28 +58,23 @@ class Steps:
     """
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            SpinnerColumn(finished_text='✓'),
-            TextColumn('{task.description}', markup=False),
-            TimeElapsedColumn(),
+        super().__init__(
+            progress.SpinnerColumn(finished_text='✓'),
+            progress.TextColumn('{task.description}', markup=False),
+            progress.TimeElapsedColumn(),
             console=Console(file=sys.stderr),
         )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Steps:
-        self._progress.start()
-        return self
 
     def __exit__(self, kind, error, traceback) -> None:
         if kind is None:
             self._finish()
-        self._progress.stop()
+        super().__exit__(kind, error, traceback)
 
     def next(self, text: str) -> None:
         """End the step before, if any, and begin one."""
         self._finish()
-        self._task = self._progress.add_task(text, total=None)
+        self.add_task(text, total=None)
 
     def _finish(self) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, total=1, completed=1)
+        for task in self.task_ids[-1:]:
+            self.update(task, total=1, completed=1)
