@@ -214,36 +214,35 @@ def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
                 'choose another root'
             )
         return False
-    advice = (
-        'choose another root, or overwrite it (overwrite=True, in the '
-        'command line --overwrite)'
-    )
-    try:
-        stamp = dict(json.loads(stamp_file.read_text()))
-        files = int(stamp.pop('files'))
-    except (ValueError, TypeError, KeyError) as error:
+    problem = _why_not(root, recipe)
+    if problem is not None:
         raise FileExistsError(
-            f'{stamp_file} cannot be read as the mark of a set of digit '
-            f'scenes; {advice}'
-        ) from error
-    wanted = _stamp(recipe)
-    if stamp != wanted:
-        differences = ', '.join(
-            f'{name} {stamp.get(name)} (wanted: {value})'
-            for name, value in wanted.items()
-            if stamp.get(name) != value
-        )
-        raise FileExistsError(
-            f'{root} holds digit scenes made otherwise: '
-            f'{differences or "unknown parameters"}; {advice}'
-        )
-    found = sum(path.is_file() for path in root.rglob('*')) - 1
-    if found < files:
-        raise FileExistsError(
-            f'{root} is incomplete: {found} of {files} files are left; '
-            f'{advice}'
+            f'{root} {problem}; choose another root, or overwrite it '
+            '(overwrite=True, in the command line --overwrite)'
         )
     return True
+
+
+def _why_not(root: Path, recipe: Recipe) -> str | None:
+    """Why the digit scenes at `root` are not those of a recipe, or whole."""
+    try:
+        stamp = dict(json.loads((root / _STAMP).read_text()))
+        files = int(stamp.pop('files'))
+    except (ValueError, TypeError, KeyError) as error:
+        return f'has a {_STAMP} that cannot be read ({error!r})'
+    wanted = _stamp(recipe)
+    differences = [
+        f'{name} {stamp.get(name)} (wanted: {value})'
+        for name, value in wanted.items()
+        if stamp.get(name) != value
+    ]
+    if stamp != wanted:
+        text = ', '.join(differences) or 'unknown parameters'
+        return f'holds digit scenes made otherwise: {text}'
+    found = sum(path.is_file() for path in root.rglob('*')) - 1
+    if found < files:
+        return f'is incomplete: {found} of {files} files are left'
+    return None
 
 
 def _put_in_place(new: Path, root: Path, recipe: Recipe) -> None:
@@ -282,7 +281,7 @@ def _write_pictures(
             handwriting = images[turn % len(images)]
             image = draw_digit(rng, handwriting, recipe.digit_size)
             name = f'{digit}/{digit}_{index + 1:08d}.jpg'
-            _save_jpeg(root / IMAGENET_ROOT / split / name, image)
+            _save(root / IMAGENET_ROOT / split / name, image)
             yield
 
 
@@ -294,12 +293,13 @@ def _write_scene(
     name = f'{ade_split}/ADE_{split}_{number:08d}'
     # -1, the background, takes the last place.
     values = np.array([2 + label for label in scene.labels] + [1], np.uint8)
-    _save_jpeg(root / ADE_ROOT / 'images' / f'{name}.jpg', scene.image)
-    labels = Image.fromarray(values[scene.owners])
-    _save(labels, root / ADE_ROOT / 'annotations' / f'{name}.png')
+    _save(root / ADE_ROOT / 'images' / f'{name}.jpg', scene.image)
+    _save(
+        root / ADE_ROOT / 'annotations' / f'{name}.png', values[scene.owners]
+    )
 
     name = f'{number:012d}.jpg'
-    _save_jpeg(root / COCO_ROOT / f'{split}2017' / name, scene.image)
+    _save(root / COCO_ROOT / f'{split}2017' / name, scene.image)
     height, width = scene.owners.shape
     coco['images'].append(
         {'id': number, 'file_name': name, 'height': height, 'width': width}
@@ -344,14 +344,13 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     return np.diff(starts, prepend=0, append=values.size).tolist()
 
 
-def _save_jpeg(path: Path, image: np.ndarray) -> None:
-    pixels = np.rint(image * 255).astype(np.uint8)
-    _save(Image.fromarray(pixels), path, quality=95, subsampling=0)
-
-
-def _save(image: Image.Image, path: Path, **options: int) -> None:
+def _save(path: Path, image: np.ndarray) -> None:
+    """Save uint8 as it is, or RGB in [0, 1]."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, **options)
+    if image.dtype != np.uint8:
+        image = np.rint(image * 255).astype(np.uint8)
+    # Only JPEG knows these options.
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
 def main(argv: list[str] | None = None) -> int:
