@@ -235,6 +235,14 @@ def _check_categories(
             names[key] = name
     if classes is None:
         return set(names)
+    known = sorted({str(category.get('name')) for category in categories})
+    absent = [label for label in classes if label not in known]
+    if absent:
+        found.error(
+            f'there is no category {first_few(absent)} of the classes of the '
+            'data set',
+            f'there are {first_few(known)}',
+        )
     used = {key: name for key, name in names.items() if name in classes}
     order = list(used.values())
     if len(order) == len(classes) and order != list(classes):

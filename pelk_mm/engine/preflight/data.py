@@ -181,19 +181,6 @@ class _DataSet:
             _SAMPLES,
         )
         yield from self._tell(found, path)
-        if not isinstance(content['categories'], list):
-            return
-        known = {
-            str(category.get('name'))
-            for category in content['categories']
-            if isinstance(category, Mapping)
-        }
-        absent = [label for label in self.classes or () if label not in known]
-        if absent:
-            yield (
-                f'{path} has no category {first_few(absent)} of the '
-                f'classes of the data set; it has {first_few(sorted(known))}'
-            )
 
     def _subfolder_problems(self) -> Iterator[str]:
         """Of mmpretrain: one subfolder a class, where classes are known."""
