@@ -190,16 +190,8 @@ def _spots(rng: Generator, size: int) -> np.ndarray:
 _PATTERNS = (_clouds, _gradient, _stripes, _checks, _rings, _spots)
 
 
-def draw_background(rng: Generator, size: int) -> np.ndarray:
-    """Draw a texture: a pattern in two rather dark colours.
-
-    Args:
-        rng (Generator): Where the choices come from.
-        size (int): Side of the picture in pixels.
-
-    Returns:
-        np.ndarray: (size, size, 3), float64, RGB in [0, 1].
-    """
+def _background(rng: Generator, size: int) -> np.ndarray:
+    """A texture (size, size, 3): a pattern in two rather dark colours."""
     first = _random_color(rng, (0.05, 0.75), (0.1, 0.6))
     # A second colour of its own hue, but brought near to the first one's
     # brightness: room must be left for digits to stand out.
@@ -249,22 +241,17 @@ def draw_glyph(
         covers at least one half of it; the maps are cropped to these pixels.
     """
     samples = _sharpen(np.pad(handwriting, 2)).astype(np.float32)
-    angle = rng.uniform(-0.15, 0.15)
-    slant = rng.uniform(-0.15, 0.15)
+    angle, slant = rng.uniform(-0.15, 0.15, 2)
     stretch = rng.uniform(0.9, 1.1)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    )
+    cos, sin = np.cos(angle), np.sin(angle)
     # From pixels of the canvas, (x, y), to elements of the sample.
+    turn = np.array([[cos, -sin], [sin, cos]])
     matrix = turn @ np.array([[stretch, slant], [0, 1]]) * (8 / size)
     side = int(np.ceil(1.7 * size))
     shift = len(samples) / 2 - matrix @ np.array([side / 2, side / 2])
-    glyph = Image.fromarray(samples).transform(
-        (side, side),
-        Image.Transform.AFFINE,
-        (*matrix[0], shift[0], *matrix[1], shift[1]),
-        Image.Resampling.BICUBIC,
-    )
+    affine = np.column_stack([matrix, shift]).ravel()
+    method = Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+    glyph = Image.fromarray(samples).transform((side, side), *method)
     drawn = np.asarray(glyph, np.float64)
     # The edge is a pixel wide: the ink rises by about one per element.
     stroke = np.clip((drawn - _INK) * (size / 8) + 0.5, 0, 1)
@@ -323,7 +310,7 @@ def draw_digit(
     Returns:
         np.ndarray: (size, size, 3), float64, RGB in [0, 1].
     """
-    picture = draw_background(rng, size)
+    picture = _background(rng, size)
     height = rng.uniform(0.5, 0.75) * size
     stroke, pressure = draw_glyph(rng, handwriting, height)
     jitter = rng.uniform(-0.08, 0.08, 2) * size
@@ -387,7 +374,7 @@ def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
     Returns:
         Scene: The picture, its digits and which pixels are theirs.
     """
-    picture = draw_background(rng, size)
+    picture = _background(rng, size)
     owners = np.full((size, size), -1)
     placed: list[_Placed] = []
     for _ in range(int(rng.integers(2, 7))):

@@ -116,9 +116,9 @@ def check_coco(
 
 def _is_list(value: object, kind: type) -> bool:
     """Whether it is a list, and of such items alone."""
-    return isinstance(value, list) and all(
-        isinstance(item, kind) for item in value
-    )
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(item, kind) for item in value)
 
 
 def _lacks(item: Mapping, keys: Iterable[str]) -> str:
@@ -126,11 +126,8 @@ def _lacks(item: Mapping, keys: Iterable[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    )
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
 
 
 def _are_numbers(values: object) -> bool:
@@ -143,32 +140,30 @@ def _check_images(
     """Width and height of the good ones, by id."""
     sizes: dict[Hashable, _Size] = {}
     for i, image in enumerate(images):
-        name = f'images[{i}] ({image.get("file_name")})'
-        key, size = image.get('id'), (image.get('width'), image.get('height'))
-        lacks = _lacks(image, _IMAGE_KEYS)
-        if lacks:
-            found.error(f'an image has no {lacks}', name)
-        elif not isinstance(key, Hashable) or not isinstance(
-            image['file_name'], str
-        ):
-            found.error(
-                'an image has an id or file_name of a wrong type', name
-            )
-        elif not all(_is_number(side) and side >= 1 for side in size):
-            found.error(
-                'an image has a width or height that is not a '
-                f'positive number, {size}',
-                name,
-            )
-        elif key in sizes:
-            found.error(
-                'two images have the same id, and one would take the '
-                "other's annotations",
-                f'{name}, id {key!r}',
-            )
+        wrong = _wrong_image(image, sizes)
+        if wrong is None:
+            sizes[image['id']] = image['width'], image['height']
         else:
-            sizes[key] = size
+            name = f'images[{i}] ({image.get("file_name")})'
+            found.error(wrong, f'{name}, id {image.get("id")!r}')
     return sizes
+
+
+def _wrong_image(image: Mapping, sizes: Mapping) -> str | None:
+    """What is wrong with an image; ``sizes`` are of those before, by id."""
+    lacks = _lacks(image, _IMAGE_KEYS)
+    if lacks:
+        return f'an image has no {lacks}'
+    key, file, *size = map(image.get, _IMAGE_KEYS)
+    if not isinstance(key, Hashable) or not isinstance(file, str):
+        return 'an image has an id or file_name of a wrong type'
+    if not all(_is_number(side) and side >= 1 for side in size):
+        text = 'an image has a width or height that is not a positive number'
+        return f'{text}, {tuple(size)}'
+    if key in sizes:
+        text = 'two images have the same id, and one would take the'
+        return f"{text} other's annotations"
+    return None
 
 
 def _check_files(
@@ -193,15 +188,14 @@ def _check_files(
             size, stored = _sizes(path)
             if size in (None, said):
                 continue
-            hint = (
-                ', which it would have without the turn in its EXIF: '
-                'libraries load it turned'
-            )
-            found.error(
-                'an image has another width and height than its file',
-                f'{path} has {size}, the annotations say {said}'
-                f'{hint if stored == said else ""}',
-            )
+            text = f'{path} has {size}, the annotations say {said}'
+            if stored == said:
+                text += (
+                    ', which it would have without the turn in its EXIF: '
+                    'libraries load it turned'
+                )
+            kind = 'an image has another width and height than its file'
+            found.error(kind, text)
 
 
 def _sizes(path: str) -> tuple[_Size | None, _Size | None]:
@@ -238,20 +232,19 @@ def _check_categories(
     known = sorted({str(category.get('name')) for category in categories})
     absent = [label for label in classes if label not in known]
     if absent:
-        found.error(
-            f'there is no category {first_few(absent)} of the classes of the '
-            'data set',
-            f'there are {first_few(known)}',
+        kind = (
+            f'no category {first_few(absent)} of the classes of the data set'
         )
+        found.error(kind, f'there are {first_few(known)}')
     used = {key: name for key, name in names.items() if name in classes}
     order = list(used.values())
     if len(order) == len(classes) and order != list(classes):
-        found.warn(
+        kind = (
             'categories are in another order than the classes of the data '
             'set; mmdetection numbers labels in the order of the file, so '
-            'that pictures get wrong names',
-            f'{first_few(order)} instead of {first_few(classes)}',
+            'that pictures get wrong names'
         )
+        found.warn(kind, f'{first_few(order)} instead of {first_few(classes)}')
     return set(used)
 
 
@@ -269,11 +262,8 @@ def _why_wrong(
         return 'two annotations have the same id', ''
     ids.add(key)
     if not _are_numbers(box) or len(box) != 4 or not _is_number(area):
-        kind = (
-            'an annotation has a bbox that is not four numbers, or an area '
-            'that is none'
-        )
-        return kind, f', bbox {str(box)[:60]}'
+        kind = 'a bbox that is not four numbers, or an area that is none'
+        return f'an annotation has {kind}', f', bbox {str(box)[:60]}'
     return None
 
 
@@ -304,24 +294,18 @@ def _why_left_out(
 def _check_mask(mask: Any, size: _Size, name: str, found: Findings) -> None:
     columns, rows = size
     if not mask:
-        found.error(
-            'an annotation has no segmentation, but masks are to be learned',
-            name,
-        )
+        kind = 'an annotation has no segmentation, but masks are to be learned'
+        found.error(kind, name)
     elif isinstance(mask, Mapping):
         given = mask.get('size')
         if not isinstance(mask.get('counts'), (list, str)) or given is None:
             found.warn('masks without counts or size are ignored', name)
         elif list(given) != [rows, columns]:
-            found.error(
-                'a mask in run lengths has another size than its image',
-                f'{name}, {given} instead of {[rows, columns]}',
-            )
+            kind = 'a mask in run lengths has another size than its image'
+            found.error(kind, f'{name}, {given} instead of {[rows, columns]}')
     elif not isinstance(mask, list) or not all(map(_are_numbers, mask)):
-        found.error(
-            'a segmentation is neither polygons nor run lengths',
-            f'{name}, {str(mask)[:60]}',
-        )
+        kind = 'a segmentation is neither polygons nor run lengths'
+        found.error(kind, f'{name}, {str(mask)[:60]}')
     else:
         _check_polygons(mask, size, name, found)
 
@@ -331,18 +315,14 @@ def _check_polygons(
 ) -> None:
     whole = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
     if len(whole) < len(polygons):
-        found.warn(
-            'polygons of less than three points, or of half a point, '
-            'are left out',
-            name,
-        )
+        kind = 'polygons of less than three points, or of half a point,'
+        found.warn(f'{kind} are left out', name)
     most = np.add(size, _SLACK)
     points = np.reshape([x for polygon in whole for x in polygon], (-1, 2))
     if (points < -_SLACK).any() or (points > most).any():
-        found.warn(
-            'polygons reach outside the image and are cut off',
-            f'{name}, image {size[0]} x {size[1]}',
-        )
+        detail = f'image {size[0]} x {size[1]}'
+        kind = 'polygons reach outside the image and are cut off'
+        found.warn(kind, f'{name}, {detail}')
 
 
 def check_labels(
@@ -377,28 +357,23 @@ def check_labels(
             # Whether it can be decoded is asked elsewhere.
             continue
         if values.ndim != 2:
-            found.error(
-                'labels are no single numbers but colours; save '
-                'the class of each pixel, in a mode as L or P',
-                f'{label}, mode {mode}',
-            )
+            text = 'save the class of each pixel, in a mode as L or P'
+            kind = f'labels are no single numbers but colours; {text}'
+            found.error(kind, f'{label}, mode {mode}')
             continue
         size, stored = _sizes(image)
         own = values.shape[::-1]
         if size not in (None, own):
-            hint = ': the image is turned as its EXIF says, the labels are not'
-            found.error(
-                'labels have another width and height than the image',
-                f'{label} has {own}, {image} {size}'
-                f'{hint if stored == own else ""}',
-            )
+            text = f'{label} has {own}, {image} {size}'
+            if stored == own:
+                text += ': the image is turned as its EXIF says, these are not'
+            kind = 'labels have another width and height than the image'
+            found.error(kind, text)
         labels = np.unique(values)
         wrong = labels[(labels < 0) | (labels > 255)]
         if most is not None and not len(wrong):
             wrong = labels[(labels > most) & (labels != ignore_index)]
         if len(wrong):
-            found.error(
-                f'labels are expected to be {allowed}',
-                f'{label} has {first_few(wrong.tolist())}',
-            )
+            text = f'{label} has {first_few(wrong.tolist())}'
+            found.error(f'labels are expected to be {allowed}', text)
     return found

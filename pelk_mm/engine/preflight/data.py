@@ -215,10 +215,8 @@ class _DataSet:
             if image.endswith(suffix)
         }
         if not wanted:
-            yield (
-                f'no file in {images} ends in {suffix}, the img_suffix of '
-                'the data set'
-            )
+            what = f'{suffix}, the img_suffix of the data set'
+            yield f'no file in {images} ends in {what}'
             return
         missing = [label for label in wanted.values() if label not in there]
         if missing:
