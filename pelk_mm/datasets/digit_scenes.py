@@ -171,14 +171,11 @@ def make_digit_scenes(
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f'{root} cannot be made: a part of its path is a file; choose '
-            'another root'
-        ) from error
-    with TemporaryDirectory(
-        dir=root.parent, prefix=f'.{root.name}-'
-    ) as scratch:
-        new = Path(scratch, 'new')
+        text = f'{root} cannot be made: a part of its path is a file'
+        raise NotADirectoryError(f'{text}; choose another root') from error
+    scratch = TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}-')
+    with scratch as folder:
+        new = Path(folder, 'new')
         pictures = _write_pictures(new, recipe, handwritings)
         scenes = recipe.train_scenes + recipe.val_scenes
         total = scenes + recipe.train_digits + recipe.val_digits
@@ -322,11 +319,9 @@ def _write_scene(
 
 
 def _empty_coco(split: str) -> dict:
+    title = f'Digit scenes, {split}'
     return {
-        'info': {
-            'description': f'Digit scenes, {split}',
-            'version': str(FORMAT_VERSION),
-        },
+        'info': {'description': title, 'version': str(FORMAT_VERSION)},
         'licenses': [],
         'images': [],
         'annotations': [],
