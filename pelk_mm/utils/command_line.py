@@ -60,14 +60,11 @@ def command(
 
 
 def _end(error: BaseException, text: str, about: str | None = None) -> None:
+    for_people = isinstance(error, LaunchError)
     if os.environ.get(TRACEBACK) == '1':
         traceback.print_exception(error)
-    elif not isinstance(error, LaunchError) or error.__cause__ is not None:
+    elif not for_people or error.__cause__ is not None:
         text += f' ({TRACEBACK}=1 shows where)'
-    if (
-        about is not None
-        and not isinstance(error, LaunchError)
-        and about not in text
-    ):
+    if about is not None and not for_people and about not in text:
         text = f'{about}: {text}'
     raise SystemExit(f'error: {text}') from None

@@ -37,10 +37,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         config = Config.fromfile(file, lazy_import=lazy_import)
         config.merge_from_dict(dict(options or {}))
     except Exception as error:
-        raise LaunchError(
-            f'{path} cannot be read as a config: '
-            f'{type(error).__name__}: {error}'
-        ) from error
+        why = f'{type(error).__name__}: {error}'
+        text = f'{path} cannot be read as a config: {why}'
+        raise LaunchError(text) from error
     if config.get('model') is None:
         raise LaunchError(f'{path} has no model; is it a part of a config?')
     if config.get('work_dir') is None:
@@ -62,7 +61,7 @@ def _find_config(path: str) -> tuple[str, bool | None]:
     if not osp.isfile(file):
         raise LaunchError(
             f'{path}: {package} comes with no such config; expected a path '
-            f'within {osp.join(osp.dirname(file.removesuffix(name)), "")}'
+            f'within {file.removesuffix(name)}'
         )
     # mmengine takes an `import` in a base config for the lazy syntax, and
     # then refuses the mixture; some of mmpretrain's configs have one.
