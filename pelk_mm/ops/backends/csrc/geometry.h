@@ -21,7 +21,7 @@ struct Part {
 struct Level {
   int size;
   int parts_begin, parts_end;
-  // The rolling window of rows (see Boxes in kernel.inc), relative to the
+  // The rolling window of rows (see kernel_boxes.inc), relative to the
   // output row: the newest row built and the oldest row still read; and,
   // relative to the first output row of a band, the first row ever read.
   int lead, trail, first;
