@@ -7,7 +7,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -56,7 +55,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight,
   return op.call(input, weight, bias, options.sizes, options.backend);
 }
 
-// The grid is symmetric: the adjoint is the convolution with the weight flipped.
+// The grid is symmetric: the adjoint is convolution with the weight flipped.
 Tensor convolve_back(const Tensor& grad_output, const Tensor& weight,
                      const Options& options) {
   return convolve(grad_output, weight.flip({2, 3}), std::nullopt, options);
@@ -85,10 +84,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& input, const Tensor& weight,
 // is, and recording would cost more than the dispatch.
 bool recorded(std::initializer_list<Tensor> tensors) {
   const bool backward = at::GradMode::is_enabled();
-  return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
-    return (backward && tensor.requires_grad()) ||
-           tensor._fw_grad(/*level=*/0).defined();
-  });
+  for (const Tensor& tensor : tensors)
+    if ((backward && tensor.requires_grad()) ||
+        tensor._fw_grad(/*level=*/0).defined())
+      return true;
+  return false;
 }
 
 // Each `apply` runs the operator below autograd, and keeps its tensors.

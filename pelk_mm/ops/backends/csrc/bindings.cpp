@@ -23,12 +23,12 @@ std::vector<const Kernels*> runnable_kernels() {  // the fastest first
   std::vector<const Kernels*> found;
 #ifdef PELK_X86_VARIANTS
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("fma"))
+  const bool fma = __builtin_cpu_supports("fma");
+  if (fma && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     found.push_back(&kernels_avx512);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    found.push_back(&kernels_avx2);
+  if (fma && __builtin_cpu_supports("avx2")) found.push_back(&kernels_avx2);
 #endif
   found.push_back(&kernels_baseline);
   return found;
@@ -275,7 +275,7 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
 
   // A stretch of pieces is one task. It sums the gradients of a group into a
   // place of its own, so results do not depend on which worker is faster. Two
-  // tasks a worker balance better, if neither more cuts nor more places matter.
+  // tasks a worker balance better, where more cuts and places do not matter.
   const int64_t workers = at::get_num_threads();
   const bool large = images * groups >= 4 * workers &&
                      images * g.height * g.width >= 1024 * workers;

@@ -123,8 +123,8 @@ struct Kernels {
   void (*unpack)(Storage, const WeightTask&);
 };
 
-// Zeros that a row needs on both sides: a tile of at most 14 columns may overrun
-// its range by 13, and a convolution of at most 7 cells reaches 6 further.
+// Zeros that a row needs on both sides: a tile of at most 14 columns may
+// overrun its range by 13, a convolution of at most 7 cells reach 6 further.
 constexpr int kRowMargin = 20;
 
 extern const Kernels kernels_baseline;

@@ -46,7 +46,7 @@ void split(int size, int base, std::vector<Part>* parts) {
 }
 
 // Appends every power of two up to the largest one needed, then the other
-// sizes. Doubling, not running sums: those would carry rounding across the map.
+// sizes. Doubling, not running sums: those carry rounding across the map.
 std::map<int, int> make_levels(const std::vector<Cell>& cells,
                                std::vector<Level>* levels,
                                std::vector<Part>* parts, int* num_powers) {
