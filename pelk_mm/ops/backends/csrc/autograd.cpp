@@ -63,20 +63,18 @@ Tensor convolve_back(const Tensor& grad_output, const Tensor& weight,
 
 Tensor weight_grad(const Tensor& input, const Tensor& grad_output,
                    const Options& options) {
-  static const auto op = find<Tensor(const Tensor&, const Tensor&,
-                                     SymIntArrayRef, c10::string_view)>(
-      "pelk_mm::peripheral_conv2d_weight_grad");
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, SymIntArrayRef,
+                  c10::string_view)>("pelk_mm::peripheral_conv2d_weight_grad");
   return op.call(input, grad_output, options.sizes, options.backend);
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& input, const Tensor& weight,
                                     const Tensor& grad_output,
                                     const Options& options) {
-  static const auto op =
-      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                      const Tensor&, SymIntArrayRef,
-                                      c10::string_view)>(
-          "pelk_mm::peripheral_conv2d_backward");
+  static const auto op = find<std::tuple<Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, SymIntArrayRef,
+      c10::string_view)>("pelk_mm::peripheral_conv2d_backward");
   return op.call(input, weight, grad_output, options.sizes, options.backend);
 }
 
@@ -177,9 +175,8 @@ struct Backward : Function<Backward> {
     if (context->needs_input_grad(1))
       grad_weight = weight_grad(to_input, grad, options);
     if (context->needs_input_grad(2))
-      grad_grad =
-          convolve(to_input, weight, std::nullopt, options)
-              .add(convolve(input, to_weight, std::nullopt, options));
+      grad_grad = convolve(to_input, weight, std::nullopt, options)
+                      .add(convolve(input, to_weight, std::nullopt, options));
     return {grad_input, grad_weight, grad_grad, Tensor()};
   }
 };

@@ -1,5 +1,5 @@
-// Torch operators pelk_mm_cpp::*: checks layouts, shares the work among torch's
-// threads and picks the kernels for the machine it finds itself on.
+// Torch operators pelk_mm_cpp::*: checks layouts, shares the work among
+// torch's threads and picks the kernels for the machine it finds itself on.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -61,8 +61,7 @@ at::ScalarType value_type(const at::Tensor& tensor) {
 
 at::Tensor make_scratch(int64_t elements, at::ScalarType type) {
   at::Tensor scratch = at::empty({elements}, at::TensorOptions().dtype(type));
-  if (poison_scratch)
-    scratch.fill_(std::numeric_limits<double>::quiet_NaN());
+  if (poison_scratch) scratch.fill_(std::numeric_limits<double>::quiet_NaN());
   return scratch;
 }
 
@@ -82,10 +81,10 @@ Map map_of(const at::Tensor& tensor, int64_t image, int64_t channel) {
           channel_stride, tensor.stride(2), tensor.stride(3), channel};
 }
 
-// Runs work(a thread's scratch, task) for all tasks; worker i begins with those
-// from first[i] to first[i + 1], since neighbours may write to the same cache
-// lines, and then helps workers that are behind. A task that uses the scratch
-// says so in it.
+// Runs work(a thread's scratch, task) for all tasks; worker i begins with
+// those from first[i] to first[i + 1], since neighbours may write to the same
+// cache lines, and then helps workers that are behind. A task that uses the
+// scratch says so in it.
 template <class Work>
 void run_tasks(const std::vector<int64_t>& first, int64_t scratch_elements,
                at::ScalarType type, const Work& work) {
@@ -121,8 +120,7 @@ struct Lanes {
         int64_t cells)
       : kernels(kernels),
         storage(type == at::kDouble ? Storage::float64 : Storage::float32),
-        channels(channels),
-        taps(cells * cells),
+        channels(channels), taps(cells * cells),
         count(kernels.vector_bytes / at::elementSize(type)),
         groups((channels + count - 1) / count),
         group_bytes(taps * kernels.vector_bytes) {}
@@ -132,12 +130,13 @@ struct Lanes {
   }
 
   // A group's channels of a contiguous weight of the type computed with.
-  WeightTask task(const at::Tensor& weight, int64_t group, void* packed) const {
+  WeightTask task(const at::Tensor& weight, int64_t group,
+                  void* packed) const {
     void* data = const_cast<void*>(weight.const_data_ptr());
     WeightTask task{};
-    task.weight = {offset(static_cast<char*>(data), group * count * taps,
-                          weight),
-                   taps, 0, 1, 0};
+    task.weight = {
+        offset(static_cast<char*>(data), group * count * taps, weight), taps,
+        0, 1, 0};
     task.packed = packed;
     task.taps = static_cast<int>(taps);
     task.lanes = of(group);
@@ -169,8 +168,7 @@ struct Lanes {
               const at::Tensor& weight) const {
     for_all([&](int64_t group) {
       const std::vector<const void*>& parts = packed[group];
-      WeightTask work =
-          task(weight, group, const_cast<void*>(parts.front()));
+      WeightTask work = task(weight, group, const_cast<void*>(parts.front()));
       work.reverse = true;
       work.others = parts.data() + 1;
       work.num_others = static_cast<int>(parts.size()) - 1;
@@ -194,9 +192,9 @@ at::MemoryFormat format_of(bool channels_last) {
 at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias,
                    at::IntArrayRef sizes, bool channels_last) {
-  TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 &&
-                  weight.size(0) == input.size(1),
-              "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
+  TORCH_CHECK(
+      input.dim() == 4 && weight.dim() == 4 && weight.size(0) == input.size(1),
+      "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
   at::Tensor output = at::empty(
       input.sizes(), input.options().memory_format(format_of(channels_last)));
   if (output.numel() == 0) return output;
@@ -256,8 +254,8 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
   const int64_t images = input.size(0), channels = input.size(1);
   const int64_t cells = sizes.size();
   const at::ScalarType type = value_type(input);
-  at::Tensor grad = at::empty({channels, 1, cells, cells},
-                              input.options().dtype(type));
+  at::Tensor grad =
+      at::empty({channels, 1, cells, cells}, input.options().dtype(type));
   if (input.numel() == 0) return grad.zero_().to(input.scalar_type());
   const Kernels& kernels = *current_kernels();
   Plan plan(sizes.vec(), input.size(2), input.size(3), kernels.vector_bytes);
@@ -342,12 +340,14 @@ at::Tensor weight_grad(const at::Tensor& input, const at::Tensor& grad_output,
   return gradients(input, grad_output, std::nullopt, at::Tensor(), sizes);
 }
 
-std::tuple<at::Tensor, at::Tensor> backward(
-    const at::Tensor& input, const at::Tensor& weight,
-    const at::Tensor& grad_output, at::IntArrayRef sizes, bool channels_last) {
-  TORCH_CHECK(input.dim() == 4 && weight.dim() == 4 &&
-                  weight.size(0) == input.size(1),
-              "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& input,
+                                            const at::Tensor& weight,
+                                            const at::Tensor& grad_output,
+                                            at::IntArrayRef sizes,
+                                            bool channels_last) {
+  TORCH_CHECK(
+      input.dim() == 4 && weight.dim() == 4 && weight.size(0) == input.size(1),
+      "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
   at::Tensor grad_input = at::empty(
       input.sizes(), input.options().memory_format(format_of(channels_last)));
   at::Tensor grad_weight =
@@ -370,7 +370,9 @@ std::string use_instruction_set(std::string name) {
   TORCH_CHECK(false, "this machine does not run kernels for '", name, "'");
 }
 
-bool set_poison_scratch(bool poison) { return poison_scratch.exchange(poison); }
+bool set_poison_scratch(bool poison) {
+  return poison_scratch.exchange(poison);
+}
 
 }  // namespace
 

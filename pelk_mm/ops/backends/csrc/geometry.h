@@ -51,8 +51,8 @@ struct Geometry {
   const RowCell* rows;
   int num_powers;  // column levels that are powers of two
   int num_column_levels, num_columns;
-  int num_cells;         // k', of the whole kernel, and which of its taps is
-  int first_tap;         // the first of those that can meet the map
+  int num_cells;  // k', of the whole kernel, and which of its taps is
+  int first_tap;  // the first of those that can meet the map
   const Level* column_levels;
   const Part* column_parts;
   const ColumnCell* columns;

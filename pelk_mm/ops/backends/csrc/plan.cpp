@@ -26,7 +26,8 @@ std::vector<Cell> crop(const std::vector<int64_t>& sizes, int64_t extent,
     int64_t end = std::min(begin + size, extent);
     int64_t start = std::max(begin, 1 - extent);
     if (start < end)
-      cells.push_back({static_cast<int>(start), static_cast<int>(end - start)});
+      cells.push_back(
+          {static_cast<int>(start), static_cast<int>(end - start)});
     else if (cells.empty())
       ++*first;
     begin += size;
@@ -161,8 +162,10 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
   auto spread = [](int64_t pixels) {
     pixels |= 1;
     int64_t rest = pixels % 64;
-    return pixels < 56 ? pixels : rest < 9 ? pixels + 10 - rest / 2 * 2
-                       : rest > 55 ? pixels + 73 - rest : pixels;
+    return pixels < 56 ? pixels
+           : rest < 9  ? pixels + 10 - rest / 2 * 2
+           : rest > 55 ? pixels + 73 - rest
+                       : pixels;
   };
   g.row_stride = spread(width + 2 * kRowMargin);
 
