@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def _after_the_gpu() -> float:
@@ -28,22 +30,24 @@ CLOCKS = {
 }
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to measure, and with what clock."""
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument(
-        '--clock',
-        choices=('wall', 'cpu'),
-        default='wall',
-        help="'cpu' with --threads 1 on a busy machine",
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Where to measure, with what clock, and where to write it."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('--threads', type=int, help='default: all cores')
+    add = parser.add_argument
+    add('--json', help='write everything to this file, or add to it')
+    add('--device', choices=('cpu', 'cuda'), default='cpu')
+    clock_help = "'cpu' with --threads 1 on a busy machine"
+    add('--clock', choices=('wall', 'cpu'), default='wall', help=clock_help)
+    add('--threads', type=int, help='default: all cores')
+    return parser
 
 
-def set_device(
-    parser: argparse.ArgumentParser, args: argparse.Namespace
-) -> None:
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Settle the threads, and let the clock wait for a GPU."""
+    args = parser.parse_args()
     if args.clock == 'cpu' and args.threads != 1:
         parser.error(
             '--clock cpu needs --threads 1: threads that wait for '
@@ -55,6 +59,7 @@ def set_device(
         args.clock = 'gpu'
     if args.threads:
         torch.set_num_threads(args.threads)
+    return args
 
 
 def interleave(
@@ -90,16 +95,19 @@ def interleave(
         dict: For each name ``median_ms``, ``best_ms`` and ``rounds``.
     """
     now = CLOCKS[clock]
+
+    def seconds(call: Callable[[], object], repeats: int = 1) -> float:
+        start = now()
+        for _ in range(repeats):
+            call()
+        return now() - start
+
     repeats, times = {}, {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
     for name, call in candidates.items():  # warm up
-        start = now()
-        call()
-        first = now() - start
+        first = seconds(call)
         if first < slice_s:
-            start = now()
-            call()
-            first = now() - start
+            first = seconds(call)
         repeats[name] = max(1, int(slice_s / max(first, 1e-6)))
         if first > budget_s / 3:  # once is all that it gets
             times[name].append(first)
@@ -108,14 +116,10 @@ def interleave(
         for name, call in candidates.items():
             if spent[name] >= budget_s:
                 continue
-            turn = now()
             if settle:
-                call()
-            start = now()
-            for _ in range(repeats[name]):
-                call()
-            elapsed = now() - start
-            spent[name] += now() - turn
+                spent[name] += seconds(call)
+            elapsed = seconds(call, repeats[name])
+            spent[name] += elapsed
             times[name].append(elapsed / repeats[name])
     return {
         name: {
@@ -127,32 +131,31 @@ def interleave(
     }
 
 
-def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int | None:
-    """Bytes that a call adds at its peak; None if unknown.
-
-    To the process, or to what torch has allocated on a GPU.
-    """
+def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
+    """Bytes that a call adds to what torch has allocated, at its peak."""
     if device == 'cuda':
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    try:
-        # Memory that was freed but not given back would hide what is taken.
-        ctypes.CDLL(None).malloc_trim(0)
-        Path('/proc/self/clear_refs').write_text('5')  # forget the last peak
-        before = _status('VmRSS')
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         call()
-        return max(0, _status('VmHWM') - before)
-    except (OSError, AttributeError):
-        return None
-
-
-def _status(field: str) -> int:
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(field):
-            return 1024 * int(line.split()[1])
-    raise OSError(f'no {field} in /proc/self/status')
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'trace.json')
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())['traceEvents']
+    changes = [
+        (event['ts'], event['args']['Ev Idx'], event['args']['Bytes'])
+        for event in events
+        if event['name'] == '[memory]' and event['args']['Device Type'] == 0
+    ]
+    now = most = 0
+    for *_, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return most
 
 
 def environment(clock: str) -> dict[str, object]:
@@ -173,26 +176,25 @@ def environment(clock: str) -> dict[str, object]:
 
 
 def _cpu_name() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    file = Path('/proc/cpuinfo')
+    text = file.read_text() if file.exists() else ''
+    found = re.search(r'model name\s*: (.+)', text)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:
+    command = ['git', 'describe', '--always', '--dirty']
+    folder = Path(__file__).parent
     try:
-        return subprocess.run(
-            ['git', 'describe', '--always', '--dirty'],
-            cwd=Path(__file__).parent,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, cwd=folder, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def print_all(values: Mapping[str, object]) -> None:
+    print('\n'.join(f'{key}: {value}' for key, value in values.items()))
 
 
 def read_json(path: str | Path | None) -> dict:
@@ -202,10 +204,32 @@ def read_json(path: str | Path | None) -> dict:
     return json.loads(Path(path).read_text())
 
 
-def write_json(path: str | Path, content: object) -> None:
-    """Write a whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(json.dumps(content, indent=1) + '\n')
-    temporary.replace(path)
+def judge(
+    target: str,
+    value: float,
+    limit: float,
+    at_least: bool = False,
+    setting: str | None = None,
+) -> dict[str, object]:
+    """Hold a value against its limit; NaN is one that was not measured."""
+    met = value >= limit if at_least else value <= limit
+    verdict = 'pass' if met else 'falls short'
+    measured = value == value
+    return {
+        'target': target if setting is None else f'{target}, {setting}',
+        'value': value if measured else None,
+        'limit': limit,
+        'at_least': at_least,
+        'verdict': verdict if measured else 'not measured',
+    }
+
+
+def print_targets(rows: Iterable[Mapping]) -> None:
+    print()
+    for row in rows:
+        value = '-' if row['value'] is None else f'{row["value"]:.3g}'
+        bound = 'at least' if row['at_least'] else 'at most'
+        print(
+            f'{row["verdict"]:12} {row["target"]}: {value} '
+            f'({bound} {row["limit"]:g})'
+        )

@@ -27,37 +27,33 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from measure import (
-    add_device_arguments,
     environment,
+    judge,
+    make_parser,
+    parse,
     peak_memory,
+    print_all,
+    print_targets,
     read_json,
-    set_device,
-    write_json,
 )
 from throughput import NETWORKS
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+
+from pelk_mm.utils.files import write_json
 
 CHECKPOINTED = ', with_cp'
 DEFAULT = ('pelk_t', 'pelk_t' + CHECKPOINTED, 'same_width_t', 'convnext_t')
 CHOICES = (*NETWORKS, *(name + CHECKPOINTED for name in NETWORKS))
 
-#: (what, above, below, limit); every one at every size.
-TARGETS = (
-    ('PeLK-T over ConvNeXt of its widths', 'pelk_t', 'same_width_t', 1.1),
-    (
-        'PeLK-T with with_cp over without',
-        'pelk_t' + CHECKPOINTED,
-        'pelk_t',
-        0.6,
-    ),
-)
+#: what: (above, below, limit); every one at every size.
+TARGETS = {
+    'PeLK-T over ConvNeXt of its widths': ('pelk_t', 'same_width_t', 1.1),
+    'PeLK-T with with_cp over without': (DEFAULT[1], 'pelk_t', 0.6),
+}
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
@@ -67,30 +63,6 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
         for storage in (x.untyped_storage() for x in tensors)
     }
     return sum(storages.values())
-
-
-def peak_of(call: Callable[[], object], device: str) -> int:
-    """Bytes that a call adds to what torch has allocated, at its peak."""
-    if device == 'cuda':
-        return peak_memory(call, device)
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'trace.json'
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())['traceEvents']
-    changes = [
-        (event['ts'], event['args']['Ev Idx'], event['args']['Bytes'])
-        for event in events
-        if event['name'] == '[memory]' and event['args']['Device Type'] == 0
-    ]
-    now = most = 0
-    for *_, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return most
 
 
 def kept_for_backward(model: nn.Module, images: Tensor, amp: bool) -> int:
@@ -155,7 +127,7 @@ def measure(
         'gradients': storage_bytes(gradients),
         'optimizer': storage_bytes(state),
         'kept': kept_for_backward(model, images, amp),
-        'peak': standing + peak_of(train, device),
+        'peak': standing + peak_memory(train, device),
     }
 
 
@@ -178,10 +150,8 @@ def in_a_process(
         command += ['--threads', str(args.threads)]
     done = subprocess.run(command, text=True, stdout=subprocess.PIPE)
     if done.returncode:
-        raise SystemExit(
-            f'{name} at {size} x {size}, batch {batch}: exit '
-            f'status {done.returncode}'
-        )
+        what = f'{name} at {size} x {size}, batch {batch}'
+        raise SystemExit(f'{what}: exit status {done.returncode}')
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -189,31 +159,21 @@ def targets(runs: dict[str, dict]) -> list[dict]:
     """How the runs do, as far as they measured what a target is about."""
     rows = []
     for key, run in runs.items():
-        networks = run['networks']
-        for what, above, below, limit in TARGETS:
-            if {above, below} <= networks.keys():
-                ratio = (
-                    networks[above]['per image']['peak']
-                    / networks[below]['per image']['peak']
-                )
-                rows.append(
-                    {
-                        'target': what,
-                        'setting': key,
-                        'value': ratio,
-                        'limit': limit,
-                        'verdict': 'pass' if ratio <= limit else 'falls short',
-                    }
-                )
+        peaks = {
+            name: entry['per image']['peak']
+            for name, entry in run['networks'].items()
+        }
+        for what, (above, below, limit) in TARGETS.items():
+            if {above, below} <= peaks.keys():
+                ratio = peaks[above] / peaks[below]
+                rows.append(judge(what, ratio, limit, setting=key))
     return rows
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add(
         '--networks',
         nargs='+',
         choices=CHOICES,
@@ -221,24 +181,12 @@ def parse_args() -> argparse.Namespace:
         metavar='NAME',
         help=f'of: {"; ".join(CHOICES)}',
     )
-    parser.add_argument('--sizes', nargs='+', type=int, default=(224, 512))
-    parser.add_argument(
-        '--batch',
-        type=int,
-        help='images of the smaller '
-        'batch; default: 2, for images above 256 pixels 1',
-    )
-    parser.add_argument(
-        '--amp', action='store_true', help='autocast to bfloat16'
-    )
-    add_device_arguments(parser)
-    parser.add_argument(
-        '--json', help='write everything to this file, or add to it'
-    )
-    parser.add_argument('--measure', help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    set_device(parser, args)
-    return args
+    add('--sizes', nargs='+', type=int, default=(224, 512))
+    batch_help = 'the smaller one; default: 2, for images above 256 pixels 1'
+    add('--batch', type=int, help=batch_help)
+    add('--amp', action='store_true', help='autocast to bfloat16')
+    add('--measure', help=argparse.SUPPRESS)
+    return parse(parser)
 
 
 def main() -> None:
@@ -247,7 +195,7 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(args.measure))))
         return
     where = environment(args.clock)
-    print('\n'.join(f'{key}: {value}' for key, value in where.items()))
+    print_all(where)
     runs = read_json(args.json).get('runs', {})
     for size in args.sizes:
         batch = args.batch or (2 if size <= 256 else 1)
@@ -255,44 +203,26 @@ def main() -> None:
         run = runs.setdefault(key, {'networks': {}})
         run['environment'] = where
         print(f'\n{key}, batches of {batch} and {2 * batch}: MiB')
-        print(
-            f'  {"":22}{"per image":>10}{"kept":>10}{"weights":>10}'
-            f'{"gradients":>10}{"optimizer":>10}{f"peak of {batch}":>10}'
-            f'{f"peak of {2 * batch}":>10}'
-        )
+        heads = ['per image', 'kept', 'weights', 'gradients', 'optimizer']
+        heads += [f'peak of {batch}', f'peak of {2 * batch}']
+        print(' ' * 24 + ''.join(f'{head:>10}' for head in heads))
         for name in args.networks:
-            once, twice = (
-                in_a_process(name, size, images, args)
-                for images in (batch, 2 * batch)
-            )
+            once = in_a_process(name, size, batch, args)
+            twice = in_a_process(name, size, 2 * batch, args)
             image = per_image(once, twice, batch)
             run['networks'][name] = {
                 'per image': image,
                 f'batch {batch}': once,
                 f'batch {2 * batch}': twice,
             }
-            row = (
-                image['peak'],
-                image['kept'],
-                once['weights'],
-                once['gradients'],
-                once['optimizer'],
-                once['peak'],
-                twice['peak'],
-            )
-            print(
-                f'  {name:22}'
-                + ''.join(f'{value / 2**20:10.1f}' for value in row),
-                flush=True,
-            )
+            row = [image['peak'], image['kept']]
+            row += [once[head] for head in heads[2:5]]
+            row += [once['peak'], twice['peak']]
+            cells = ''.join(f'{value / 2**20:10.1f}' for value in row)
+            print(f'  {name:22}{cells}', flush=True)
             if args.json:
                 write_json(args.json, {'runs': runs, 'targets': targets(runs)})
-    print()
-    for row in targets(runs):
-        print(
-            f'{row["verdict"]:12} {row["target"]}, {row["setting"]}: '
-            f'{row["value"]:.3g} (at most {row["limit"]:g})'
-        )
+    print_targets(targets(runs))
 
 
 if __name__ == '__main__':

@@ -17,29 +17,46 @@ On a GPU:
 
     python tools/benchmarks/peripheral_conv.py --device cuda \\
         --dtype bfloat16 --cases stage1_64
+
+How good the choice among the backends is, over a grid of shapes: how often it
+takes at most 10 % longer than the best backend, and the worst miss; also for
+the choice that remains where the compiled backend is absent:
+
+    python tools/benchmarks/peripheral_conv.py --choice
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from measure import (
-    add_device_arguments,
     environment,
     interleave,
+    judge,
+    make_parser,
+    parse,
     peak_memory,
+    print_all,
+    print_targets,
     read_json,
-    set_device,
-    write_json,
 )
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+from pelk_mm.ops.backends import BACKENDS
 from pelk_mm.ops.choice import select_backend
+from pelk_mm.utils.files import write_json
+
+FORWARD, BOTH = 'forward', 'forward + backward'
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Case:
     all_channels: int  # of the layer
     size: int
     kernel_size: int
-    center_radius: int
+    center_radius: int = 2
 
     def __str__(self) -> str:
         return (
@@ -64,21 +81,14 @@ class Case:
         return SharingGrid(self.kernel_size, self.center_radius)
 
 
-STAGE1 = Case(8, 46, 124, 56, 51, 2)
-STAGE2 = Case(8, 93, 249, 28, 49, 2)
-STAGE3 = Case(8, 187, 499, 14, 47, 2)
-STAGE4 = Case(8, 374, 998, 7, 13, 2)
-LARGE51 = Case(1, 46, 124, 128, 51, 2)
-LARGE101 = Case(1, 46, 124, 128, 101, 3)
-STAGE1_64 = Case(64, 46, 124, 56, 51, 2)  # for GPUs
 CASES = {
-    'stage1': STAGE1,
-    'stage2': STAGE2,
-    'stage3': STAGE3,
-    'stage4': STAGE4,
-    'large51': LARGE51,
-    'large101': LARGE101,
-    'stage1_64': STAGE1_64,
+    'stage1': Case(8, 46, 124, 56, 51),
+    'stage2': Case(8, 93, 249, 28, 49),
+    'stage3': Case(8, 187, 499, 14, 47),
+    'stage4': Case(8, 374, 998, 7, 13),
+    'large51': Case(1, 46, 124, 128, 51),
+    'large101': Case(1, 46, 124, 128, 101, 3),
+    'stage1_64': Case(64, 46, 124, 56, 51),  # for GPUs
 }
 DEFAULT = tuple(name for name in CASES if name != 'stage1_64')
 
@@ -88,22 +98,19 @@ class Operands:
 
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
-        cells, size = case.grid.num_cells, case.kernel_size
-        shape = case.batch, case.all_channels, case.size, case.size
-        self.all = torch.randn(shape).contiguous(
-            memory_format=torch.channels_last
-        )
+        layer, cells = case.all_channels, case.grid.num_cells
+        last = dict(memory_format=torch.channels_last)
+        x = torch.randn(case.batch, layer, case.size, case.size)
+        self.all = x.contiguous(**last)
         self.slice = self.all[:, : case.channels]
-        self.last = self.slice.contiguous(memory_format=torch.channels_last)
+        self.last = self.slice.contiguous(**last)
         self.contiguous = self.slice.contiguous()
         self.grad = torch.randn_like(self.last)
         self.weight = torch.randn(case.channels, 1, cells, cells)
         self.kernel = case.grid.expand(self.weight)
-        channels = case.all_channels
-        self.seven = torch.randn(channels, 1, 7, 7)
-        self.tall = torch.randn(channels, 1, 51, 5)
-        self.flat = torch.randn(channels, 1, 5, 51)
-        assert self.kernel.shape[-1] == size
+        self.seven = torch.randn(layer, 1, 7, 7)
+        self.tall = torch.randn(layer, 1, 51, 5)
+        self.flat = torch.randn(layer, 1, 5, 51)
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -112,17 +119,19 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=padding, groups=x.shape[1])
 
 
-def with_backward(
-    function: Callable[..., Tensor], *tensors: Tensor
-) -> Callable[[], object]:
+def stripes(x: Tensor, tall: Tensor, flat: Tensor) -> Tensor:
+    return depthwise(x, tall) + depthwise(x, flat)
+
+
+def forward_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
+    return lambda: function(*tensors)
+
+
+def both_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
     """Forward, and the gradients to every tensor."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     grad = torch.ones_like(function(*leaves))
-
-    def call() -> object:
-        return torch.autograd.grad(function(*leaves), leaves, grad)
-
-    return call
+    return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
 
 
 def alone(name: str) -> str:
@@ -130,355 +139,272 @@ def alone(name: str) -> str:
     return f'{name}, forward alone'
 
 
-def candidates(
-    case: Case,
-    operands: Operands,
-    backward: bool,
-    slow: bool,
-    without: Collection[str],
-) -> dict[str, Callable[[], object]]:
-    """What to time, by name. ``slow`` includes what may take seconds."""
-    grid = case.grid
-    o = operands
+def candidates(case: Case, o: Operands, what: str) -> dict[str, Call]:
+    """What to time, by name."""
+    reasons = available_backends(o.slice.device, o.slice.dtype)
+    names = [n for n in ('cpp', 'triton', 'fft') if reasons[n] is None]
 
-    available = available_backends(o.slice.device, o.slice.dtype)
+    def ours(backend: str | None) -> tuple:
+        def call(x: Tensor, weight: Tensor) -> Tensor:
+            return peripheral_conv2d(x, weight, case.grid, backend=backend)
 
-    def ours(backend):
-        return lambda x, w: peripheral_conv2d(x, w, grid, backend=backend)
+        return call, o.slice, o.weight
 
     calls = {
-        'chosen': (ours(None), o.slice, o.weight),
-        **{
-            name: (ours(name), o.slice, o.weight)
-            for name in ('cpp', 'triton', 'fft')
-            if available[name] is None
-        },
+        'chosen': ours(None),
+        **{name: ours(name) for name in names},
         'dense channels-last': (depthwise, o.last, o.kernel),
         'dense contiguous': (depthwise, o.contiguous, o.kernel),
         '7x7 all channels': (depthwise, o.all, o.seven),
-        'SLaK pair all channels': (
-            lambda x, tall, flat: depthwise(x, tall) + depthwise(x, flat),
-            o.all,
-            o.tall,
-            o.flat,
-        ),
+        'SLaK pair all channels': (stripes, o.all, o.tall, o.flat),
     }
-    if not slow:
-        for name in (
-            'dense contiguous',
-            *(
-                ('dense channels-last', 'SLaK pair all channels')
-                if backward
-                else ()
-            ),
-        ):
-            del calls[name]
-    calls = {name: call for name, call in calls.items() if name not in without}
-    forward = {
-        name: lambda call=call: call[0](*call[1:])
-        for name, call in calls.items()
-    }
-    if backward:
-        # In turns with what it is compared with: machines change their pace.
-        return {
-            **{name: with_backward(*call) for name, call in calls.items()},
-            **{
-                alone(name): forward[name]
-                for name in ('cpp', 'triton')
-                if name in forward
-            },
-        }
-    result = forward
-    result['copy'] = lambda: o.last.clone()
+    if what == FORWARD:
+        result = {name: forward_of(*call) for name, call in calls.items()}
+        return {**result, 'copy': lambda: o.last.clone()}
+    result = {name: both_of(*call) for name, call in calls.items()}
+    # In turns with what it is compared with: machines change their pace.
+    for name in {'cpp', 'triton'} & calls.keys():
+        result[alone(name)] = forward_of(*calls[name])
     return result
-
-
-def regions(height: int, width: int) -> dict[str, tuple]:
-    """Where errors are looked for: a global one hides a wrong border."""
-    return {
-        'centre': (
-            slice(height // 3, -(height // 3) or None),
-            slice(width // 3, -(width // 3) or None),
-        ),
-        'top': (slice(0, 1), slice(None)),
-        'bottom': (slice(-1, None), slice(None)),
-        'left': (slice(None), slice(0, 1)),
-        'right': (slice(None), slice(-1, None)),
-        'all': (slice(None), slice(None)),
-    }
 
 
 def errors(case: Case, operands: Operands, backend: str) -> dict[str, float]:
-    """Largest error of any region against float64, over the largest value.
+    """Largest error anywhere against float64, over the largest value.
 
     In float32, whatever is timed: where a result is rounded says little.
     """
-    names = 'output', 'input grad', 'weight grad'
 
-    def run(dtype, backend):
-        leaves = [
-            tensor.to(dtype).detach().requires_grad_()
-            for tensor in (operands.slice, operands.weight)
-        ]
+    def run(dtype: torch.dtype, backend: str) -> tuple[Tensor, ...]:
+        tensors = operands.slice, operands.weight
+        leaves = [x.to(dtype).detach().requires_grad_() for x in tensors]
         y = peripheral_conv2d(*leaves, case.grid, backend=backend)
         return y, *torch.autograd.grad(y, leaves, operands.grad.to(dtype))
 
-    result = {}
-    for name, got, truth in zip(
-        names,
-        run(torch.float32, backend),
-        run(torch.float64, 'fft'),
-        strict=True,
-    ):
-        error = (got.double() - truth).abs() / truth.abs().max()
-        result[name] = max(
-            error[(..., *region)].max().item()
-            for region in regions(*error.shape[-2:]).values()
-        )
-    return result
+    names = 'output', 'input grad', 'weight grad'
+    got, truth = run(torch.float32, backend), run(torch.float64, 'fft')
+    return {
+        name: ((x.double() - y).abs().max() / y.abs().max()).item()
+        for name, x, y in zip(names, got, truth, strict=True)
+    }
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
     """The goals set for this operator on two CPU cores or a GPU."""
 
-    def ms(case, name, what='forward'):
-        entry = results.get(str(case), {}).get(what, {}).get(name)
-        return None if entry is None else entry['median_ms']
+    def ms(case: str, name: str, what: str = FORWARD) -> float:
+        """The median, of the faster layout; NaN where nothing is measured."""
+        entries = results.get(str(CASES[case]), {}).get(what, {})
+        names = name, f'{name} channels-last', f'{name} contiguous'
+        times = [entries[x]['median_ms'] for x in names if x in entries]
+        return min(times, default=math.nan)
 
-    def dense(case, what='forward'):
-        found = [
-            ms(case, f'dense {layout}', what)
-            for layout in ('channels-last', 'contiguous')
-        ]
-        return min((t for t in found if t is not None), default=None)
-
-    both = 'forward + backward'
     rows = []
-
-    def row(text, value, limit, at_least, goal=None):
-        if value is None:
-            verdict = 'not measured'
-        else:
-            met = value >= limit if at_least else value <= limit
-            verdict = 'pass' if met else 'falls short'
-        rows.append(
-            {
-                'target': text,
-                'value': value,
-                'limit': limit,
-                'goal': goal,
-                'at_least': at_least,
-                'verdict': verdict,
-            }
-        )
-
-    def ratio(above, below):
-        return None if above is None or below is None else above / below
-
-    row(
-        f'{STAGE1} forward, times faster than dense',
-        ratio(dense(STAGE1), ms(STAGE1, 'cpp')),
-        5,
-        True,
-        8,
-    )
-    row(
-        f'{LARGE101} forward, times faster than dense',
-        ratio(dense(LARGE101), ms(LARGE101, 'cpp')),
-        14,
-        True,
-        20,
-    )
-    row(
-        f'{STAGE1} forward + backward, times faster than dense',
-        ratio(dense(STAGE1, both), ms(STAGE1, 'cpp', both)),
-        70,
-        True,
-        120,
-    )
-    row(
-        f'{LARGE101} forward + backward, times faster than dense',
-        ratio(dense(LARGE101, both), ms(LARGE101, 'cpp', both)),
-        500,
-        True,
-        800,
-    )
-    row(
-        f'{STAGE1} forward, over 7x7 on all channels',
-        ratio(ms(STAGE1, 'cpp'), ms(STAGE1, '7x7 all channels')),
-        2.5,
-        False,
-        1.5,
-    )
-    row(
-        f'{LARGE101} forward, over 7x7 on all channels',
-        ratio(ms(LARGE101, 'cpp'), ms(LARGE101, '7x7 all channels')),
-        4,
-        False,
-        2,
-    )
-    one_run = results.get(str(LARGE101), {}).get('environment') == results.get(
-        str(LARGE51), {}
-    ).get('environment')
-    row(
-        'K101 over K51, 128x128',
-        ratio(ms(LARGE101, 'cpp'), ms(LARGE51, 'cpp')) if one_run else None,
-        1.6,
-        False,
-    )
-    row(
-        f'{STAGE3} forward, chosen over dense',
-        ratio(ms(STAGE3, 'chosen'), dense(STAGE3)),
-        1.1,
-        False,
-    )
-    for case in (CASES[name] for name in DEFAULT):
-        row(
-            f'{case} forward + backward over forward',
-            ratio(ms(case, 'cpp', both), ms(case, alone('cpp'), both)),
-            3.3,
-            False,
-        )
-    if str(STAGE1_64) in results:
-        ours = ms(STAGE1_64, 'triton', both)
-        row(
-            f'{STAGE1_64} forward + backward, times faster than dense',
-            ratio(dense(STAGE1_64, both), ours),
-            5,
-            True,
-            20,
-        )
-        row(
-            f'{STAGE1_64} forward + backward, over 7x7 on all channels',
-            ratio(ours, ms(STAGE1_64, '7x7 all channels', both)),
-            1.5,
-            False,
-        )
-    for name, limit in (
-        ('output', 1e-6),
-        ('input grad', 1e-5),
-        ('weight grad', 1e-5),
+    for case, what, limit in (
+        ('stage1', FORWARD, 5),
+        ('large101', FORWARD, 14),
+        ('stage1', BOTH, 70),
+        ('large101', BOTH, 500),
     ):
-        row(
-            f'largest error, {name}',
-            max(case['errors'][name] for case in results.values()),
-            limit,
-            False,
-        )
+        ratio = ms(case, 'dense', what) / ms(case, 'cpp', what)
+        target = f'{CASES[case]} {what}, times faster than dense'
+        rows.append(judge(target, ratio, limit, at_least=True))
+    for case, limit in (('stage1', 2.5), ('large101', 4)):
+        ratio = ms(case, 'cpp') / ms(case, '7x7 all channels')
+        target = f'{CASES[case]} forward, over 7x7 on all channels'
+        rows.append(judge(target, ratio, limit))
+    runs = [
+        results.get(str(CASES[case]), {}).get('environment')
+        for case in ('large51', 'large101')
+    ]
+    ratio = ms('large101', 'cpp') / ms('large51', 'cpp')
+    ratio = ratio if runs[0] == runs[1] else math.nan  # not of one run
+    rows.append(judge('K101 over K51, 128x128', ratio, 1.6))
+    ratio = ms('stage3', 'chosen') / ms('stage3', 'dense')
+    target = f'{CASES["stage3"]} forward, chosen over dense'
+    rows.append(judge(target, ratio, 1.1))
+    for case in DEFAULT:
+        ratio = ms(case, 'cpp', BOTH) / ms(case, alone('cpp'), BOTH)
+        target = f'{CASES[case]} forward + backward over forward'
+        rows.append(judge(target, ratio, 3.3))
+    if str(CASES['stage1_64']) in results:
+        ours, what = ms('stage1_64', 'triton', BOTH), f'{CASES["stage1_64"]} '
+        ratio = ms('stage1_64', 'dense', BOTH) / ours
+        target = what + 'forward + backward, times faster than dense'
+        rows.append(judge(target, ratio, 5, at_least=True))
+        ratio = ours / ms('stage1_64', '7x7 all channels', BOTH)
+        target = what + 'forward + backward, over 7x7 on all channels'
+        rows.append(judge(target, ratio, 1.5))
+    limits = {'output': 1e-6, 'input grad': 1e-5, 'weight grad': 1e-5}
+    for name, limit in limits.items():
+        worst = max(case['errors'][name] for case in results.values())
+        rows.append(judge(f'largest error, {name}', worst, limit))
     return rows
-
-
-def print_times(case: Case, what: str, entries: dict[str, dict]) -> None:
-    print(f'\n{case}, {what}: milliseconds (median, best), ratio to chosen')
-    unit = entries['chosen']['median_ms']
-    for name, entry in entries.items():
-        memory = entry.get('peak_memory')
-        print(
-            f'  {name:24}{entry["median_ms"]:10.2f}{entry["best_ms"]:10.2f}'
-            f'{entry["median_ms"] / unit:9.2f}'
-            + ('' if memory is None else f'{memory / 2**20:10.1f} MiB')
-        )
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        '--cases',
-        nargs='+',
-        choices=CASES,
-        default=DEFAULT,
-        help=f'default: {" ".join(DEFAULT)}',
-    )
-    parser.add_argument(
-        '--json', help='write everything to this file, or add to it'
-    )
-    add_device_arguments(parser)
-    parser.add_argument(
-        '--dtype',
-        default='float32',
-        choices=('float32', 'float16', 'bfloat16', 'float64'),
-    )
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument(
-        '--budget',
-        type=float,
-        default=6.0,
-        metavar='S',
-        help='seconds per candidate and case',
-    )
-    parser.add_argument(
-        '--without',
-        nargs='+',
-        default=[],
-        metavar='NAME',
-        help="what not to time, such as 'dense contiguous'",
-    )
-    parser.add_argument(
-        '--quick',
-        action='store_true',
-        help='leave out what takes seconds a call',
-    )
-    args = parser.parse_args()
-    set_device(parser, args)
-    torch.set_default_dtype(getattr(torch, args.dtype))
-    return args
-
-
-def main() -> None:
-    args = parse_args()
-    where = {**environment(args.clock), 'dtype': args.dtype}
-    print('\n'.join(f'{key}: {value}' for key, value in where.items()))
-    results = read_json(args.json).get('cases', {})
-    for case in (CASES[name] for name in args.cases):
-        result = measure(case, args)
-        results[str(case)] = {'environment': where, **result}
-        if args.json:
-            write_json(
-                args.json, {'cases': results, 'targets': targets(results)}
-            )
-    print()
-    for row in targets(results):
-        value = '-' if row['value'] is None else f'{row["value"]:.3g}'
-        goal = '' if row['goal'] is None else f', goal {row["goal"]:g}'
-        bound = 'at least' if row['at_least'] else 'at most'
-        print(
-            f'{row["verdict"]:12} {row["target"]}: {value} '
-            f'({bound} {row["limit"]:g}{goal})'
-        )
 
 
 def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
     """Check a case, time it and print the times."""
     with torch.device(args.device):
         operands = Operands(case)
-    backend = select_backend(
-        None,
-        operands.slice.device,
-        operands.slice.dtype,
-        operands.slice.shape,
-        case.grid,
-        channels_last=True,
-    ).name
+    backend = chosen(operands.slice, case.grid)
     worst = errors(case, operands, backend)
     if worst['output'] > 1e-5:
         raise SystemExit(f'{case}: {backend} is wrong, {worst}')
     result: dict[str, object] = {'chosen': backend, 'errors': worst}
-    for what in ('forward', 'forward + backward'):
-        calls = candidates(
-            case, operands, what != 'forward', not args.quick, args.without
-        )
+    for what in (FORWARD, BOTH):
+        calls = candidates(case, operands, what)
         entries = interleave(
             calls, args.rounds, args.clock, budget_s=args.budget
         )
-        for name, call in calls.items():
-            if entries[name]['median_ms'] < 1000:
-                entries[name]['peak_memory'] = peak_memory(call, args.device)
+        print(f'\n{case}, {what}: ms (median, best), ratio to chosen, MiB')
+        unit = entries['chosen']['median_ms']
+        for name, entry in entries.items():
+            median, memory = entry['median_ms'], ''
+            if median < 1000:
+                peak = peak_memory(calls[name], args.device)
+                entry['peak_memory'], memory = peak, f'{peak / 2**20:10.1f}'
+            times = f'{median:10.2f}{entry["best_ms"]:10.2f}'
+            print(f'  {name:24}{times}{median / unit:9.2f}{memory}')
         result[what] = entries
-        print_times(case, what, entries)
     return result
+
+
+# The choice of a backend ---------------------------------------------------
+
+
+def chosen(
+    x: Tensor,
+    grid: SharingGrid,
+    weight_grad: bool = False,
+    without: str | None = None,
+) -> str:
+    """The backend that a call gets, or would get if one were absent."""
+    with ExitStack() as stack:
+        if without is not None:
+            absent = mock.Mock(return_value=(False, 'left out'))
+            stack.enter_context(
+                mock.patch.object(BACKENDS[without], 'can_run', absent)
+            )
+        return select_backend(
+            None,
+            x.device,
+            x.dtype,
+            x.shape,
+            grid,
+            weight_grad,
+            x.is_contiguous(memory_format=torch.channels_last),
+        ).name
+
+
+def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
+    """The maps and kernels to choose for: PeLK's, and others."""
+    tiny, base = (46, 93, 187, 374), (62, 124, 249, 499)
+    last = SharingGrid(13)
+    small = (*(SharingGrid(size) for size in (51, 49, 47)), last)
+    large = (*(SharingGrid(size, 3) for size in (101, 69, 67)), last)
+
+    def stages(batch, channels, image, *kernels):
+        for stage, stride in enumerate((4, 8, 16, 32)):
+            size = [-(-extent // stride) for extent in image]
+            for grids in kernels:
+                yield (batch, channels[stage], *size), grids[stage]
+
+    yield from stages(1, tiny, (224, 224), small, large)
+    yield from stages(8, tiny, (224, 224), small, large)
+    yield from stages(1, base, (384, 384), large)
+    for image in ((512, 512), (512, 2048), (800, 1333)):
+        yield from stages(1, tiny, image, small, large)
+    maps = (1, 46, 56, 56), (1, 187, 14, 14), (1, 374, 7, 7), (1, 8, 32, 32)
+    dense = [SharingGrid.from_sizes([1] * k) for k in (1, 3, 5, 7, 13, 31, 51)]
+    yield from itertools.product(maps[:2], dense)
+    yield (8, 374, 7, 7), dense[4]
+    others = SharingGrid(5, 0), SharingGrid(13), SharingGrid(31)
+    yield from itertools.product(maps, others)
+    yield (16, 3, 32, 32), SharingGrid(31)
+
+
+def takes_too_long(x: Tensor, grid: SharingGrid, weight_grad: bool) -> bool:
+    """Whether dense would compute for seconds: it is not waited for."""
+    extents = (min(grid.kernel_size, 2 * size - 1) for size in x.shape[2:])
+    work = x.numel() * math.prod(extents)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    fast = x.is_cuda or (last and not weight_grad)
+    return work > (2e9 if fast else 1.5e8)
+
+
+def measure_choice(args: argparse.Namespace) -> dict[str, object]:
+    """Time every backend on every shape; print how good the choice is."""
+    absent = 'triton' if args.device == 'cuda' else 'cpp'
+    ratios: dict[str, dict] = {'all': {}, f'without {absent}': {}}
+    rows = {}
+    for (shape, grid), last, weight_grad in itertools.product(
+        shapes(), (True, False), (False, True)
+    ):
+        with torch.device(args.device):
+            x = torch.randn(shape)
+            weight = torch.randn(shape[1], 1, grid.num_cells, grid.num_cells)
+        if last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        calls = {
+            name: forward_of(BACKENDS[name].weight_grad, x, x, grid)
+            if weight_grad
+            else forward_of(BACKENDS[name].forward, x, weight, None, grid)
+            for name, reason in available_backends(x.device, x.dtype).items()
+            if reason is None
+            and not (name == 'dense' and takes_too_long(x, grid, weight_grad))
+        }
+        entries = interleave(
+            calls, args.rounds, args.clock, 0.005, args.budget / 20
+        )
+        times = {name: entry['best_ms'] for name, entry in entries.items()}
+        what = 'weight gradient' if weight_grad else 'forward'
+        layout = 'channels-last' if last else 'contiguous'
+        key = f'{shape} K{grid.kernel_size} of {grid.num_cells}² cells'
+        key = f'{key}, {what}, {layout}'
+        rows[key] = times
+        print(key, *(f'{name} {ms:.3f}' for name, ms in times.items()))
+        for label, without in zip(ratios, (None, absent), strict=True):
+            name = chosen(x, grid, weight_grad, without)
+            rest = [times[other] for other in times if other != without]
+            ratios[label][key] = times.get(name, math.inf) / min(rest)
+    summary = {}
+    for label, of in ratios.items():
+        within = sum(ratio <= 1.1 for ratio in of.values()) / len(of)
+        worst = max(of, key=of.get)
+        summary[label] = dict(within=within, worst=of[worst], at=worst)
+        print(
+            f'{label} backends, {len(of)} choices: {within:.1%} within 10 % '
+            f'of the best, the worst {of[worst]:.2f} times its time ({worst})'
+        )
+    return {'summary': summary, 'best_ms': rows}
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    case_help = f'default: {" ".join(DEFAULT)}'
+    add('--cases', nargs='+', choices=CASES, default=DEFAULT, help=case_help)
+    add('--choice', action='store_true', help='measure the choice instead')
+    dtypes = 'float32', 'float16', 'bfloat16', 'float64'
+    add('--dtype', default='float32', choices=dtypes)
+    add('--rounds', type=int, default=15)
+    budget_help = 'seconds per candidate and case; with --choice 1/20 of it'
+    add('--budget', type=float, default=6.0, metavar='S', help=budget_help)
+    args = parse(parser)
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    where = {**environment(args.clock), 'dtype': args.dtype}
+    print_all(where)
+    if args.choice:
+        result = {'environment': where, **measure_choice(args)}
+        if args.json:
+            write_json(args.json, result)
+        return
+    results = read_json(args.json).get('cases', {})
+    for case in (CASES[name] for name in args.cases):
+        results[str(case)] = {'environment': where, **measure(case, args)}
+        if args.json:
+            content = {'cases': results, 'targets': targets(results)}
+            write_json(args.json, content)
+    print_targets(targets(results))
 
 
 if __name__ == '__main__':

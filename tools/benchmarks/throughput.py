@@ -17,20 +17,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from measure import (
-    add_device_arguments,
     environment,
     interleave,
+    judge,
+    make_parser,
+    parse,
     peak_memory,
+    print_all,
+    print_targets,
     read_json,
-    set_device,
-    write_json,
 )
+from mmengine.registry import MODELS
 from torch import nn
 
 from pelk_mm.models import PeLK
+from pelk_mm.utils.files import write_json
 
 ARCHS = {
     't': 'tiny',
@@ -41,45 +46,25 @@ ARCHS = {
 }
 
 
-def pelk(arch: str, backend: str | None = None) -> Callable[[], nn.Module]:
-    return lambda: PeLK(arch, backend=backend)
+def network(type: str, **arguments: object) -> Callable[[], nn.Module]:
+    return partial(MODELS.build, dict(type=type, **arguments))
 
 
-def same_width(arch: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from mmpretrain.models import ConvNeXt
-
-        model = PeLK(arch)
-        return ConvNeXt(
-            dict(depths=list(model.depths), channels=list(model.channels))
-        )
-
-    return build
-
-
-def convnext(arch: str) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        from mmpretrain.models import ConvNeXt
-
-        return ConvNeXt(arch)
-
-    return build
-
-
-def replknet() -> nn.Module:
-    from mmpretrain.models import RepLKNet
-
-    return RepLKNet('31B')
+def convnext_like(arch: str) -> Callable[[], nn.Module]:
+    settings = PeLK.arch_settings[arch]
+    sizes = {key: list(settings[key]) for key in ('depths', 'channels')}
+    return network('mmpretrain.ConvNeXt', arch=sizes)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{f'pelk_{key}': pelk(arch) for key, arch in ARCHS.items()},
+    **{f'pelk_{key}': partial(PeLK, arch) for key, arch in ARCHS.items()},
     **{
-        f'pelk_{key}_dense': pelk(arch, 'dense') for key, arch in ARCHS.items()
+        f'pelk_{key}_dense': partial(PeLK, arch, backend='dense')
+        for key, arch in ARCHS.items()
     },
-    **{f'same_width_{key}': same_width(ARCHS[key]) for key in ('t', 's', 'b')},
-    'convnext_t': convnext('tiny'),
-    'replknet_31b': replknet,
+    **{f'same_width_{key}': convnext_like(ARCHS[key]) for key in 'tsb'},
+    'convnext_t': network('mmpretrain.ConvNeXt', arch='tiny'),
+    'replknet_31b': network('mmpretrain.RepLKNet', arch='31B'),
 }
 DEFAULT = (
     'pelk_t',
@@ -92,58 +77,20 @@ DEFAULT = (
 )
 
 #: (what, above, below, size, batch, training, limit, whether at least).
+# fmt: off
 TARGETS = (
-    (
-        'PeLK-T over ConvNeXt of its widths, time',
-        'pelk_t',
-        'same_width_t',
-        224,
-        1,
-        False,
-        1.12,
-        False,
-    ),
-    (
-        'PeLK-T over ConvNeXt of its widths, time of a training step',
-        'pelk_t',
-        'same_width_t',
-        224,
-        4,
-        True,
-        1.25,
-        False,
-    ),
-    (
-        'PeLK-101-T over PeLK-T, time',
-        'pelk_101_t',
-        'pelk_t',
-        224,
-        1,
-        False,
-        1.10,
-        False,
-    ),
-    (
-        'PeLK-T, training step, times faster than dense',
-        'pelk_t_dense',
-        'pelk_t',
-        224,
-        4,
-        True,
-        2.5,
-        True,
-    ),
-    (
-        'PeLK-B-101, times faster than dense',
-        'pelk_101_b_dense',
-        'pelk_101_b',
-        384,
-        1,
-        False,
-        1.25,
-        True,
-    ),
+    ('PeLK-T over ConvNeXt of its widths, time',
+     'pelk_t', 'same_width_t', 224, 1, False, 1.12, False),
+    ('PeLK-T over ConvNeXt of its widths, time of a training step',
+     'pelk_t', 'same_width_t', 224, 4, True, 1.25, False),
+    ('PeLK-101-T over PeLK-T, time',
+     'pelk_101_t', 'pelk_t', 224, 1, False, 1.10, False),
+    ('PeLK-T, training step, times faster than dense',
+     'pelk_t_dense', 'pelk_t', 224, 4, True, 2.5, True),
+    ('PeLK-B-101, times faster than dense',
+     'pelk_101_b_dense', 'pelk_101_b', 384, 1, False, 1.25, True),
 )
+# fmt: on
 
 
 def setting(size: int, batch: int, training: bool) -> str:
@@ -152,20 +99,21 @@ def setting(size: int, batch: int, training: bool) -> str:
     return f'{size} x {size}, batch {batch}, {what}'
 
 
-def prepare(name: str, training: bool, device: str) -> nn.Module:
+def prepare(name: str, args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
-    model = NETWORKS[name]().to(device, memory_format=torch.channels_last)
-    model.train(training)
-    if not training and hasattr(model, 'switch_to_deploy'):
+    model = NETWORKS[name]()
+    model.to(args.device, memory_format=torch.channels_last)
+    model.train(args.training)
+    if not args.training and hasattr(model, 'switch_to_deploy'):
         model.switch_to_deploy()
     return model
 
 
 def step(
-    model: nn.Module, images: torch.Tensor, training: bool, amp: bool
+    model: nn.Module, images: torch.Tensor, args: argparse.Namespace
 ) -> Callable[[], object]:
     """One forward pass, or one with its backward pass."""
-    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=amp)
+    autocast = torch.autocast(args.device, torch.bfloat16, enabled=args.amp)
 
     def infer() -> object:
         with torch.inference_mode(), autocast:
@@ -177,16 +125,14 @@ def step(
             outputs = model(images)
         outputs[-1].float().sum().backward()
 
-    return train if training else infer
+    return train if args.training else infer
 
 
-def check(name: str, size: int) -> None:
+def check(arch: str) -> None:
     """PeLK must give the same with its own kernels as with dense ones."""
     torch.manual_seed(0)
-    model = PeLK(
-        ARCHS[name.removeprefix('pelk_')], layer_scale_init_value=1.0
-    ).eval()
-    images = torch.randn(1, 3, size, size)
+    model = PeLK(arch, layer_scale_init_value=1.0).eval()
+    images = torch.randn(1, 3, 64, 64)
     outputs = []
     with torch.inference_mode():
         for backend in (None, 'dense'):
@@ -196,88 +142,7 @@ def check(name: str, size: int) -> None:
             outputs.append(model(images)[-1])
     error = (outputs[0] - outputs[1]).abs().max() / outputs[1].abs().max()
     if not error < 1e-4:
-        raise SystemExit(f'{name} at {size}: off by {error:.2e}')
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        '--networks', nargs='+', choices=NETWORKS, default=DEFAULT
-    )
-    parser.add_argument(
-        '--sizes', nargs='+', type=int, default=(224, 384, 512)
-    )
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--training', action='store_true')
-    parser.add_argument('--rounds', type=int, default=10)
-    parser.add_argument(
-        '--amp', action='store_true', help='autocast to bfloat16'
-    )
-    add_device_arguments(parser)
-    parser.add_argument(
-        '--budget',
-        type=float,
-        default=30.0,
-        metavar='S',
-        help='seconds a network and size',
-    )
-    parser.add_argument(
-        '--json', help='write everything to this file, or add to it'
-    )
-    args = parser.parse_args()
-    set_device(parser, args)
-    where = {**environment(args.clock), 'amp': args.amp}
-    print('\n'.join(f'{key}: {value}' for key, value in where.items()))
-    for name in args.networks:
-        if name.removeprefix('pelk_') in ARCHS:
-            check(name, 64)
-    models = {
-        name: prepare(name, args.training, args.device)
-        for name in args.networks
-    }
-    runs = read_json(args.json).get('runs', {})
-    for size in args.sizes:
-        images = torch.randn(args.batch, 3, size, size).to(
-            args.device, memory_format=torch.channels_last
-        )
-        steps = {
-            name: step(model, images, args.training, args.amp)
-            for name, model in models.items()
-        }
-        times = interleave(
-            steps,
-            args.rounds,
-            args.clock,
-            slice_s=0.0,
-            budget_s=args.budget,
-            settle=True,
-        )
-        key = setting(size, args.batch, args.training)
-        print(f'\n{key}')
-        for name, entry in times.items():
-            entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
-            entry['peak_memory'] = memory = peak_memory(
-                steps[name], args.device
-            )
-            print(
-                f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
-                f'{entry["median_ms"]:10.1f} ms'
-                + ('' if memory is None else f'{memory / 2**20:10.1f} MiB')
-            )
-        runs[key] = {'environment': where, 'networks': times}
-        if args.json:
-            write_json(args.json, {'runs': runs, 'targets': targets(runs)})
-    print()
-    for row in targets(runs):
-        print(
-            f'{row["verdict"]:12} {row["target"]}, {row["setting"]}: '
-            f'{row["value"]:.3g} '
-            f'({"at least" if row["at_least"] else "at most"} '
-            f'{row["limit"]:g})'
-        )
+        raise SystemExit(f'PeLK {arch!r}: off by {error:.2e}')
 
 
 def targets(runs: dict[str, dict]) -> list[dict]:
@@ -286,21 +151,60 @@ def targets(runs: dict[str, dict]) -> list[dict]:
     for what, above, below, size, batch, training, limit, at_least in TARGETS:
         key = setting(size, batch, training)
         times = runs.get(key, {}).get('networks', {})
-        if not {above, below} <= times.keys():
-            continue
-        ratio = times[above]['median_ms'] / times[below]['median_ms']
-        met = ratio >= limit if at_least else ratio <= limit
-        rows.append(
-            {
-                'target': what,
-                'setting': key,
-                'value': ratio,
-                'limit': limit,
-                'at_least': at_least,
-                'verdict': 'pass' if met else 'falls short',
-            }
-        )
+        if {above, below} <= times.keys():
+            ratio = times[above]['median_ms'] / times[below]['median_ms']
+            rows.append(judge(what, ratio, limit, at_least, key))
     return rows
+
+
+def measure(
+    models: dict[str, nn.Module], size: int, args: argparse.Namespace
+) -> dict[str, dict]:
+    """Time all models on images of one size and print it."""
+    images = torch.randn(args.batch, 3, size, size, device=args.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    steps = {name: step(model, images, args) for name, model in models.items()}
+    times = interleave(
+        steps, args.rounds, args.clock, 0.0, args.budget, settle=True
+    )
+    for name, entry in times.items():
+        entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
+        entry['peak_memory'] = peak_memory(steps[name], args.device)
+        print(
+            f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
+            f'{entry["median_ms"]:10.1f} ms'
+            f'{entry["peak_memory"] / 2**20:10.1f} MiB'
+        )
+    return times
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add('--networks', nargs='+', choices=NETWORKS, default=DEFAULT)
+    add('--sizes', nargs='+', type=int, default=(224, 384, 512))
+    add('--batch', type=int, default=1)
+    add('--training', action='store_true')
+    add('--amp', action='store_true', help='autocast to bfloat16')
+    add('--rounds', type=int, default=10)
+    budget_help = 'seconds a network and size'
+    add('--budget', type=float, default=30.0, metavar='S', help=budget_help)
+    args = parse(parser)
+    where = {**environment(args.clock), 'amp': args.amp}
+    print_all(where)
+    for name in args.networks:
+        if name.removeprefix('pelk_') in ARCHS:
+            check(ARCHS[name.removeprefix('pelk_')])
+    models = {name: prepare(name, args) for name in args.networks}
+    runs = read_json(args.json).get('runs', {})
+    for size in args.sizes:
+        key = setting(size, args.batch, args.training)
+        print(f'\n{key}')
+        times = measure(models, size, args)
+        runs[key] = {'environment': where, 'networks': times}
+        if args.json:
+            write_json(args.json, {'runs': runs, 'targets': targets(runs)})
+    print_targets(targets(runs))
 
 
 if __name__ == '__main__':
