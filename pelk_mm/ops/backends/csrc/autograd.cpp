@@ -22,11 +22,13 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
+using Gradients = std::tuple<Tensor, Tensor>;  // of the input and the weight
+
+template <class Result, class... Tensors>
+auto find(const char* name) {
   return c10::Dispatcher::singleton()
       .findSchemaOrThrow(name, "")
-      .typed<Signature>();
+      .typed<Result(const Tensors&..., SymIntArrayRef, c10::string_view)>();
 }
 
 // Which kernel, and what computes it: the last arguments of every operator.
@@ -48,10 +50,8 @@ struct Options {
 
 Tensor convolve(const Tensor& input, const Tensor& weight,
                 const std::optional<Tensor>& bias, const Options& options) {
-  static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&,
-                  SymIntArrayRef, c10::string_view)>(
-          "pelk_mm::peripheral_conv2d");
+  static const auto op = find<Tensor, Tensor, Tensor, std::optional<Tensor>>(
+      "pelk_mm::peripheral_conv2d");
   return op.call(input, weight, bias, options.sizes, options.backend);
 }
 
@@ -64,17 +64,14 @@ Tensor convolve_back(const Tensor& grad_output, const Tensor& weight,
 Tensor weight_grad(const Tensor& input, const Tensor& grad_output,
                    const Options& options) {
   static const auto op =
-      find<Tensor(const Tensor&, const Tensor&, SymIntArrayRef,
-                  c10::string_view)>("pelk_mm::peripheral_conv2d_weight_grad");
+      find<Tensor, Tensor, Tensor>("pelk_mm::peripheral_conv2d_weight_grad");
   return op.call(input, grad_output, options.sizes, options.backend);
 }
 
-std::tuple<Tensor, Tensor> backward(const Tensor& input, const Tensor& weight,
-                                    const Tensor& grad_output,
-                                    const Options& options) {
-  static const auto op = find<std::tuple<Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, SymIntArrayRef,
-      c10::string_view)>("pelk_mm::peripheral_conv2d_backward");
+Gradients backward(const Tensor& input, const Tensor& weight,
+                   const Tensor& grad_output, const Options& options) {
+  static const auto op = find<Gradients, Tensor, Tensor, Tensor>(
+      "pelk_mm::peripheral_conv2d_backward");
   return op.call(input, weight, grad_output, options.sizes, options.backend);
 }
 
@@ -200,11 +197,9 @@ Tensor autograd_weight_grad(const Tensor& input, const Tensor& grad_output,
   return weight_grad(input, grad_output, options);
 }
 
-std::tuple<Tensor, Tensor> autograd_backward(const Tensor& input,
-                                             const Tensor& weight,
-                                             const Tensor& grad_output,
-                                             SymIntArrayRef sizes,
-                                             c10::string_view backend) {
+Gradients autograd_backward(const Tensor& input, const Tensor& weight,
+                            const Tensor& grad_output, SymIntArrayRef sizes,
+                            c10::string_view backend) {
   const Options options(sizes, backend);
   if (recorded({input, weight, grad_output})) {
     const variable_list grads =

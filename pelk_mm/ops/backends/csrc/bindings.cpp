@@ -65,20 +65,19 @@ at::Tensor make_scratch(int64_t elements, at::ScalarType type) {
   return scratch;
 }
 
-template <class Pointer>
-Pointer offset(Pointer data, int64_t elements, const at::Tensor& tensor) {
-  return data + elements * static_cast<int64_t>(tensor.element_size());
+char* address(const at::Tensor& tensor, int64_t element = 0) {
+  char* data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+  return data + element * static_cast<int64_t>(tensor.element_size());
 }
 
 // One image's channels from `channel` on.
-Map map_of(const at::Tensor& tensor, int64_t image, int64_t channel) {
-  char* data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+Map map_of(const at::Tensor& x, int64_t image, int64_t channel) {
   // A dimension of one position may carry any stride: make it look like the
   // layout that it does not contradict.
-  int64_t channel_stride = tensor.size(1) == 1 ? 1 : tensor.stride(1);
-  return {offset(data, image * tensor.stride(0) + channel * tensor.stride(1),
-                 tensor),
-          channel_stride, tensor.stride(2), tensor.stride(3), channel};
+  int64_t channel_stride = x.size(1) == 1 ? 1 : x.stride(1);
+  int64_t element = image * x.stride(0) + channel * x.stride(1);
+  return {address(x, element), channel_stride, x.stride(2), x.stride(3),
+          channel};
 }
 
 // Runs work(a thread's scratch, task) for all tasks; worker i begins with
@@ -101,10 +100,9 @@ void run_tasks(const std::vector<int64_t>& first, int64_t scratch_elements,
   // Whole cache lines, so that threads share none and vectors are aligned.
   scratch_elements = (scratch_elements + 15) / 16 * 16;
   at::Tensor scratch = make_scratch(workers * scratch_elements, type);
-  char* data = static_cast<char*>(scratch.data_ptr());
   at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker) {
-      Scratch mine{offset(data, worker * scratch_elements, scratch), false};
+      Scratch mine{address(scratch, worker * scratch_elements), false};
       for (int64_t i = 0; i < workers; ++i) {
         Stretch& stretch = stretches[(worker + i) % workers];
         for (int64_t task; (task = stretch.next++) < stretch.end;)
@@ -132,11 +130,8 @@ struct Lanes {
   // A group's channels of a contiguous weight of the type computed with.
   WeightTask task(const at::Tensor& weight, int64_t group,
                   void* packed) const {
-    void* data = const_cast<void*>(weight.const_data_ptr());
     WeightTask task{};
-    task.weight = {
-        offset(static_cast<char*>(data), group * count * taps, weight), taps,
-        0, 1, 0};
+    task.weight = {address(weight, group * count * taps), taps, 0, 1, 0};
     task.packed = packed;
     task.taps = static_cast<int>(taps);
     task.lanes = of(group);
@@ -184,19 +179,24 @@ struct Lanes {
   int64_t group_bytes;  // of one packed group
 };
 
-at::MemoryFormat format_of(bool channels_last) {
-  return channels_last ? at::MemoryFormat::ChannelsLast
-                       : at::MemoryFormat::Contiguous;
+void check(const at::Tensor& input, const at::Tensor& weight) {
+  bool fits = input.dim() == 4 && weight.dim() == 4;
+  TORCH_CHECK(fits && weight.size(0) == input.size(1),
+              "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
+}
+
+at::Tensor empty_like(const at::Tensor& map, bool channels_last) {
+  return at::empty(map.sizes(),
+                   map.options().memory_format(
+                       channels_last ? at::MemoryFormat::ChannelsLast
+                                     : at::MemoryFormat::Contiguous));
 }
 
 at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias,
                    at::IntArrayRef sizes, bool channels_last) {
-  TORCH_CHECK(
-      input.dim() == 4 && weight.dim() == 4 && weight.size(0) == input.size(1),
-      "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
-  at::Tensor output = at::empty(
-      input.sizes(), input.options().memory_format(format_of(channels_last)));
+  check(input, weight);
+  at::Tensor output = empty_like(input, channels_last);
   if (output.numel() == 0) return output;
   const int64_t images = input.size(0), channels = input.size(1);
   const Kernels& kernels = *current_kernels();
@@ -204,43 +204,36 @@ at::Tensor forward(const at::Tensor& input, const at::Tensor& weight,
   const Geometry& g = plan.geometry;
   const at::ScalarType type = value_type(input);
   const Lanes lanes(kernels, type, channels, g.num_cells);
+  const int64_t groups = lanes.groups;
 
-  at::Tensor values = weight.to(type).contiguous();
   at::Tensor packed =
-      make_scratch((lanes.taps + 1) * lanes.groups * lanes.count, type);
-  char* packed_weight = static_cast<char*>(packed.data_ptr());
-  char* packed_bias = packed_weight + lanes.groups * lanes.group_bytes;
-  lanes.pack(values, false, packed_weight);
+      make_scratch((lanes.taps + 1) * groups * lanes.count, type);
+  char* packed_weight = address(packed);
+  char* packed_bias = packed_weight + groups * lanes.group_bytes;
+  lanes.pack(weight.to(type).contiguous(), false, packed_weight);
   if (bias.has_value()) {
-    std::memset(packed_bias, 0, lanes.groups * kernels.vector_bytes);
+    std::memset(packed_bias, 0, groups * kernels.vector_bytes);
     at::Tensor bias_values = bias->to(type).contiguous();
     std::memcpy(packed_bias, bias_values.const_data_ptr(),
                 channels * at::elementSize(type));
   }
 
-  const int64_t groups = lanes.groups;
   const Share share = plan.share(images * groups, at::get_num_threads());
   const Storage storage = storage_of(input);
-  run_tasks(share.first, plan.scratch(lanes.count, false), type,
-            [&](Scratch& scratch, int64_t index) {
-              const Piece& piece = share.pieces[index];
-              int64_t group = piece.map % groups, image = piece.map / groups;
-              int64_t channel = group * lanes.count;
-              ForwardTask work;
-              work.geometry = &g;
-              work.input = map_of(input, image, channel);
-              work.output = map_of(output, image, channel);
-              work.weight = packed_weight + group * lanes.group_bytes;
-              work.bias = bias.has_value()
-                              ? packed_bias + group * kernels.vector_bytes
-                              : nullptr;
-              work.lanes = lanes.of(group);
-              work.begin = piece.begin;
-              work.end = piece.end;
-              work.scratch = scratch;
-              kernels.forward(storage, work);
-              scratch.used = true;
-            });
+  auto work = [&](Scratch& scratch, int64_t index) {
+    const Piece& piece = share.pieces[index];
+    int64_t group = piece.map % groups, image = piece.map / groups;
+    int64_t channel = group * lanes.count;
+    char* group_bias = packed_bias + group * kernels.vector_bytes;
+    kernels.forward(
+        storage,
+        {&g, map_of(input, image, channel), map_of(output, image, channel),
+         packed_weight + group * lanes.group_bytes,
+         bias.has_value() ? group_bias : nullptr, lanes.of(group), piece.begin,
+         piece.end, scratch});
+    scratch.used = true;
+  };
+  run_tasks(share.first, plan.scratch(lanes.count, false), type, work);
   return output;
 }
 
@@ -267,7 +260,7 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
   char* packed_weight = nullptr;
   if (weight.has_value()) {
     packed = make_scratch(lanes.taps * groups * lanes.count, type);
-    packed_weight = static_cast<char*>(packed.data_ptr());
+    packed_weight = address(packed);
     lanes.pack(weight->to(type).contiguous(), true, packed_weight);
   }
 
@@ -290,42 +283,40 @@ at::Tensor gradients(const at::Tensor& input, const at::Tensor& grad_output,
     }
   at::Tensor partials =
       make_scratch(num_places * lanes.taps * lanes.count, type);
-  char* partial_data = static_cast<char*>(partials.data_ptr());
   auto place_of = [&](int64_t task, int64_t group) {
-    return partial_data + places[task * groups + group] * lanes.group_bytes;
+    return address(partials) +
+           places[task * groups + group] * lanes.group_bytes;
   };
   const Storage storage = storage_of(input);
-  run_tasks(first, plan.scratch(lanes.count, true), type,
-            [&](Scratch& scratch, int64_t task) {
-              const void* cleared = nullptr;  // the last place that was
-              for (int64_t i = share.first[task]; i < share.first[task + 1];
-                   ++i) {
-                const Piece& piece = share.pieces[i];
-                int64_t group = piece.map % groups;
-                int64_t image = piece.map / groups;
-                int64_t channel = group * lanes.count;
-                BackwardTask work{};
-                work.geometry = &g;
-                work.grad_output = map_of(grad_output, image, channel);
-                work.input = map_of(input, image, channel);
-                if (packed_weight != nullptr) {
-                  work.grad_input = map_of(grad_input, image, channel);
-                  work.weight = packed_weight + group * lanes.group_bytes;
-                }
-                work.grad_weight = place_of(task, group);
-                // A task meets its places in their order.
-                if (work.grad_weight > cleared) {
-                  std::memset(work.grad_weight, 0, lanes.group_bytes);
-                  cleared = work.grad_weight;
-                }
-                work.lanes = lanes.of(group);
-                work.begin = piece.begin;
-                work.end = piece.end;
-                work.scratch = scratch;
-                kernels.backward(storage, work);
-                scratch.used = true;
-              }
-            });
+  auto work = [&](Scratch& scratch, int64_t task) {
+    const void* cleared = nullptr;  // the last place that was
+    for (int64_t i = share.first[task]; i < share.first[task + 1]; ++i) {
+      const Piece& piece = share.pieces[i];
+      int64_t group = piece.map % groups, image = piece.map / groups;
+      int64_t channel = group * lanes.count;
+      BackwardTask work{};
+      work.geometry = &g;
+      work.grad_output = map_of(grad_output, image, channel);
+      work.input = map_of(input, image, channel);
+      if (packed_weight != nullptr) {
+        work.grad_input = map_of(grad_input, image, channel);
+        work.weight = packed_weight + group * lanes.group_bytes;
+      }
+      work.grad_weight = place_of(task, group);
+      // A task meets its places in their order.
+      if (work.grad_weight > cleared) {
+        std::memset(work.grad_weight, 0, lanes.group_bytes);
+        cleared = work.grad_weight;
+      }
+      work.lanes = lanes.of(group);
+      work.begin = piece.begin;
+      work.end = piece.end;
+      work.scratch = scratch;
+      kernels.backward(storage, work);
+      scratch.used = true;
+    }
+  };
+  run_tasks(first, plan.scratch(lanes.count, true), type, work);
   std::vector<std::vector<const void*>> of_group(groups);
   for (int64_t task = 0; task < tasks; ++task)
     for (int64_t group = 0; group < groups; ++group)
@@ -345,14 +336,10 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& input,
                                             const at::Tensor& grad_output,
                                             at::IntArrayRef sizes,
                                             bool channels_last) {
-  TORCH_CHECK(
-      input.dim() == 4 && weight.dim() == 4 && weight.size(0) == input.size(1),
-      "expected a map (N, C, H, W) and a weight (C, 1, k', k')");
-  at::Tensor grad_input = at::empty(
-      input.sizes(), input.options().memory_format(format_of(channels_last)));
-  at::Tensor grad_weight =
-      gradients(input, grad_output, weight, grad_input, sizes);
-  return {grad_input, grad_weight};
+  check(input, weight);
+  at::Tensor grad_input = empty_like(input, channels_last);
+  return {grad_input,
+          gradients(input, grad_output, weight, grad_input, sizes)};
 }
 
 // For tests and benchmarks.

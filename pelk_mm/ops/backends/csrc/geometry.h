@@ -45,7 +45,7 @@ struct ColumnCell {
 // The kernel's cells, cropped to those that can meet the map.
 struct Geometry {
   int height, width;
-  int num_row_levels, num_row_parts, num_rows;
+  int num_row_levels, num_rows;
   const Level* row_levels;
   const Part* row_parts;
   const RowCell* rows;

@@ -37,13 +37,15 @@ std::vector<Cell> crop(const std::vector<int64_t>& sizes, int64_t extent,
 
 // Binary digits of `size`, the largest first, as boxes side by side; `base` is
 // the level of a single position.
-void split(int size, int base, std::vector<Part>* parts) {
+std::vector<Part> split(int size, int base) {
+  std::vector<Part> parts;
   int offset = 0;
   for (int power = 30; power >= 0; --power)
     if (size >> power & 1) {
-      parts->push_back({base + power, offset});
+      parts.push_back({base + power, offset});
       offset += 1 << power;
     }
+  return parts;
 }
 
 // Appends every power of two up to the largest one needed, then the other
@@ -55,28 +57,21 @@ std::map<int, int> make_levels(const std::vector<Cell>& cells,
   int largest = 1;
   for (const Cell& cell : cells) largest = std::max(largest, cell.size);
   std::map<int, int> level_of;
-  auto add = [&](int size) {
+  auto add = [&](int size, const std::vector<Part>& of) {
     level_of[size] = static_cast<int>(levels->size());
-    levels->push_back({size, 0, 0, 0, 0, 0, 0, 0});
-    return levels->size() - 1;
+    const int begin = static_cast<int>(parts->size());
+    parts->insert(parts->end(), of.begin(), of.end());
+    const int end = static_cast<int>(parts->size());
+    levels->push_back({size, begin, end, 0, 0, 0, 0, 0});
   };
-  for (int power = 0; 1 << power <= largest; ++power) {
-    size_t level = add(1 << power);
-    (*levels)[level].parts_begin = static_cast<int>(parts->size());
-    if (power > 0) {
-      parts->push_back({base + power - 1, 0});
-      parts->push_back({base + power - 1, 1 << (power - 1)});
-    }
-    (*levels)[level].parts_end = static_cast<int>(parts->size());
+  add(1, {});
+  for (int power = 1; 1 << power <= largest; ++power) {
+    const int half = base + power - 1;
+    add(1 << power, {{half, 0}, {half, 1 << (power - 1)}});
   }
   *num_powers = static_cast<int>(levels->size()) - base;
-  for (const Cell& cell : cells) {
-    if (level_of.count(cell.size)) continue;
-    size_t level = add(cell.size);
-    (*levels)[level].parts_begin = static_cast<int>(parts->size());
-    split(cell.size, base, parts);
-    (*levels)[level].parts_end = static_cast<int>(parts->size());
-  }
+  for (const Cell& cell : cells)
+    if (!level_of.count(cell.size)) add(cell.size, split(cell.size, base));
   return level_of;
 }
 
@@ -191,7 +186,6 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
   g.margin_stride = spread(width + 2 * g.margin);
 
   g.num_row_levels = static_cast<int>(row_boxes_.levels.size());
-  g.num_row_parts = static_cast<int>(row_boxes_.parts.size());
   g.num_rows = static_cast<int>(row_boxes_.rows.size());
   g.num_column_levels = static_cast<int>(column_levels_.size());
   g.num_columns = static_cast<int>(columns_.size());
