@@ -75,21 +75,15 @@ def interleave(
     What disturbs one of them then disturbs them all, so ratios within one
     call are worth more than times. Fast ones are repeated within a round until
     ``slice_s`` is used, slow ones sit rounds out once they have used
-    ``budget_s``.
+    ``budget_s``. With ``settle`` a turn begins with a call that is not timed:
+    what comes first after something large finds the caches full of that.
 
     Args:
         candidates (Mapping): What to call, by name.
-        rounds (int): How often each is timed, at most. Default: 15.
+        rounds (int): How often each is timed, at most.
         clock (str): ``'wall'``, ``'gpu'`` for the same once the GPU is done,
             or ``'cpu'`` for the time that the process spent computing:
-            meaningful with one thread, and indifferent to other processes
-            taking turns. Default: ``'wall'``.
-        slice_s (float): Seconds per turn. Default: 0.03.
-        budget_s (float): Seconds per candidate, all in all. Default: 6.
-        settle (bool): Whether a turn begins with a call that is not timed.
-            What comes first after something large finds the caches full of
-            that, which would count against the one whose turn it is.
-            Default: False.
+            meaningful with one thread, and indifferent to other processes.
 
     Returns:
         dict: For each name ``median_ms``, ``best_ms`` and ``rounds``.
@@ -193,8 +187,11 @@ def _commit() -> str | None:
         return None
 
 
-def print_all(values: Mapping[str, object]) -> None:
-    print('\n'.join(f'{key}: {value}' for key, value in values.items()))
+def show_environment(clock: str, **more: object) -> dict[str, object]:
+    """Print and return :func:`environment` and whatever else matters."""
+    where = {**environment(clock), **more}
+    print('\n'.join(f'{key}: {value}' for key, value in where.items()))
+    return where
 
 
 def read_json(path: str | Path | None) -> dict:
@@ -205,31 +202,21 @@ def read_json(path: str | Path | None) -> dict:
 
 
 def judge(
-    target: str,
-    value: float,
-    limit: float,
-    at_least: bool = False,
-    setting: str | None = None,
+    target: str, value: float, limit: float, at_least: bool = False
 ) -> dict[str, object]:
-    """Hold a value against its limit; NaN is one that was not measured."""
+    """Hold a value against its limit."""
     met = value >= limit if at_least else value <= limit
     verdict = 'pass' if met else 'falls short'
-    measured = value == value
-    return {
-        'target': target if setting is None else f'{target}, {setting}',
-        'value': value if measured else None,
-        'limit': limit,
-        'at_least': at_least,
-        'verdict': verdict if measured else 'not measured',
-    }
+    keys = 'target', 'value', 'limit', 'at_least', 'verdict'
+    values = target, value, limit, at_least, verdict
+    return dict(zip(keys, values, strict=True))
 
 
 def print_targets(rows: Iterable[Mapping]) -> None:
     print()
     for row in rows:
-        value = '-' if row['value'] is None else f'{row["value"]:.3g}'
         bound = 'at least' if row['at_least'] else 'at most'
         print(
-            f'{row["verdict"]:12} {row["target"]}: {value} '
+            f'{row["verdict"]:12} {row["target"]}: {row["value"]:.3g} '
             f'({bound} {row["limit"]:g})'
         )

@@ -29,17 +29,8 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
+import measure as bench
 import torch
-from measure import (
-    environment,
-    judge,
-    make_parser,
-    parse,
-    peak_memory,
-    print_all,
-    print_targets,
-    read_json,
-)
 from throughput import NETWORKS
 from torch import Tensor, nn
 
@@ -127,7 +118,7 @@ def measure(
         'gradients': storage_bytes(gradients),
         'optimizer': storage_bytes(state),
         'kept': kept_for_backward(model, images, amp),
-        'peak': standing + peak_memory(train, device),
+        'peak': standing + bench.peak_memory(train, device),
     }
 
 
@@ -166,12 +157,12 @@ def targets(runs: dict[str, dict]) -> list[dict]:
         for what, (above, below, limit) in TARGETS.items():
             if {above, below} <= peaks.keys():
                 ratio = peaks[above] / peaks[below]
-                rows.append(judge(what, ratio, limit, setting=key))
+                rows.append(bench.judge(f'{what}, {key}', ratio, limit))
     return rows
 
 
 def parse_args() -> argparse.Namespace:
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     add = parser.add_argument
     add(
         '--networks',
@@ -186,7 +177,7 @@ def parse_args() -> argparse.Namespace:
     add('--batch', type=int, help=batch_help)
     add('--amp', action='store_true', help='autocast to bfloat16')
     add('--measure', help=argparse.SUPPRESS)
-    return parse(parser)
+    return bench.parse(parser)
 
 
 def main() -> None:
@@ -194,9 +185,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(*json.loads(args.measure))))
         return
-    where = environment(args.clock)
-    print_all(where)
-    runs = read_json(args.json).get('runs', {})
+    where = bench.show_environment(args.clock)
+    runs = bench.read_json(args.json).get('runs', {})
     for size in args.sizes:
         batch = args.batch or (2 if size <= 256 else 1)
         key = f'{size} x {size}' + (', bfloat16' if args.amp else '')
@@ -222,7 +212,7 @@ def main() -> None:
             print(f'  {name:22}{cells}', flush=True)
             if args.json:
                 write_json(args.json, {'runs': runs, 'targets': targets(runs)})
-    print_targets(targets(runs))
+    bench.print_targets(targets(runs))
 
 
 if __name__ == '__main__':

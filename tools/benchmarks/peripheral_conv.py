@@ -35,19 +35,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest import mock
 
+import measure as bench
 import torch
 import torch.nn.functional as F
-from measure import (
-    environment,
-    interleave,
-    judge,
-    make_parser,
-    parse,
-    peak_memory,
-    print_all,
-    print_targets,
-    read_json,
-)
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
@@ -56,6 +46,8 @@ from pelk_mm.ops.choice import select_backend
 from pelk_mm.utils.files import write_json
 
 FORWARD, BOTH = 'forward', 'forward + backward'
+#: What goes backward is compared with it in turns: machines change their pace.
+FORWARD_ALONE = 'cpp, forward alone'
 Call = Callable[[], object]
 
 
@@ -91,6 +83,22 @@ CASES = {
     'stage1_64': Case(64, 46, 124, 56, 51),  # for GPUs
 }
 DEFAULT = tuple(name for name in CASES if name != 'stage1_64')
+
+#: (case, what, above, below, limit of the ratio, whether at least): the goals
+#: set for this operator on two CPU cores or a GPU.
+TARGETS = (
+    ('stage1', FORWARD, 'dense', 'cpp', 5, True),
+    ('large101', FORWARD, 'dense', 'cpp', 14, True),
+    ('stage1', BOTH, 'dense', 'cpp', 70, True),
+    ('large101', BOTH, 'dense', 'cpp', 500, True),
+    ('stage1', FORWARD, 'cpp', '7x7 all channels', 2.5, False),
+    ('large101', FORWARD, 'cpp', '7x7 all channels', 4, False),
+    ('stage3', FORWARD, 'chosen', 'dense', 1.1, False),
+    *((case, BOTH, 'cpp', FORWARD_ALONE, 3.3, False) for case in DEFAULT),
+    ('stage1_64', BOTH, 'dense', 'triton', 5, True),
+    ('stage1_64', BOTH, 'triton', '7x7 all channels', 1.5, False),
+)
+ERRORS = {'output': 1e-6, 'input grad': 1e-5, 'weight grad': 1e-5}
 
 
 class Operands:
@@ -134,11 +142,6 @@ def both_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
     return lambda: torch.autograd.grad(function(*leaves), leaves, grad)
 
 
-def alone(name: str) -> str:
-    """What the forward is called among calls that go backward too."""
-    return f'{name}, forward alone'
-
-
 def candidates(case: Case, o: Operands, what: str) -> dict[str, Call]:
     """What to time, by name."""
     reasons = available_backends(o.slice.device, o.slice.dtype)
@@ -162,9 +165,8 @@ def candidates(case: Case, o: Operands, what: str) -> dict[str, Call]:
         result = {name: forward_of(*call) for name, call in calls.items()}
         return {**result, 'copy': lambda: o.last.clone()}
     result = {name: both_of(*call) for name, call in calls.items()}
-    # In turns with what it is compared with: machines change their pace.
-    for name in {'cpp', 'triton'} & calls.keys():
-        result[alone(name)] = forward_of(*calls[name])
+    if 'cpp' in calls:
+        result[FORWARD_ALONE] = forward_of(*calls['cpp'])
     return result
 
 
@@ -180,16 +182,15 @@ def errors(case: Case, operands: Operands, backend: str) -> dict[str, float]:
         y = peripheral_conv2d(*leaves, case.grid, backend=backend)
         return y, *torch.autograd.grad(y, leaves, operands.grad.to(dtype))
 
-    names = 'output', 'input grad', 'weight grad'
     got, truth = run(torch.float32, backend), run(torch.float64, 'fft')
     return {
         name: ((x.double() - y).abs().max() / y.abs().max()).item()
-        for name, x, y in zip(names, got, truth, strict=True)
+        for name, x, y in zip(ERRORS, got, truth, strict=True)
     }
 
 
 def targets(results: dict[str, dict]) -> list[dict]:
-    """The goals set for this operator on two CPU cores or a GPU."""
+    """How the cases do, as far as they measured what a target is about."""
 
     def ms(case: str, name: str, what: str = FORWARD) -> float:
         """The median, of the faster layout; NaN where nothing is measured."""
@@ -199,46 +200,21 @@ def targets(results: dict[str, dict]) -> list[dict]:
         return min(times, default=math.nan)
 
     rows = []
-    for case, what, limit in (
-        ('stage1', FORWARD, 5),
-        ('large101', FORWARD, 14),
-        ('stage1', BOTH, 70),
-        ('large101', BOTH, 500),
-    ):
-        ratio = ms(case, 'dense', what) / ms(case, 'cpp', what)
-        target = f'{CASES[case]} {what}, times faster than dense'
-        rows.append(judge(target, ratio, limit, at_least=True))
-    for case, limit in (('stage1', 2.5), ('large101', 4)):
-        ratio = ms(case, 'cpp') / ms(case, '7x7 all channels')
-        target = f'{CASES[case]} forward, over 7x7 on all channels'
-        rows.append(judge(target, ratio, limit))
-    runs = [
-        results.get(str(CASES[case]), {}).get('environment')
-        for case in ('large51', 'large101')
-    ]
-    ratio = ms('large101', 'cpp') / ms('large51', 'cpp')
-    ratio = ratio if runs[0] == runs[1] else math.nan  # not of one run
-    rows.append(judge('K101 over K51, 128x128', ratio, 1.6))
-    ratio = ms('stage3', 'chosen') / ms('stage3', 'dense')
-    target = f'{CASES["stage3"]} forward, chosen over dense'
-    rows.append(judge(target, ratio, 1.1))
-    for case in DEFAULT:
-        ratio = ms(case, 'cpp', BOTH) / ms(case, alone('cpp'), BOTH)
-        target = f'{CASES[case]} forward + backward over forward'
-        rows.append(judge(target, ratio, 3.3))
-    if str(CASES['stage1_64']) in results:
-        ours, what = ms('stage1_64', 'triton', BOTH), f'{CASES["stage1_64"]} '
-        ratio = ms('stage1_64', 'dense', BOTH) / ours
-        target = what + 'forward + backward, times faster than dense'
-        rows.append(judge(target, ratio, 5, at_least=True))
-        ratio = ours / ms('stage1_64', '7x7 all channels', BOTH)
-        target = what + 'forward + backward, over 7x7 on all channels'
-        rows.append(judge(target, ratio, 1.5))
-    limits = {'output': 1e-6, 'input grad': 1e-5, 'weight grad': 1e-5}
-    for name, limit in limits.items():
+    for case, what, above, below, limit, at_least in TARGETS:
+        ratio = ms(case, above, what) / ms(case, below, what)
+        target = f'{CASES[case]} {what}, {above} over {below}'
+        rows.append((target, ratio, limit, at_least))
+    large51, large101 = (
+        results.get(str(CASES[name]), {}).get('environment')
+        for name in ('large51', 'large101')
+    )
+    if large51 == large101:  # of one run
+        ratio = ms('large101', 'cpp') / ms('large51', 'cpp')
+        rows.append(('K101 over K51, 128x128', ratio, 1.6))
+    for name, limit in ERRORS.items():
         worst = max(case['errors'][name] for case in results.values())
-        rows.append(judge(f'largest error, {name}', worst, limit))
-    return rows
+        rows.append((f'largest error, {name}', worst, limit))
+    return [bench.judge(*row) for row in rows if not math.isnan(row[1])]
 
 
 def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
@@ -252,7 +228,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {'chosen': backend, 'errors': worst}
     for what in (FORWARD, BOTH):
         calls = candidates(case, operands, what)
-        entries = interleave(
+        entries = bench.interleave(
             calls, args.rounds, args.clock, budget_s=args.budget
         )
         print(f'\n{case}, {what}: ms (median, best), ratio to chosen, MiB')
@@ -260,7 +236,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
         for name, entry in entries.items():
             median, memory = entry['median_ms'], ''
             if median < 1000:
-                peak = peak_memory(calls[name], args.device)
+                peak = bench.peak_memory(calls[name], args.device)
                 entry['peak_memory'], memory = peak, f'{peak / 2**20:10.1f}'
             times = f'{median:10.2f}{entry["best_ms"]:10.2f}'
             print(f'  {name:24}{times}{median / unit:9.2f}{memory}')
@@ -352,7 +328,7 @@ def measure_choice(args: argparse.Namespace) -> dict[str, object]:
             if reason is None
             and not (name == 'dense' and takes_too_long(x, grid, weight_grad))
         }
-        entries = interleave(
+        entries = bench.interleave(
             calls, args.rounds, args.clock, 0.005, args.budget / 20
         )
         times = {name: entry['best_ms'] for name, entry in entries.items()}
@@ -379,7 +355,7 @@ def measure_choice(args: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     add = parser.add_argument
     case_help = f'default: {" ".join(DEFAULT)}'
     add('--cases', nargs='+', choices=CASES, default=DEFAULT, help=case_help)
@@ -389,22 +365,21 @@ def main() -> None:
     add('--rounds', type=int, default=15)
     budget_help = 'seconds per candidate and case; with --choice 1/20 of it'
     add('--budget', type=float, default=6.0, metavar='S', help=budget_help)
-    args = parse(parser)
+    args = bench.parse(parser)
     torch.set_default_dtype(getattr(torch, args.dtype))
-    where = {**environment(args.clock), 'dtype': args.dtype}
-    print_all(where)
+    where = bench.show_environment(args.clock, dtype=args.dtype)
     if args.choice:
         result = {'environment': where, **measure_choice(args)}
         if args.json:
             write_json(args.json, result)
         return
-    results = read_json(args.json).get('cases', {})
+    results = bench.read_json(args.json).get('cases', {})
     for case in (CASES[name] for name in args.cases):
         results[str(case)] = {'environment': where, **measure(case, args)}
         if args.json:
             content = {'cases': results, 'targets': targets(results)}
             write_json(args.json, content)
-    print_targets(targets(results))
+    bench.print_targets(targets(results))
 
 
 if __name__ == '__main__':

@@ -19,18 +19,8 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
+import measure as bench
 import torch
-from measure import (
-    environment,
-    interleave,
-    judge,
-    make_parser,
-    parse,
-    peak_memory,
-    print_all,
-    print_targets,
-    read_json,
-)
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -153,7 +143,8 @@ def targets(runs: dict[str, dict]) -> list[dict]:
         times = runs.get(key, {}).get('networks', {})
         if {above, below} <= times.keys():
             ratio = times[above]['median_ms'] / times[below]['median_ms']
-            rows.append(judge(what, ratio, limit, at_least, key))
+            target = f'{what}, {key}'
+            rows.append(bench.judge(target, ratio, limit, at_least))
     return rows
 
 
@@ -164,12 +155,12 @@ def measure(
     images = torch.randn(args.batch, 3, size, size, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
     steps = {name: step(model, images, args) for name, model in models.items()}
-    times = interleave(
+    times = bench.interleave(
         steps, args.rounds, args.clock, 0.0, args.budget, settle=True
     )
     for name, entry in times.items():
         entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
-        entry['peak_memory'] = peak_memory(steps[name], args.device)
+        entry['peak_memory'] = bench.peak_memory(steps[name], args.device)
         print(
             f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
             f'{entry["median_ms"]:10.1f} ms'
@@ -179,7 +170,7 @@ def measure(
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = bench.make_parser(__doc__)
     add = parser.add_argument
     add('--networks', nargs='+', choices=NETWORKS, default=DEFAULT)
     add('--sizes', nargs='+', type=int, default=(224, 384, 512))
@@ -189,14 +180,13 @@ def main() -> None:
     add('--rounds', type=int, default=10)
     budget_help = 'seconds a network and size'
     add('--budget', type=float, default=30.0, metavar='S', help=budget_help)
-    args = parse(parser)
-    where = {**environment(args.clock), 'amp': args.amp}
-    print_all(where)
+    args = bench.parse(parser)
+    where = bench.show_environment(args.clock, amp=args.amp)
     for name in args.networks:
         if name.removeprefix('pelk_') in ARCHS:
             check(ARCHS[name.removeprefix('pelk_')])
     models = {name: prepare(name, args) for name in args.networks}
-    runs = read_json(args.json).get('runs', {})
+    runs = bench.read_json(args.json).get('runs', {})
     for size in args.sizes:
         key = setting(size, args.batch, args.training)
         print(f'\n{key}')
@@ -204,7 +194,7 @@ def main() -> None:
         runs[key] = {'environment': where, 'networks': times}
         if args.json:
             write_json(args.json, {'runs': runs, 'targets': targets(runs)})
-    print_targets(targets(runs))
+    bench.print_targets(targets(runs))
 
 
 if __name__ == '__main__':
