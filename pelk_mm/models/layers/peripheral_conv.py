@@ -108,8 +108,7 @@ class PartialPeripheralConv2d(nn.Module):
     The first ``g = int(conv_ratio * channels)`` channels go through the large
     kernel, and in training through a parallel small one; each branch has its
     own BatchNorm and the two are summed (Eq. 4 to 6 of `PeLK
-    <https://arxiv.org/abs/2403.07589>`_). The other channels are concatenated
-    unchanged.
+    <https://arxiv.org/abs/2403.07589>`_). The others are passed on unchanged.
 
     The kernel-wise positional embedding ``h`` of Eq. 3 contributes
     ``sum_{i,j} w(i, j) h(i, j)``, one constant per channel whatever the data.
@@ -128,7 +127,7 @@ class PartialPeripheralConv2d(nn.Module):
             a bias. Default: 5.
         norm_cfg (dict, optional): Config of the branches' norms, a BatchNorm
             of any kind. Default: None, ``dict(type='BN')``.
-        deploy (bool): Build the merged form. Default: False.
+        deploy (bool): Build the layer merged. Default: False.
         backend (str, optional): See :class:`PeripheralConv2d`. Default: None.
 
     Raises:
@@ -149,9 +148,8 @@ class PartialPeripheralConv2d(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        convolved = int(
-            check_number('conv_ratio', conv_ratio, 0, 1) * channels
-        )
+        share = check_number('conv_ratio', conv_ratio, 0, 1)
+        convolved = int(share * channels)
         if not 1 <= convolved <= channels:
             raise ValueError(
                 f'conv_ratio={conv_ratio} of {channels} channels leaves '
@@ -170,13 +168,13 @@ class PartialPeripheralConv2d(nn.Module):
         self.large = PeripheralConv2d(
             convolved, grid, bias=self.merged, backend=backend
         )
-        self.small = None
-        self.small_kernel = small_kernel
-        if small_kernel is not None and not (
-            deploy and self._small_fits(grid)
-        ):
+        self.small: SmallConv2d | None = None
+        # Merged, it is left only where the large one cannot take it in.
+        if small_kernel and not (deploy and _fits(small_kernel, grid)):
             self.small = SmallConv2d(convolved, small_kernel, backend)
             nn.init.trunc_normal_(self.small.weight, std=0.02)
+        self.large_norm: nn.Module = nn.Identity()
+        self.small_norm: nn.Module = nn.Identity()
         if not self.merged:
             self.large_norm = _build_batch_norm(norm_cfg, convolved)
             self.small_norm = _build_batch_norm(norm_cfg, convolved)
@@ -197,18 +195,12 @@ class PartialPeripheralConv2d(nn.Module):
         dtype = autocast_dtype(head)
         if dtype is not None:
             head = head.to(dtype)
-        y = self.large(head)
-        if not self.merged:
-            y = self.large_norm(y) + self.small_norm(self.small(head))
-        elif self.small is not None:
-            y = y + self.small(head)
+        y = self.large_norm(self.large(head))
+        if self.small is not None:
+            y = y + self.small_norm(self.small(head))
         if pos_sums is not None:
             y = y + self._constant(pos_sums).to(y.dtype)[:, None, None]
         return torch.cat((y, tail), 1)
-
-    def _small_fits(self, grid: SharingGrid) -> bool:
-        """Whether the small kernel lies in the unshared centre."""
-        return self.small_kernel <= 2 * grid.unshared_radius + 1
 
     def _constant(self, pos_sums: Tensor) -> Tensor:
         """``sum_{i,j} w(i, j) h(i, j)`` per channel, ``(g,)``."""
@@ -226,41 +218,39 @@ class PartialPeripheralConv2d(nn.Module):
             pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
                 cells, ``(1, k', k')``. Default: None.
         """
-        large = self.large
-        grid = large.grid
-        weight = large.weight.double()
-        bias = weight.new_zeros(large.channels)
-        if large.bias is not None:
-            bias += large.bias
+        large, small = self.large, self.small
+        weight, bias = _fold(large, self.large_norm)
         if pos_sums is not None:
-            bias += self._constant(pos_sums)
-        if not self.merged:
-            scale, shift = _affine(self.large_norm)
-            weight = weight * scale
-            bias += shift
-            scale, shift = _affine(self.small_norm)
-            small = self.small.weight * scale
-            bias += shift
-            if self._small_fits(grid):
-                pad = (grid.num_cells - small.shape[-1]) // 2
-                weight = weight + F.pad(small, [pad] * 4)
+            bias = bias + self._constant(pos_sums)
+        if small is not None:
+            small_weight, small_bias = _fold(small, self.small_norm)
+            bias = bias + small_bias
+            size = small.kernel_size[0]
+            if _fits(size, large.grid):
+                pad = (large.grid.num_cells - size) // 2
+                weight = weight + F.pad(small_weight, [pad] * 4)
                 self.small = None
             else:
-                self.small.weight.copy_(small)
-            del self.large_norm, self.small_norm
+                small.weight.copy_(small_weight)
+        self.large_norm, self.small_norm = nn.Identity(), nn.Identity()
+        trained = large.weight.requires_grad
+        large.bias = nn.Parameter(bias.to(large.weight.dtype), trained)
         large.weight.copy_(weight)
-        large.bias = nn.Parameter(
-            bias.to(large.weight.dtype), large.weight.requires_grad
-        )
         self.merged = True
 
 
-def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
-    cfg = dict(type='BN') if cfg is None else cfg
+def _fits(small_kernel: int, grid: SharingGrid) -> bool:
+    """Whether the small kernel lies in the unshared centre."""
+    return small_kernel <= 2 * grid.unshared_radius + 1
+
+
+def _build_batch_norm(cfg: dict | None, channels: int) -> _BatchNorm:
+    if cfg is None:
+        cfg = dict(type='BN')
     if not isinstance(cfg, Mapping):
+        kind = type(cfg).__name__
         raise TypeError(
-            'norm_cfg must be None or a dict, got '
-            f'{cfg!r} of type {type(cfg).__name__}'
+            f'norm_cfg must be None or a dict, got {cfg!r} of type {kind}'
         )
     try:
         norm = build_norm_layer(dict(cfg), channels)[1]
@@ -279,8 +269,8 @@ def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
     # torch takes anything for these and fails at the first batch.
     if check_number('norm_cfg.eps', norm.eps, 0) == 0:
         raise ValueError(
-            'norm_cfg.eps must be above 0, got 0: a channel '
-            'without variance would be divided by it'
+            'norm_cfg.eps must be above 0, got 0: a channel without variance '
+            'would be divided by it'
         )
     if norm.momentum is not None:
         check_number('norm_cfg.momentum', norm.momentum, 0, 1)
@@ -288,12 +278,22 @@ def _build_batch_norm(cfg: dict | None, channels: int) -> nn.Module:
     return norm
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A BatchNorm in eval mode as scale ``(C, 1, 1, 1)``, shift ``(C,)``."""
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.affine:
-        shift = shift + norm.bias.double()
-    return scale[:, None, None, None], shift
+def _fold(
+    conv: PeripheralConv2d | SmallConv2d, norm: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """A convolution and its norm in eval mode as one, in float64.
+
+    Returns:
+        tuple[Tensor, Tensor]: Weight ``(C, 1, k, k)`` and bias ``(C,)``.
+    """
+    weight = conv.weight.double()
+    bias = weight.new_zeros(len(weight))
+    if conv.bias is not None:
+        bias = bias + conv.bias
+    if isinstance(norm, _BatchNorm):
+        gamma, beta = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
+        variance = norm.get_buffer('running_var').double()
+        scale = gamma * torch.rsqrt(variance + norm.eps)
+        weight = weight * scale[:, None, None, None]
+        bias = (bias - norm.get_buffer('running_mean')) * scale + beta
+    return weight, bias
