@@ -1,6 +1,5 @@
 """Layer normalisation over the channels of a feature map."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -11,11 +10,4 @@ class LayerNorm2d(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(
-            x.permute(0, 2, 3, 1),
-            self.normalized_shape,
-            self.weight,
-            self.bias,
-            self.eps,
-        )
-        return x.permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
