@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,12 @@ def checkpoint_keeping_stats(
     Returns:
         Tensor: What ``function`` returns.
     """
+    options: dict[str, Any] = {}
     # The compiler recomputes operations, not statements: it updates the
     # statistics once anyway, and takes no contexts.
-    context = (
-        {}
-        if torch.compiler.is_compiling()
-        else dict(context_fn=lambda: (nullcontext(), _kept_stats(module)))
-    )
-    return checkpoint(function, *args, use_reentrant=False, **context)
+    if not torch.compiler.is_compiling():
+        options['context_fn'] = lambda: (nullcontext(), _kept_stats(module))
+    return checkpoint(function, *args, use_reentrant=False, **options)
 
 
 @contextmanager
