@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -10,14 +11,8 @@ from torch import nn
 from . import PeLK
 
 #: Heads that need maps, by the names that mmseg and mmdet give them.
-_DENSE_HEADS = (
-    'decode_head',
-    'auxiliary_head',
-    'rpn_head',
-    'roi_head',
-    'bbox_head',
-    'mask_head',
-)
+_SEGMENTATION_HEADS = ('decode_head', 'auxiliary_head')
+_DETECTION_HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head')
 #: Necks of mmpretrain that turn maps into vectors.
 _POOLING = ('GlobalAveragePooling', 'GeneralizedMeanPooling')
 
@@ -43,78 +38,48 @@ def check_channels(model: nn.Module) -> None:
         >>> from pelk_mm.engine import check_channels
         >>> check_channels(MODELS.build(config.model))
     """
-    if is_model_wrapper(model):
-        model = model.module
-    backbone = getattr(model, 'backbone', None)
+    parts: Any = model.module if is_model_wrapper(model) else model
+    backbone = getattr(parts, 'backbone', None)
     if not isinstance(backbone, PeLK):
         return
-    _check_layout(model, backbone)
-    neck = _first(getattr(model, 'neck', None))
-    if neck is not None and type(neck).__name__ not in _POOLING:
-        _check_neck(neck, backbone)
-        # Heads see the neck's channels, which are the neck's own matter.
-        return
-    for where, head in _segmentation_heads(model):
-        _check_segmentation_head(where, head, backbone)
-    for name in ('head', 'rpn_head', 'bbox_head'):
-        _check_one_output(
-            f'model.{name}', getattr(model, name, None), backbone
-        )
+    neck = getattr(parts, 'neck', None)
+    # Of several in a row, the one that sees the backbone.
+    while isinstance(neck, (nn.Sequential, nn.ModuleList)) and len(neck):
+        neck = neck[0]
+    names = ('head', *_SEGMENTATION_HEADS, *_DETECTION_HEADS)
+    heads = {name: getattr(parts, name, None) for name in names}
+    heads = {name: head for name, head in heads.items() if head is not None}
+    _check_layout(backbone, neck, heads)
+    channels = backbone.out_channels(backbone.arch)
+    for where, module, expected, fitting in _inputs(backbone, neck, heads):
+        if expected not in fitting:
+            raise ValueError(
+                f'{where} ({type(module).__name__}) expects in_channels='
+                f'{expected}, but the backbone PeLK with arch='
+                f'{backbone.arch!r} and out_indices={backbone.out_indices} '
+                f'gives {_given(backbone)}: set {where}.in_channels='
+                f'{fitting[0]} (PeLK.out_channels({backbone.arch!r}) is '
+                f'{channels})'
+            )
 
 
 def _given(backbone: PeLK) -> list[int]:
-    channels = backbone.out_channels(backbone.arch)
-    return [channels[i] for i in backbone.out_indices]
+    return [backbone.channels[i] for i in backbone.out_indices]
 
 
-def _first(neck: nn.Module | None) -> nn.Module | None:
-    """Of several necks in a row, the one that sees the backbone."""
-    while isinstance(neck, (nn.Sequential, nn.ModuleList)) and len(neck):
-        neck = neck[0]
-    return neck
-
-
-def _fail(
-    backbone: PeLK,
-    where: str,
-    module: nn.Module,
-    expected: object,
-    right: object,
-) -> None:
-    raise ValueError(
-        f'{where} ({type(module).__name__}) expects in_channels={expected}, '
-        f'but the backbone PeLK with arch={backbone.arch!r} and '
-        f'out_indices={backbone.out_indices} gives {_given(backbone)}: set '
-        f'{where}.in_channels={right} '
-        f'(PeLK.out_channels({backbone.arch!r}) is '
-        f'{backbone.out_channels(backbone.arch)})'
-    )
-
-
-def _check_layout(model: nn.Module, backbone: PeLK) -> None:
+def _check_layout(backbone: PeLK, neck: Any, heads: dict[str, Any]) -> None:
     """Maps for dense prediction and pooling, vectors for a classifier."""
-    dense = [
-        name for name in _DENSE_HEADS if getattr(model, name, None) is not None
-    ]
-    neck = _first(getattr(model, 'neck', None))
+    dense = [f'model.{name}' for name in heads if name != 'head']
     pools = type(neck).__name__ in _POOLING
     if backbone.gap_before_final_norm and (dense or pools):
-        consumer = (
-            f'model.neck ({type(neck).__name__})'
-            if pools
-            else f'model.{dense[0]}'
-        )
+        who = f'model.neck ({type(neck).__name__})' if pools else dense[0]
         raise ValueError(
-            f'{consumer} needs maps, but the backbone PeLK gives averaged '
+            f'{who} needs maps, but the backbone PeLK gives averaged '
             'vectors: set model.backbone.gap_before_final_norm=False'
             + (' or model.neck=None' if pools else '')
         )
-    if (
-        not backbone.gap_before_final_norm
-        and neck is None
-        and not dense
-        and getattr(model, 'head', None) is not None
-    ):
+    alone = 'head' in heads and neck is None and not dense
+    if alone and not backbone.gap_before_final_norm:
         raise ValueError(
             'model.head needs vectors, but the backbone PeLK gives maps: set '
             'model.backbone.gap_before_final_norm=True, or '
@@ -122,49 +87,39 @@ def _check_layout(model: nn.Module, backbone: PeLK) -> None:
         )
 
 
-def _check_neck(neck: nn.Module, backbone: PeLK) -> None:
+def _inputs(backbone: PeLK, neck: Any, heads: dict[str, Any]) -> Iterator:
+    """What follows the backbone: place, module, in_channels, fitting ones."""
     given = _given(backbone)
-    expected = getattr(neck, 'in_channels', None)
-    if expected is None:  # mmdetection's ChannelMapper keeps none
+    if neck is not None and type(neck).__name__ not in _POOLING:
+        expected = getattr(neck, 'in_channels', None)
         convs = getattr(neck, 'convs', None)
-        if isinstance(convs, nn.ModuleList):
+        # mmdetection's ChannelMapper keeps none.
+        if expected is None and isinstance(convs, nn.ModuleList):
             expected = [getattr(conv, 'in_channels', None) for conv in convs]
-    # YOLO's necks count from the last output.
-    if _all_integers(expected) and list(expected) not in (given, given[::-1]):
-        _fail(backbone, 'model.neck', neck, list(expected), given)
-    _check_one_output('model.neck', neck, backbone)
+        if isinstance(expected, int):
+            yield 'model.neck', neck, expected, given[::-1]
+        elif isinstance(expected, Sequence) and all(
+            isinstance(value, int) for value in expected
+        ):
+            # YOLO's necks count from the last output.
+            yield 'model.neck', neck, list(expected), [given, given[::-1]]
+        # Heads see the neck's channels, which are the neck's own matter.
+        return
+    for name in _SEGMENTATION_HEADS:
+        head = heads.get(name)
+        if not isinstance(head, nn.ModuleList):
+            yield from _segmentation_input(f'model.{name}', head, backbone)
+            continue
+        for i, part in enumerate(head):
+            where = f'model.{name}[{i}]'
+            yield from _segmentation_input(where, part, backbone)
+    for name in ('head', 'rpn_head', 'bbox_head'):
+        expected = getattr(heads.get(name), 'in_channels', None)
+        if isinstance(expected, int):
+            yield f'model.{name}', heads[name], expected, given[::-1]
 
 
-def _check_one_output(
-    where: str, module: nn.Module | None, backbone: PeLK
-) -> None:
-    """For what takes one of the outputs, mostly the last."""
-    given = _given(backbone)
-    expected = getattr(module, 'in_channels', None)
-    if isinstance(expected, int) and expected not in given:
-        _fail(backbone, where, module, expected, given[-1])
-
-
-def _all_integers(values: object) -> bool:
-    return isinstance(values, Sequence) and all(
-        isinstance(value, int) for value in values
-    )
-
-
-def _segmentation_heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """mmsegmentation's heads with what they are called in a config."""
-    for name in ('decode_head', 'auxiliary_head'):
-        heads = getattr(model, name, None)
-        if isinstance(heads, nn.ModuleList):
-            for i, head in enumerate(heads):
-                yield f'model.{name}[{i}]', head
-        elif heads is not None:
-            yield f'model.{name}', heads
-
-
-def _check_segmentation_head(
-    where: str, head: nn.Module, backbone: PeLK
-) -> None:
+def _segmentation_input(where: str, head: Any, backbone: PeLK) -> Iterator:
     indices = getattr(head, 'in_index', None)
     expected = getattr(head, 'in_channels', None)
     if indices is None or expected is None:
@@ -178,22 +133,10 @@ def _check_segmentation_head(
                 f'the backbone PeLK gives {len(given)} '
                 f'(model.backbone.out_indices={backbone.out_indices})'
             )
+    expected = expected if isinstance(expected, int) else list(expected)
     if not several:
-        right = given[indices]
-        fits = expected == right
+        yield where, head, expected, [given[indices]]
     else:
         right = [given[i] for i in indices]
         # 'resize_concat' keeps only the sum of what the config says.
-        fits = (
-            expected == sum(right)
-            if isinstance(expected, int)
-            else list(expected) == right
-        )
-    if not fits:
-        _fail(
-            backbone,
-            where,
-            head,
-            expected if isinstance(expected, int) else list(expected),
-            right,
-        )
+        yield where, head, expected, [right, sum(right)]
