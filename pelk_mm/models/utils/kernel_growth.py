@@ -64,36 +64,30 @@ def read_grids(
     Raises:
         RuntimeError: If the entries do not tell.
     """
-    cells = {
-        stage: weight.shape[-1]
-        for stage, _, weight in _entries(state_dict, prefix, _LARGE)
-    }
-    sizes = {
-        stage: embedding.shape[-1]
-        for stage, _, embedding in _entries(state_dict, prefix, _POS_EMBED)
-    }
+
+    def sizes_of(pattern: str) -> dict[int, int]:
+        entries = _entries(state_dict, prefix, pattern)
+        return {stage: value.shape[-1] for stage, _, value in entries}
+
+    cells, sizes = sizes_of(_LARGE), sizes_of(_POS_EMBED)
     if not cells or cells.keys() != sizes.keys():
         raise RuntimeError(
             'the kernel sizes cannot be told from the checkpoint, as it has '
             'no positional embeddings (merged weights, or pos_embed=False); '
             'say which arch it is of'
         )
+    stages = sorted(sizes)
     found = []
     for radius in range(min(sizes.values()) // 2 + 1):
-        grids = [SharingGrid(sizes[i], radius) for i in sorted(sizes)]
-        fits = all(
-            grid.num_cells == cells[i]
-            for i, grid in zip(sorted(cells), grids, strict=True)
-        )
+        grids = [SharingGrid(sizes[i], radius) for i in stages]
+        fits = [grid.num_cells for grid in grids] == [cells[i] for i in stages]
         if fits and grids not in found:
             found.append(grids)
     if len(found) != 1:
-        shapes = ', '.join(
-            f'{cells[i]} cells for {sizes[i]} positions' for i in sorted(sizes)
-        )
+        shapes = [f'{cells[i]} cells for {sizes[i]} positions' for i in stages]
         raise RuntimeError(
             f'{len(found)} centre radii fit the kernels of the checkpoint '
-            f'({shapes}); say which arch it is of'
+            f'({", ".join(shapes)}); say which arch it is of'
         )
     return found[0]
 
@@ -132,20 +126,18 @@ def move_kernels(
             f'{len(old)} old and {len(new)} new grids'
         )
     for stage, name, weight in kernels:
-        if weight.shape[-1] != old[stage].num_cells:
+        found, grid = weight.shape[-1], old[stage]
+        if found != grid.num_cells:
             raise ValueError(
-                f'{name} has {weight.shape[-1]} x {weight.shape[-1]} cells, '
-                f'which is not a kernel of {old[stage].kernel_size} x '
-                f'{old[stage].kernel_size} in {old[stage].num_cells} x '
-                f'{old[stage].num_cells} cells'
+                f'{name} has {found} x {found} cells, which is not a kernel '
+                f'of {grid.kernel_size} x {grid.kernel_size} in '
+                f'{grid.num_cells} x {grid.num_cells} cells'
             )
     if list(old) == list(new):
-        raise ValueError(
-            'the old and the new grids are the same: '
-            f'{[grid.kernel_size for grid in new]}'
-        )
+        sizes = [grid.kernel_size for grid in new]
+        raise ValueError(f'the old and the new grids are the same: {sizes}')
     moved = dict(state_dict)
-    change, whole = [0.0] * len(old), [0.0] * len(old)
+    change, whole = [0.0] * len(old), [1e-300] * len(old)
     for stage, name, weight in kernels:
         before, after = old[stage], new[stage]
         moved[name] = regrid(weight, before, after)
@@ -156,10 +148,8 @@ def move_kernels(
         whole[stage] += float(kernel.square().sum())
     for stage, name, embedding in _entries(state_dict, prefix, _POS_EMBED):
         moved[name] = resize_centred(embedding, new[stage].kernel_size)
-    return moved, [
-        (part / max(total, 1e-300)) ** 0.5
-        for part, total in zip(change, whole, strict=True)
-    ]
+    shares = zip(change, whole, strict=True)
+    return moved, [(part / total) ** 0.5 for part, total in shares]
 
 
 def move_masks(
@@ -184,9 +174,8 @@ def move_masks(
     """
     moved = dict(masks)
     for stage, name, mask in _entries(masks, prefix, _LARGE):
-        alive = resize_centred(
-            old[stage].expand(mask.float()), new[stage].kernel_size, value=1.0
-        )
+        positions = old[stage].expand(mask.float())
+        alive = resize_centred(positions, new[stage].kernel_size, value=1.0)
         moved[name] = new[stage].reduce(alive) > 0
     return moved
 
