@@ -16,8 +16,6 @@ from pelk_mm.apis.inference import (
     list_images,
     predict_files,
 )
-from pelk_mm.apis.launch import check_checkpoint
-from pelk_mm.engine.preflight.checks import check_weights
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.config import load_config
 
@@ -48,8 +46,6 @@ def main() -> int:
     with command():
         config = load_config(args.config)
         images = list_images(args.image)
-        check_checkpoint(args.checkpoint)
-        check_weights(config, args.checkpoint)
         predictor = build_predictor(config, args.checkpoint, args.device)
         return run(args, predictor, images)
 

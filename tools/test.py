@@ -6,8 +6,9 @@ from mmengine.dist import is_main_process
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
-from pelk_mm.apis.launch import build_runner, prepare_testing
+from pelk_mm.apis.launch import prepare_testing, test
 from pelk_mm.engine.preflight.checks import preflight
+from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.command_line import ConfigOptions, command
 from pelk_mm.utils.config import load_config
 
@@ -45,6 +46,7 @@ def parse_args() -> argparse.Namespace:
 @record  # for the last line of dist_test.sh
 def main() -> None:
     args = parse_args()
+    checkpoints = Checkpoints()
     config = prepare_testing(
         load_config(args.config, args.cfg_options),
         args.checkpoint,
@@ -52,9 +54,10 @@ def main() -> None:
         show_dir=args.show_dir,
         out=args.out,
         launcher=args.launcher,
+        checkpoints=checkpoints,
     )
-    preflight(config, training=False)
-    metrics = build_runner(config).test()
+    preflight(config, training=False, checkpoints=checkpoints)
+    metrics = test(config, checkpoints)
     if is_main_process():
         for name, value in metrics.items():
             print(f'{name}: {value}')

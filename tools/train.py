@@ -7,6 +7,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.apis.launch import prepare_training, train
 from pelk_mm.engine.preflight.checks import preflight
+from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.command_line import ConfigOptions, command
 from pelk_mm.utils.config import load_config
 
@@ -59,6 +60,7 @@ def parse_args() -> argparse.Namespace:
 @record  # for the last line of dist_train.sh
 def main() -> None:
     args = parse_args()
+    checkpoints = Checkpoints()
     config = prepare_training(
         load_config(args.config, args.cfg_options),
         work_dir=args.work_dir,
@@ -66,9 +68,10 @@ def main() -> None:
         amp=args.amp,
         auto_scale_lr=args.auto_scale_lr,
         launcher=args.launcher,
+        checkpoints=checkpoints,
     )
-    preflight(config)
-    train(config)
+    preflight(config, checkpoints=checkpoints)
+    train(config, checkpoints)
 
 
 if __name__ == '__main__':

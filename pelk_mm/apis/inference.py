@@ -18,8 +18,11 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 
 from ..datasets.images import find_images, read_image
+from ..engine.preflight.checks import check_weights
+from ..models.utils import Checkpoints
 from ..utils.errors import LaunchError
 from ..utils.files import atomic_path
+from .launch import require_checkpoint
 
 #: Length over width up to which a classified picture is drawn as it is.
 _LONGEST = 64
@@ -241,7 +244,8 @@ def build_predictor(
         Predictor: Ready to predict.
 
     Raises:
-        LaunchError: If the task is none of the three.
+        LaunchError: If the task is none of the three, or a local checkpoint
+            cannot be read or does not hold every weight of the model.
     """
     scope = config.get('default_scope')
     if scope not in PREDICTORS:
@@ -249,7 +253,12 @@ def build_predictor(
             'the default_scope of a config names its task, expected one of '
             f'{list(PREDICTORS)}, got {scope!r}'
         )
-    return PREDICTORS[scope](config, checkpoint, device)
+    checkpoints = Checkpoints()
+    if '://' not in checkpoint:
+        contents = require_checkpoint(checkpoint, checkpoints)
+        check_weights(config, contents, checkpoint)
+    with checkpoints.shared():
+        return PREDICTORS[scope](config, checkpoint, device)
 
 
 def list_images(source: str | Path) -> list[Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
 from tempfile import TemporaryFile
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -21,7 +23,7 @@ from mmengine.runner import Runner
 from ..engine.hooks.safe_checkpoint_hook import check_resumable, find_resumable
 from ..engine.preflight.data_paths import check_data
 from ..engine.strategies import SHARDING, type_name
-from ..models.utils import load_file
+from ..models.utils import Checkpoints
 from ..utils.errors import LaunchError
 
 #: What a disk says that is full, or that may not be written any more.
@@ -36,6 +38,7 @@ def prepare_training(
     amp: bool = False,
     auto_scale_lr: bool = False,
     launcher: str = 'none',
+    checkpoints: Checkpoints | None = None,
 ) -> Config:
     """Turn the options of ``tools/train.py`` into fields of the config.
 
@@ -48,6 +51,8 @@ def prepare_training(
         auto_scale_lr (bool): Scale the learning rate with the batch size.
             Default: False.
         launcher (str): mmengine's. Default: ``'none'``.
+        checkpoints (Checkpoints, optional): Keeps what is read, for
+            :func:`train`. Default: None.
 
     Returns:
         Config: The same.
@@ -63,12 +68,13 @@ def prepare_training(
         _use_auto_scale_lr(config)
     if config.get('strategy') is not None:
         _check_strategy(config)
+    checkpoints = checkpoints or Checkpoints()
     if resume is not None:
-        _resume(config, resume)
+        _resume(config, resume, checkpoints)
     elif config.get('resume') and not isinstance(config.resume, str):
-        _check_resume(config)
-    elif config.get('load_from'):
-        check_checkpoint(config.load_from)
+        _check_resume(config, checkpoints)
+    elif config.get('load_from') and '://' not in config.load_from:
+        require_checkpoint(config.load_from, checkpoints)
     _check_data(config, ('train', 'val'))
     _check_work_dir(config.work_dir)
     _use_launcher(config, launcher)
@@ -83,6 +89,7 @@ def prepare_testing(
     show_dir: str | None = None,
     out: str | None = None,
     launcher: str = 'none',
+    checkpoints: Checkpoints | None = None,
 ) -> Config:
     """Turn the options of ``tools/test.py`` into fields of the config.
 
@@ -95,6 +102,8 @@ def prepare_testing(
         out (str, optional): A ``.pkl`` file for the raw predictions.
             Default: None.
         launcher (str): mmengine's. Default: ``'none'``.
+        checkpoints (Checkpoints, optional): Keeps what is read, for
+            :func:`test`. Default: None.
 
     Returns:
         Config: The same.
@@ -105,7 +114,8 @@ def prepare_testing(
     """
     if work_dir is not None:
         config.work_dir = work_dir
-    check_checkpoint(checkpoint)
+    if '://' not in checkpoint:
+        require_checkpoint(checkpoint, checkpoints)
     config.load_from = checkpoint
     config.resume = False
     if show_dir is not None:
@@ -133,11 +143,40 @@ def build_runner(config: Config) -> Runner:
     return Runner.from_cfg(config)
 
 
-def train(config: Config) -> None:
+class _LetGo(Hook):
+    """Ends the sharing of checkpoints when all that is loaded is loaded."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, sharing: ExitStack) -> None:
+        self.sharing = sharing
+
+    def before_train(self, runner: Runner) -> None:
+        self.sharing.close()
+
+    def before_test(self, runner: Runner) -> None:
+        self.sharing.close()
+
+
+@contextmanager
+def _loading(
+    config: Config, checkpoints: Checkpoints | None
+) -> Iterator[Runner]:
+    """The runner of a config, loading what was read."""
+    with ExitStack() as sharing:
+        sharing.enter_context((checkpoints or Checkpoints()).shared())
+        runner = build_runner(config)
+        runner.register_hook(_LetGo(sharing))
+        yield runner
+
+
+def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     """Train as the config describes.
 
     Args:
         config (Config): From :func:`prepare_training`.
+        checkpoints (Checkpoints, optional): What was read of what is loaded;
+            empty when the training begins. Default: None.
 
     Raises:
         LaunchError: If the disk is full or has become read-only. The logs go
@@ -145,9 +184,9 @@ def train(config: Config) -> None:
             without being able to save; and one that seems to train, and saves
             nothing, would lose more than one that ends.
     """
-    runner = build_runner(config)
     try:
-        runner.train()
+        with _loading(config, checkpoints) as runner:
+            runner.train()
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
@@ -163,12 +202,28 @@ def train(config: Config) -> None:
         ) from error
 
 
-def check_checkpoint(path: str) -> None:
-    """Raise LaunchError unless a local checkpoint exists and loads safely."""
-    if '://' in path:
-        return
+def test(
+    config: Config, checkpoints: Checkpoints | None = None
+) -> dict[str, float]:
+    """Test as the config describes.
+
+    Args:
+        config (Config): From :func:`prepare_testing`.
+        checkpoints (Checkpoints, optional): As for :func:`train`.
+
+    Returns:
+        dict[str, float]: Metrics by name.
+    """
+    with _loading(config, checkpoints) as runner:
+        return runner.test()
+
+
+def require_checkpoint(
+    path: str, checkpoints: Checkpoints | None = None
+) -> dict:
+    """The contents of a checkpoint; a LaunchError says why there are none."""
     try:
-        load_file(path, mmap=True)
+        return (checkpoints or Checkpoints()).read(path)
     except (OSError, RuntimeError) as error:
         raise LaunchError(str(error)) from error
 
@@ -246,7 +301,7 @@ def _check_deepspeed() -> None:
         )
 
 
-def _resume(config: Config, resume: str) -> None:
+def _resume(config: Config, resume: str, checkpoints: Checkpoints) -> None:
     if type_name(config.get('strategy', {})) == 'DeepSpeedStrategy':
         # It resumes from folders, which are loaded by DeepSpeed itself.
         if not osp.isdir(resume):
@@ -265,19 +320,19 @@ def _resume(config: Config, resume: str) -> None:
         # a name that is empty.
         config.load_from, config.resume = None, osp.abspath(resume)
         return
-    config.load_from = _resume_from(resume, config.work_dir)
+    config.load_from = _resume_from(resume, config.work_dir, checkpoints)
     config.resume = True
 
 
-def _resume_from(resume: str, work_dir: str) -> str:
+def _resume_from(resume: str, work_dir: str, checkpoints: Checkpoints) -> str:
     if resume != 'auto':
         if '://' not in resume:
             try:
-                check_resumable(resume)
+                check_resumable(resume, checkpoints)
             except (OSError, ValueError) as error:
                 raise LaunchError(str(error)) from error
         return resume
-    found = find_resumable(work_dir)
+    found = find_resumable(work_dir, checkpoints)
     if found is None:
         raise LaunchError(
             f'--resume: there is no checkpoint in {work_dir} to resume from; '
@@ -286,12 +341,13 @@ def _resume_from(resume: str, work_dir: str) -> str:
     return found
 
 
-def _check_resume(config: Config) -> None:
+def _check_resume(config: Config, checkpoints: Checkpoints) -> None:
     """``resume = True`` in a config: with no file named, the newest if any.
 
     mmengine would take the newest file whether it is whole or not.
     """
-    path = config.get('load_from') or find_resumable(config.work_dir)
+    path = config.get('load_from')
+    path = path or find_resumable(config.work_dir, checkpoints)
     if path is None:
         config.resume = False
         print_log(
@@ -300,7 +356,7 @@ def _check_resume(config: Config) -> None:
             logger='current',
         )
     else:
-        config.load_from = _resume_from(path, config.work_dir)
+        config.load_from = _resume_from(path, config.work_dir, checkpoints)
 
 
 def _use_amp(config: Config) -> None:

@@ -11,8 +11,9 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from ..apis.launch import require_checkpoint
 from ..models import PeLK
-from ..models.utils import load_file, read_checkpoint
+from ..models.utils import read_checkpoint
 from ..models.utils.safe_saving import kept_meta
 from ..utils.config import build_model
 from ..utils.errors import LaunchError
@@ -95,7 +96,8 @@ def reparameterize(
             'the config describes a model that is merged '
             'already (deploy=True): there is nothing to merge'
         )
-    model = load_model(config, checkpoint)
+    contents = require_checkpoint(checkpoint)
+    model = load_model(config, contents, checkpoint)
     network = make_network(config, model)
     image = random_images(shape)
     outputs, counts = [], []
@@ -127,7 +129,7 @@ def reparameterize(
         torch.save(
             dict(
                 meta=dict(
-                    kept_meta(read_checkpoint(checkpoint)),
+                    kept_meta(contents),
                     config=stem,
                     pelk_mm_version=__version__,
                 ),
@@ -180,4 +182,4 @@ def _is_pelk(kind: Any) -> bool:
 def _check_written(config: Path, checkpoint: Path) -> None:
     """Raise unless what was written loads as it will be loaded."""
     model = build_model(Config.fromfile(config), device='meta')
-    model.load_state_dict(load_file(checkpoint, mmap=True)['state_dict'])
+    model.load_state_dict(read_checkpoint(checkpoint)['state_dict'])

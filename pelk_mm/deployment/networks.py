@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from torch import Tensor, nn
 
-from ..apis.launch import check_checkpoint
+from ..apis.launch import require_checkpoint
 from ..datasets.preprocessor import Preprocessor
 from ..engine.preflight.checks import check_weights
 from ..models import PeLK
-from ..models.utils import read_checkpoint, weights_of
+from ..models.utils import weights_of
 from ..utils.config import build_model
 from ..utils.errors import LaunchError
 
@@ -132,29 +132,26 @@ _NETWORKS: dict[str, type[Network]] = dict(
 )
 
 
-def load_model(config: Config, checkpoint: str) -> BaseModel:
+def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
     """Build the model of a config with the weights of a checkpoint.
 
     Args:
         config (Config): Not changed.
-        checkpoint (str): Path or URL of weights in the form, training or
-            merged, that the config describes.
+        checkpoint (Mapping): As read from a file; merged or not, as the
+            config describes.
+        name (str): What to call it in an error.
 
     Returns:
         BaseModel: In eval mode, without gradients, on the CPU.
 
     Raises:
-        LaunchError: If the checkpoint is not one, or does not hold exactly
-            this model's weights.
+        LaunchError: If it does not hold exactly this model's weights.
     """
-    check_checkpoint(checkpoint)
-    check_weights(config, checkpoint)
+    check_weights(config, checkpoint, name)
     model = build_model(config)
     weights = {
-        name.removeprefix('module.'): value
-        for name, value in weights_of(
-            read_checkpoint(checkpoint), checkpoint
-        ).items()
+        key.removeprefix('module.'): value
+        for key, value in weights_of(checkpoint, name).items()
     }
     # What check_weights lets pass is the counter of a BatchNorm, which only
     # training reads, and what other models have besides.
@@ -188,8 +185,20 @@ def make_network(config: Config, model: BaseModel) -> Network:
 
 
 def load_network(config: Config, checkpoint: str) -> Network:
-    """:func:`load_model` and :func:`make_network` in one."""
-    return make_network(config, load_model(config, checkpoint))
+    """Read a checkpoint, :func:`load_model` and :func:`make_network`.
+
+    Args:
+        config (Config): The model's.
+        checkpoint (str): Path or URL.
+
+    Returns:
+        Network: In eval mode.
+
+    Raises:
+        LaunchError: If the checkpoint cannot be read, or does not fit.
+    """
+    contents = require_checkpoint(checkpoint)
+    return make_network(config, load_model(config, contents, checkpoint))
 
 
 def describe(config: Config) -> dict[str, object]:

@@ -1,19 +1,24 @@
 """Command-line wishes become fields of the config, or a clear error."""
 
 import errno
+import weakref
 from importlib.machinery import ModuleSpec
+from unittest.mock import Mock
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS
 
 from pelk_mm.apis import launch
 from pelk_mm.apis.launch import (
-    check_checkpoint,
     prepare_testing,
     prepare_training,
+    require_checkpoint,
 )
+from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import LaunchError
 from pelk_mm.utils.unpickling import weights_only
@@ -88,7 +93,7 @@ def test_a_pickle_payload_is_refused_and_not_run(tmp_path, capsys):
     path = tmp_path / 'hostile.pth'
     torch.save(dict(state_dict={}, meta=_Payload()), path)
     with pytest.raises(LaunchError, match='pickled Python objects'):
-        check_checkpoint(str(path))
+        require_checkpoint(str(path))
     assert 'executed' not in capsys.readouterr().out
 
 
@@ -297,8 +302,31 @@ def test_deepspeed_has_to_be_one_that_mmengine_knows(
         launch._check_deepspeed()
 
 
+@HOOKS.register_module()
+class Held(Hook):
+    """What is left of a checkpoint's contents once the run has begun."""
+
+    tensor, alive = None, []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        Held.alive.append(Held.tensor() is not None)
+
+
+def test_a_training_does_not_hold_what_it_has_loaded(config, monkeypatch):
+    launch.train(prepare_training(config))
+    checkpoints = Checkpoints()
+    path = f'{config.work_dir}/iter_3.pth'
+    prepare_training(config, resume=path, checkpoints=checkpoints)
+    weights = checkpoints.read(path)['state_dict']['hidden.weight']
+    Held.tensor, Held.alive = weakref.ref(weights), []
+    del weights
+    config.custom_hooks = [dict(type='Held')]
+    launch.train(config, checkpoints)
+    assert Held.alive == [False] * 3
+
+
 def test_a_full_disk_is_one_line(config, monkeypatch):
-    class FullDisk:
+    class FullDisk(Mock):
         def train(self):
             raise OSError(errno.ENOSPC, 'No space left on device', 'x.pth')
 
@@ -312,7 +340,7 @@ def test_a_full_disk_is_one_line(config, monkeypatch):
 
 
 def test_other_errors_pass(config, monkeypatch):
-    class Missing:
+    class Missing(Mock):
         def train(self):
             raise FileNotFoundError(errno.ENOENT, 'No such file', 'x.jpg')
 

@@ -44,7 +44,7 @@ def test_merged_files_stand_alone(task, trained, tmp_path):
     assert not set(loaded) & {'optimizer', 'sparsity'}
     assert not set(written) & {'optim_wrapper', 'custom_hooks'}
     # All of the model, not only what was compared.
-    full = load_model(written, str(merged.checkpoint))
+    full = load_model(written, loaded, 'the merged file')
     assert loaded['state_dict'].keys() == full.state_dict().keys()
 
 

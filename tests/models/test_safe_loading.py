@@ -5,15 +5,17 @@ import functools
 import http.server
 import threading
 import warnings
+import weakref
 import zipfile
 
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader
 
 from pelk_mm.models.utils import (
     CheckpointError,
+    Checkpoints,
     UnsafeCheckpointError,
-    load_file,
     read_checkpoint,
 )
 from pelk_mm.utils.unpickling import weights_only
@@ -56,13 +58,12 @@ def checkpoint(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('mmap', [True, False])
-def test_whole_files_load(checkpoint, tmp_path, mmap):
-    assert same(load_file(checkpoint, mmap=mmap))
-    assert same(load_file(str(checkpoint), mmap=mmap))
+def test_whole_files_load(checkpoint, tmp_path):
+    assert same(read_checkpoint(checkpoint))
+    assert same(read_checkpoint(str(checkpoint)))
     old = tmp_path / 'old.pth'
     torch.save(CONTENTS, old, _use_new_zipfile_serialization=False)
-    assert same(load_file(old, mmap=mmap))
+    assert same(read_checkpoint(old))
 
 
 def test_files_without_checksums_load(checkpoint):
@@ -71,15 +72,30 @@ def test_files_without_checksums_load(checkpoint):
         torch.save(CONTENTS, checkpoint)
     finally:
         torch.serialization.set_crc32_options(True)
-    assert same(load_file(checkpoint))
+    assert same(read_checkpoint(checkpoint))
+
+
+def test_contents_are_kept_until_they_are_let_go(checkpoint):
+    checkpoints = Checkpoints()
+    contents = checkpoints.read(str(checkpoint))
+    tensor = weakref.ref(contents['state_dict']['a'])
+    checkpoint.unlink()
+    assert checkpoints.read(str(checkpoint)) is contents
+    with checkpoints.shared():
+        assert read_checkpoint(checkpoint) is contents
+        loaded = CheckpointLoader.load_checkpoint(str(checkpoint))
+        assert same(loaded) and loaded is not contents
+    del contents, loaded
+    assert tensor() is None
+    with pytest.raises(FileNotFoundError, match='no checkpoint'):
+        checkpoints.read(str(checkpoint))
+    with pytest.raises(FileNotFoundError, match='can not be found'):
+        CheckpointLoader.load_checkpoint(str(checkpoint))
 
 
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('hideout', HIDEOUTS)
-@pytest.mark.parametrize('mmap', [True, False])
-def test_python_objects_are_refused_and_not_built(
-    tmp_path, hideout, zipped, mmap
-):
+def test_python_objects_are_refused_and_not_built(tmp_path, hideout, zipped):
     path, marker = tmp_path / 'evil.pth', tmp_path / 'ran'
     torch.save(
         HIDEOUTS[hideout](Payload(marker)),
@@ -87,7 +103,7 @@ def test_python_objects_are_refused_and_not_built(
         _use_new_zipfile_serialization=zipped,
     )
     with pytest.raises(UnsafeCheckpointError) as error:
-        load_file(path, mmap=mmap)
+        read_checkpoint(path)
     message = str(error.value)
     assert message.startswith(f'{path} holds pickled Python objects')
     assert '(posix.mkdir)' in message and 'publish_model.py' in message
@@ -99,7 +115,7 @@ def test_a_plain_pickle_is_refused(tmp_path):
     path, marker = tmp_path / 'evil.pkl', tmp_path / 'ran'
     write_plain_pickle(path, marker)
     with pytest.raises(CheckpointError, match=str(path)):
-        load_file(path)
+        read_checkpoint(path)
     assert not marker.exists()
 
 
@@ -108,11 +124,11 @@ def test_trust_is_for_one_file_alone(tmp_path):
     torch.save(dict(state_dict=Payload(marker)), path)
     # Also within a tool, which switches code off for everything else.
     with weights_only():
-        read_checkpoint(str(path), trust=True)
+        read_checkpoint(path, trust=True)
         assert marker.exists()
         marker.rmdir()
         with pytest.raises(UnsafeCheckpointError):
-            load_file(path)
+            read_checkpoint(path)
     assert not marker.exists()
 
 
@@ -121,7 +137,7 @@ def test_torchs_switch_trusts_everything(tmp_path, monkeypatch):
     torch.save(dict(state_dict=Payload(marker)), path)
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     with weights_only():
-        load_file(path)
+        read_checkpoint(path)
     assert marker.exists()
 
 
@@ -160,14 +176,14 @@ def test_what_is_downloaded_runs_no_code(server, tmp_path):
     """mmengine loads it with ``weights_only=False``."""
     folder, address = server
     torch.save(CONTENTS, folder / 'good.pth')
-    assert same(load_file(f'{address}/good.pth'))
+    assert same(read_checkpoint(f'{address}/good.pth'))
     marker = tmp_path / 'ran'
     torch.save(dict(state_dict=Payload(marker)), folder / 'evil.pth')
     with pytest.raises(UnsafeCheckpointError, match='evil.pth.*posix.mkdir'):
-        load_file(f'{address}/evil.pth')
+        read_checkpoint(f'{address}/evil.pth')
     detonate(folder / 'evil.pth', marker)
     with pytest.raises(OSError, match='404'):
-        load_file(f'{address}/gone.pth')
+        read_checkpoint(f'{address}/gone.pth')
 
 
 @pytest.mark.parametrize(
@@ -181,12 +197,11 @@ def test_truncated_files(tmp_path, kept, zipped):
     whole = path.read_bytes()
     size = int(kept * len(whole)) if isinstance(kept, float) else kept
     path.write_bytes(whole[:size])
-    for mmap in (True, False):
-        with pytest.raises(CheckpointError) as error:
-            load_file(path, mmap=mmap)
-        message = str(error.value)
-        assert message.startswith(f'{path} is not a whole checkpoint: ')
-        assert 'Copy it again' in message and '\n' not in message
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    message = str(error.value)
+    assert message.startswith(f'{path} is not a whole checkpoint: ')
+    assert 'Copy it again' in message and '\n' not in message
 
 
 def check_flips(path, positions, bits) -> None:
@@ -199,7 +214,7 @@ def check_flips(path, positions, bits) -> None:
             damaged[position] ^= 1 << bit
             path.write_bytes(damaged)
             try:
-                loaded = load_file(path, mmap=bit % 2 == 0)
+                loaded = read_checkpoint(path)
             except CheckpointError as error:
                 assert str(path) in str(error) and '\n' not in str(error)
             else:
@@ -227,26 +242,26 @@ def test_a_flipped_bit_of_a_weight_says_where(checkpoint):
     # torch takes it for another weight.
     assert not same(torch.load(checkpoint))
     with pytest.raises(CheckpointError, match=r'checksum of .*data/\d is'):
-        load_file(checkpoint)
+        read_checkpoint(checkpoint)
 
 
 def test_a_file_that_changes_is_checked_again(checkpoint):
-    assert same(load_file(checkpoint))
+    assert same(read_checkpoint(checkpoint))
     content = bytearray(checkpoint.read_bytes())
     place = content.find(CONTENTS['state_dict']['a'].numpy().tobytes())
     content[place + 42] ^= 64
     checkpoint.write_bytes(content)
     with pytest.raises(CheckpointError, match='checksum'):
-        load_file(checkpoint)
+        read_checkpoint(checkpoint)
     torch.save(CONTENTS, checkpoint)
-    assert same(load_file(checkpoint))
+    assert same(read_checkpoint(checkpoint))
 
 
 def test_a_zip_bomb_is_not_unpacked(checkpoint):
     with zipfile.ZipFile(checkpoint, 'a', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('model/data/99', b'0' * 1_000_000)
     with pytest.raises(CheckpointError, match='compressed'):
-        load_file(checkpoint)
+        read_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -266,14 +281,14 @@ def test_files_of_something_else(tmp_path, content):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         with pytest.raises(CheckpointError, match='not a whole checkpoint'):
-            load_file(path)
+            read_checkpoint(path)
 
 
 def test_no_file_and_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match='no checkpoint .*gone.pth'):
-        load_file(tmp_path / 'gone.pth')
+        read_checkpoint(tmp_path / 'gone.pth')
     with pytest.raises(IsADirectoryError, match='is a folder'):
-        load_file(tmp_path)
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +398,7 @@ def test_nothing_else_reads_pickles():
         for path in sources
         for name in unpicklers(path.read_text())
     }
-    assert found <= EXCEPTIONS, 'use pelk_mm.models.utils.load_file'
+    assert found <= EXCEPTIONS, 'use pelk_mm.models.utils.read_checkpoint'
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
-from ...models.utils import UnsafeCheckpointError, load_file
+from ...models.utils import Checkpoints, UnsafeCheckpointError
 from ...models.utils.safe_saving import to_history, to_plain
 from ...utils.files import ATOMIC_BACKEND, atomic_path, remove_leftovers
 from .dynamic_sparsity_hook import warn_about_unused_masks
@@ -210,24 +210,26 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def check_resumable(path: str | Path) -> None:
+def check_resumable(
+    path: str | Path, checkpoints: Checkpoints | None = None
+) -> int:
     """Raise unless a run can go on from a checkpoint.
 
     Args:
         path (str | Path): A local file.
+        checkpoints (Checkpoints, optional): Where to read it. Default: None,
+            the contents are not kept.
+
+    Returns:
+        int: The iterations that it has behind it.
 
     Raises:
         OSError: If there is none, or it cannot be opened.
         ValueError: If it is not whole, does not load safely, or holds weights
             without the state of a run; the message says what to do.
     """
-    _iteration_of(path)
-
-
-def _iteration_of(path: str | Path) -> int:
-    """How far a checkpoint is; raises as :func:`check_resumable`."""
     try:
-        checkpoint = load_file(path, mmap=True)
+        checkpoint = (checkpoints or Checkpoints()).read(str(path))
     except UnsafeCheckpointError as error:
         raise ValueError(
             f"{error}. mmengine's CheckpointHook writes such files. To resume "
@@ -238,9 +240,7 @@ def _iteration_of(path: str | Path) -> int:
     except RuntimeError as error:
         raise ValueError(str(error)) from error
     parts = ('meta', 'message_hub', 'state_dict')
-    if not isinstance(checkpoint, Mapping) or any(
-        part not in checkpoint for part in parts
-    ):
+    if any(part not in checkpoint for part in parts):
         raise ValueError(
             f'{path} cannot be resumed from: it does not hold the state of a '
             f'run ({", ".join(parts)}); to start from its weights name it in '
@@ -249,11 +249,15 @@ def _iteration_of(path: str | Path) -> int:
     return int(checkpoint['meta'].get('iter', 0))
 
 
-def find_resumable(work_dir: str | Path) -> str | None:
+def find_resumable(
+    work_dir: str | Path, checkpoints: Checkpoints | None = None
+) -> str | None:
     """The newest whole checkpoint of a run.
 
     Args:
         work_dir (str | Path): Where the run saved.
+        checkpoints (Checkpoints, optional): Where to read; keeps no other
+            contents than those of the one that is found. Default: None.
 
     Returns:
         str | None: The one that was being saved when the run was killed, if
@@ -262,35 +266,39 @@ def find_resumable(work_dir: str | Path) -> str | None:
         with the most iterations. None if there is none.
     """
     work_dir = Path(work_dir)
+    checkpoints = checkpoints or Checkpoints()
     tried = set()
     for note in (_COMING, _POINTER):
         named = _read(work_dir / note)
         # The file of that name here comes first: a work dir that was copied
         # still points to where it came from.
         for path in (work_dir / Path(named).name, Path(named)):
-            if named and path not in tried and _try(path) is not None:
-                return str(path)
-            tried.add(path)
+            if named and path not in tried:
+                if _try(path, checkpoints) is not None:
+                    return str(path)
+                tried.add(path)
     # By what is in them: clocks can be wrong, and copying changes dates.
-    found = [
-        (iteration, path)
-        for pattern in ('iter_*.pth', 'epoch_*.pth')
-        for path in work_dir.glob(pattern)
-        if path not in tried and (iteration := _try(path)) is not None
-    ]
-    return str(max(found)[1]) if found else None
+    newest = (-1, '')
+    saved = {*work_dir.glob('iter_*.pth'), *work_dir.glob('epoch_*.pth')}
+    for path in saved - tried:
+        iterations = _try(path, checkpoints)
+        if iterations is not None:
+            older, newest = sorted([newest, (iterations, str(path))])
+            checkpoints.forget(older[1])
+    return newest[1] or None
 
 
 def _read(path: Path) -> str:
     return path.read_text().strip() if path.is_file() else ''
 
 
-def _try(path: Path) -> int | None:
+def _try(path: Path, checkpoints: Checkpoints) -> int | None:
     """Iterations of a checkpoint; None, with a warning, if it is no use."""
     if not path.is_file():
         return None
     try:
-        return _iteration_of(path)
+        return check_resumable(path, checkpoints)
     except (OSError, ValueError) as error:
+        checkpoints.forget(str(path))
         print_log(str(error), logger='current', level=logging.WARNING)
         return None

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ...models import PeLK
 from ...models.channels import check_channels
 from ...models.utils import (
+    Checkpoints,
     check_pretrained,
     check_state_dict,
-    read_checkpoint,
     weights_of,
 )
 from ...ops.checks import did_you_mean
@@ -27,7 +27,11 @@ from .data import class_problems, data_problems
 _LAYER_DECAY = LayerDecayOptimWrapperConstructor.__name__
 
 
-def preflight(config: Config, training: bool = True) -> None:
+def preflight(
+    config: Config,
+    training: bool = True,
+    checkpoints: Checkpoints | None = None,
+) -> None:
     """Raise unless data, model and weights of a config go together.
 
     Looked for are data folders that hold no image, or images that cannot be
@@ -47,6 +51,8 @@ def preflight(config: Config, training: bool = True) -> None:
         config (Config): As it goes to the runner. Not changed.
         training (bool): Whether to train; to test, the checkpoint must hold
             every weight. Default: True.
+        checkpoints (Checkpoints, optional): Where to read what the run loads.
+            Default: None, contents are not kept.
 
     Raises:
         LaunchError: Naming everything that is wrong.
@@ -72,26 +78,31 @@ def preflight(config: Config, training: bool = True) -> None:
             f'the model cannot be built: {explain(error)}'
         ) from error
     problems += _channel_problems(model)
-    problems += _pretrained_problems(model)
-    if config.get('load_from'):
-        problems += _load_problems(config, model, config.load_from, training)
+    checkpoints = checkpoints or Checkpoints()
+    problems += _pretrained_problems(model, checkpoints)
+    problems += _load_problems(config, model, checkpoints, training)
     if training:
         problems += _optimizer_problems(config, model)
     _report(problems)
 
 
-def check_weights(config: Config, checkpoint: str) -> None:
+def check_weights(config: Config, checkpoint: Mapping, name: str) -> None:
     """Raise unless a checkpoint holds every weight of a config's model.
 
     Args:
         config (Config): The model's. Not changed.
-        checkpoint (str): Path; URLs are not checked.
+        checkpoint (Mapping): As read from a file.
+        name (str): What to call it in an error.
 
     Raises:
         LaunchError: If it does not.
     """
+    try:
+        given = weights_of(checkpoint, name)
+    except RuntimeError as error:
+        raise LaunchError(str(error)) from error
     model = build_model(config, device='meta')
-    _report(_load_problems(config, model, checkpoint, training=False))
+    _report(_weight_problems(config, model, given, name, training=False))
 
 
 def _report(problems: Iterable[str]) -> None:
@@ -124,10 +135,12 @@ def _channel_problems(model: nn.Module) -> Iterator[str]:
         yield str(error)
 
 
-def _pretrained_problems(model: nn.Module) -> Iterator[str]:
+def _pretrained_problems(
+    model: nn.Module, checkpoints: Checkpoints
+) -> Iterator[str]:
     for prefix, backbone in _backbones(model):
         try:
-            check_pretrained(backbone)
+            check_pretrained(backbone, checkpoints)
         except (OSError, RuntimeError) as error:
             yield f'model.{prefix}init_cfg: {error}'
 
@@ -157,15 +170,26 @@ def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
 
 
 def _load_problems(
-    config: Config, model: nn.Module, path: str, training: bool
+    config: Config, model: nn.Module, checkpoints: Checkpoints, training: bool
 ) -> Iterator[str]:
-    if '://' in path:
+    path = config.get('load_from')
+    if not path or '://' in path:
         return
     try:
-        given = weights_of(read_checkpoint(path), path)
+        given = weights_of(checkpoints.read(path), path)
     except (OSError, RuntimeError) as error:
         yield str(error)
         return
+    yield from _weight_problems(config, model, given, path, training)
+
+
+def _weight_problems(
+    config: Config,
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    path: str,
+    training: bool,
+) -> Iterator[str]:
     given = {
         name.removeprefix('module.'): value for name, value in given.items()
     }

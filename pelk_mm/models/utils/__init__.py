@@ -10,21 +10,21 @@ from .pretrained import (
 )
 from .safe_loading import (
     CheckpointError,
+    Checkpoints,
     UnsafeCheckpointError,
-    load_file,
     read_checkpoint,
     weights_of,
 )
 
 __all__ = [
     'CheckpointError',
+    'Checkpoints',
     'UnsafeCheckpointError',
     'backbone_prefixes',
     'check_pretrained',
     'check_state_dict',
     'checkpoint_keeping_stats',
     'is_pretrained',
-    'load_file',
     'load_pretrained',
     'move_kernels',
     'move_masks',

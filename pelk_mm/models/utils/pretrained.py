@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...utils.text import first_few
-from .safe_loading import read_state_dict
+from .safe_loading import Checkpoints, read_checkpoint, weights_of
 
 #: Every PeLK has it, in either form; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
@@ -174,7 +174,8 @@ def load_pretrained(
         RuntimeError: If the file is not a checkpoint, or holds no weights for
             this backbone.
     """
-    weights, prefix = _select(model, checkpoint, prefix)
+    contents = read_checkpoint(checkpoint)
+    weights, prefix = _select(model, contents, checkpoint, prefix)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     total = len(model.state_dict())
     untrained = [key for key in missing if not _OUTPUT_NORM.match(key)]
@@ -188,13 +189,14 @@ def load_pretrained(
     )
 
 
-def check_pretrained(model: nn.Module) -> None:
+def check_pretrained(model: nn.Module, checkpoints: Checkpoints) -> None:
     """Raise what loading a backbone's ``init_cfg`` would raise.
 
     Args:
         model (nn.Module): A :class:`~pelk_mm.models.PeLK`, also on the device
             ``'meta'``. Nothing is loaded into it, and without a local
             ``Pretrained`` checkpoint nothing is done.
+        checkpoints (Checkpoints): Where to read it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -202,7 +204,8 @@ def check_pretrained(model: nn.Module) -> None:
     """
     cfg = pretrained_of(model.init_cfg)
     if cfg is not None and '://' not in cfg['checkpoint']:
-        _select(model, cfg['checkpoint'], cfg.get('prefix') or '')
+        name = cfg['checkpoint']
+        _select(model, checkpoints.read(name), name, cfg.get('prefix') or '')
 
 
 def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
@@ -229,17 +232,17 @@ def is_pretrained(cfg: object) -> bool:
 
 
 def _select(
-    model: nn.Module, checkpoint: str, prefix: str
+    model: nn.Module, checkpoint: Mapping, name: str, prefix: str
 ) -> tuple[dict[str, Tensor], str]:
     """The backbone's entries of a checkpoint, checked, and their prefix."""
-    state_dict = read_state_dict(checkpoint)
+    state_dict = weights_of(checkpoint, name)
     if prefix and not prefix.endswith('.'):
         prefix += '.'
-    prefix = _find_prefix(state_dict, prefix, checkpoint)
+    prefix = _find_prefix(state_dict, prefix, name)
     try:
         check_state_dict(model, state_dict, prefix)
     except RuntimeError as error:
-        raise RuntimeError(f'{checkpoint}: {error}') from error
+        raise RuntimeError(f'{name}: {error}') from error
     return {
         key[len(prefix) :]: value
         for key, value in state_dict.items()
@@ -260,7 +263,7 @@ def backbone_prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _find_prefix(
-    state_dict: Mapping[str, Tensor], prefix: str, checkpoint: str
+    state_dict: Mapping[str, Tensor], prefix: str, name: str
 ) -> str:
     """The prefix asked for, or the only one under which a backbone is."""
     prefixes = backbone_prefixes(state_dict)
@@ -270,7 +273,7 @@ def _find_prefix(
     if len(prefixes) == 1:
         return prefixes[0]
     raise RuntimeError(
-        f'{checkpoint} has no PeLK backbone under the prefix {prefix!r}: '
+        f'{name} has no PeLK backbone under the prefix {prefix!r}: '
         f'found it under {prefixes or "no prefix at all"}, entries are '
         f'{_entries(state_dict)}'
     )

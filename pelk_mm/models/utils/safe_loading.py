@@ -3,17 +3,21 @@
 A checkpoint is a pickle, and a pickle can run any code. What is read here is
 read by torch's restricted unpickler, which builds tensors and plain values
 only, after the checksums in the file have shown that it is what was written.
+
+A command reads a checkpoint once, and its functions take the contents. For
+those who know nothing but names, as mmengine, there is :class:`Checkpoints`.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
@@ -29,6 +33,8 @@ _OBJECTS = re.compile(
     r'GLOBAL (?P<name>[\w.]*\w)|unrecognized function|'
     r'unallowed class|Can only build'
 )
+#: What :func:`read_checkpoint` takes contents from, while they are shared.
+_shared: Checkpoints | None = None
 
 
 class CheckpointError(RuntimeError):
@@ -39,10 +45,8 @@ class UnsafeCheckpointError(CheckpointError):
     """A file holds Python objects, and loading them could run code."""
 
 
-def load_file(
-    checkpoint: str | Path, *, mmap: bool = False, trust: bool = False
-) -> Any:
-    """Read a checkpoint file to the CPU.
+def read_checkpoint(checkpoint: str | Path, trust: bool = False) -> dict:
+    """Read a checkpoint without running code that may be in it.
 
     Its checksums are compared, which torch does not do: a bit that flipped
     on a disk would otherwise be another weight. Files that torch wrote in
@@ -50,28 +54,81 @@ def load_file(
 
     Args:
         checkpoint (str | Path): A local path, or a URL that mmengine loads.
-        mmap (bool): Leave tensors of a local file on disk until they are
-            used. Default: False.
-        trust (bool): Run the code that may be in the file. Default: False,
-            unless the environment says
-            ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
+        trust (bool): Run that code after all. Default: False, unless the
+            environment says ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
 
     Returns:
-        Any: What was saved.
+        dict: All of its contents, on the CPU.
 
     Raises:
         OSError: If there is no such file, or it cannot be opened.
         UnsafeCheckpointError: If it holds Python objects.
-        CheckpointError: If it is not whole.
+        CheckpointError: If it is not whole, or holds no mapping.
     """
     name = str(checkpoint)
+    if _shared is not None and not trust:
+        return _shared.read(name)
+    return _read(name, trust)
+
+
+class Checkpoints:
+    """What a run loads: the contents of checkpoints by name, each read once.
+
+    A run looks into its checkpoints before mmengine, or a backbone with its
+    ``init_cfg``, loads them by their names.
+
+    Example:
+        >>> checkpoints = Checkpoints()
+        >>> contents = checkpoints.read('iter_5.pth')
+        >>> with checkpoints.shared():
+        ...     runner.load_checkpoint('iter_5.pth')
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[str, dict] = {}
+
+    def read(self, name: str) -> dict:
+        """As :func:`read_checkpoint`, from the file the first time only."""
+        if name not in self._contents:
+            self._contents[name] = _read(name)
+        return self._contents[name]
+
+    def forget(self, name: str) -> None:
+        """Let go of one's contents, if there are any."""
+        self._contents.pop(name, None)
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Have all others read from here; at the end, let go of everything.
+
+        They are :func:`read_checkpoint`, and mmengine with local files.
+        """
+        global _shared
+        before = _shared, CheckpointLoader._schemes['']
+
+        # mmengine logs the end of the name, and moves contents as it needs.
+        def load_from_memory(name: str, map_location: Any) -> dict:
+            return copy(self.read(name))
+
+        _shared = self
+        CheckpointLoader.register_scheme('', load_from_memory, force=True)
+        try:
+            yield
+        finally:
+            _shared, loader = before
+            CheckpointLoader.register_scheme('', loader, force=True)
+            self._contents.clear()
+
+
+def _read(name: str, trust: bool = False) -> dict:
     try:
         with weights_only(not trust):
             if '://' in name:
-                return CheckpointLoader.load_checkpoint(
+                contents = CheckpointLoader.load_checkpoint(
                     name, map_location='cpu'
                 )
-            return _load_local(Path(name).expanduser(), mmap, trust)
+            else:
+                contents = _read_file(Path(name).expanduser(), trust)
     except (CheckpointError, OSError):
         raise
     except UnpicklingError as error:
@@ -79,57 +136,55 @@ def load_file(
     except Exception as error:
         reason = str(error).strip().partition('\n')[0].rstrip('.')
         raise _damaged(name, f'{type(error).__name__}: {reason}') from error
+    if not isinstance(contents, dict):
+        raise CheckpointError(
+            f'{name} holds a {type(contents).__name__}, expected a '
+            'checkpoint or a state dict'
+        )
+    return contents
 
 
-def _load_local(path: Path, mmap: bool, trust: bool) -> Any:
+def _read_file(path: Path, trust: bool) -> Any:
     if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint {path}')
     if path.is_dir():
         raise IsADirectoryError(
             f'{path} is a folder, expected a checkpoint file in it'
         )
+    # Opened once: what is loaded is what was checked.
     with open(path, 'rb') as file:
         start = file.read(len(_ZIP))
-    if not start:
-        raise _damaged(path, 'it has 0 bytes')
-    if start == _ZIP:
-        status = path.stat()
-        wrong = _wrong_sums(
-            path.absolute(), status.st_size, status.st_mtime_ns
+        if start == _ZIP:
+            problem = _wrong_sums(file)
+        elif not start:
+            problem = 'it has 0 bytes'
+        elif start.startswith(_PICKLE):
+            problem = None
+        else:
+            problem = (
+                f'it starts with {start!r}, as nothing does that torch.save '
+                'writes'
+            )
+        if problem is not None:
+            raise _damaged(path, problem)
+        file.seek(0)
+        return torch.load(
+            file,
+            map_location='cpu',
+            weights_only=not (trust or everything_is_trusted()),
         )
-        if wrong is not None:
-            raise _damaged(path, wrong)
-    elif not start.startswith(_PICKLE):
-        raise _damaged(
-            path,
-            f'it starts with {start!r}, as nothing does '
-            'that torch.save writes',
-        )
-    return torch.load(
-        path,
-        map_location='cpu',
-        mmap=mmap and start == _ZIP,
-        weights_only=not (trust or everything_is_trusted()),
-    )
 
 
-@lru_cache(maxsize=8)
-def _wrong_sums(path: Path, size: int, modified: int) -> str | None:
-    """Why a zip is not whole, None if every entry has its CRC-32.
-
-    Once for a version of a file: tools read it several times.
-    """
+def _wrong_sums(file: BinaryIO) -> str | None:
+    """Why a zip is not whole, None if every entry has its CRC-32."""
     try:
-        with ZipFile(path) as archive:
+        with ZipFile(file) as archive:
             entries = archive.infolist()
             if any(entry.compress_type != ZIP_STORED for entry in entries):
                 return 'it has compressed entries, and torch writes none'
             # All of them are 0 where torch was told not to compute any.
-            wrong = (
-                archive.testzip()
-                if any(entry.CRC for entry in entries)
-                else None
-            )
+            summed = any(entry.CRC for entry in entries)
+            wrong = archive.testzip() if summed else None
     except Exception as error:
         # A damaged directory can make zipfile seek to nowhere, or do anything.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -159,45 +214,6 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
         'none; of one that you trust, '
         'tools/model_converters/publish_model.py --trust keeps the weights'
     )
-
-
-def read_state_dict(checkpoint: str) -> dict[str, Tensor]:
-    """Read the weights of an mmengine checkpoint or a bare state dict.
-
-    Args:
-        checkpoint (str): Path or URL.
-
-    Returns:
-        dict[str, Tensor]: On the CPU, as named in the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        RuntimeError: If it is not a checkpoint that loads safely.
-    """
-    return weights_of(read_checkpoint(checkpoint), checkpoint)
-
-
-def read_checkpoint(checkpoint: str, trust: bool = False) -> dict:
-    """Read a checkpoint without running code that may be in it.
-
-    Args:
-        checkpoint (str): Path or URL.
-        trust (bool): Run that code after all. Default: False.
-
-    Returns:
-        dict: All of its contents, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged, or does not load safely.
-    """
-    loaded = load_file(checkpoint, trust=trust)
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(
-            f'{checkpoint} holds a {type(loaded).__name__}, expected a '
-            'checkpoint or a state dict'
-        )
-    return dict(loaded)
 
 
 def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
