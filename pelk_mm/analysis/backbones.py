@@ -74,7 +74,7 @@ def build_backbone(
     elif isinstance(backbone, PeLK):
         load_pretrained(backbone, checkpoint, 'backbone.')
     else:
-        _load(backbone, checkpoint)
+        _load_weights(backbone, checkpoint)
     return backbone
 
 
@@ -97,7 +97,7 @@ def _arguments(kind: str | type) -> set[str]:
     }
 
 
-def _load(backbone: nn.Module, checkpoint: str) -> None:
+def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
     """Load weights, and refuse those of another network.
 
     mmengine only logs what does not fit, and goes on with random weights.

@@ -303,7 +303,7 @@ def predict_files(
     names = _output_names(images)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        loaded = [_load(path) for path in batch]
+        loaded = [_image_or_reason(path) for path in batch]
         whole = [image for image in loaded if not isinstance(image, str)]
         samples = iter(_predict(predictor, whole))
         for path, image in zip(batch, loaded, strict=True):
@@ -329,7 +329,7 @@ def predict_files(
             yield Prediction(path, tuple(predictor.rows(sample)), drawn)
 
 
-def _load(path: Path) -> np.ndarray | str:
+def _image_or_reason(path: Path) -> np.ndarray | str:
     """The image, ``(H, W, 3)`` uint8 BGR, or why there is none."""
     try:
         return read_image(path)
