@@ -1,4 +1,9 @@
-"""Checkpoints that load without running code: what goes into them."""
+"""Writing checkpoints that load without running code: the serialising half.
+
+What a run holds becomes tensors and plain values before it is saved, see
+:class:`~pelk_mm.engine.hooks.SafeCheckpointHook`; reading is in
+:mod:`~pelk_mm.models.utils.safe_loading`.
+"""
 
 from __future__ import annotations
 
