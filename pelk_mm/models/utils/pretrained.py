@@ -1,9 +1,14 @@
-"""Loading a backbone's weights without ever loading nothing silently."""
+"""What a checkpoint means to a backbone: whether it fits, and loading it.
+
+Nothing is loaded silently if it is of another model, of another arch, or
+merged where the backbone is not.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from mmengine.logging import print_log
@@ -12,15 +17,16 @@ from torch import Tensor, nn
 from ...utils.text import first_few
 from .safe_loading import Checkpoints, read_checkpoint, weights_of
 
-#: Every PeLK has it, in either form; it tells where a backbone's names start.
+#: Every PeLK has it, merged or not; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
+_BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
 #: The parts of a stage's convolutions, apart from a mere counter.
 _PART = re.compile(
     r'stages\.(\d+)\.(?:blocks\.\d+\.conv\.)?'
     r'(pos_embed|large|small|(?:large|small)_norm)'
     r'(?!\.num_batches_tracked)(\.\w+)?$'
 )
-#: What only the training form has.
+#: What merging takes away.
 _TRAINING_ONLY = {'pos_embed', 'large_norm', 'small_norm'}
 _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
 #: What differs between tasks: each asks for the output of its own stages.
@@ -30,7 +36,7 @@ _OUTPUT_NORM = re.compile(r'norm\d+\.')
 def check_state_dict(
     model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
 ) -> None:
-    """Raise unless the state dict is one of this backbone, in this form.
+    """Raise unless the state dict is one of this backbone, as it is built.
 
     Missing entries are left to the caller's ``strict``; what is refused here
     would otherwise load little or nothing, or weights that mean another
@@ -43,14 +49,14 @@ def check_state_dict(
 
     Raises:
         RuntimeError: If no entry belongs to the backbone, or the entries are
-            of another arch, of the other form (merged or not), or of
-            convolutions with other parts.
+            of another arch, merged where the model is not or the reverse, or
+            of convolutions with other parts.
     """
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {
-        key[len(prefix) :]: value.shape
-        for key, value in state_dict.items()
-        if key.startswith(prefix) and isinstance(value, Tensor)
+        key: value.shape
+        for key, value in _without_prefix(state_dict, prefix).items()
+        if isinstance(value, Tensor)
     }
     found = own.keys() & given.keys()
     if not found:
@@ -59,14 +65,14 @@ def check_state_dict(
             f'state dict under the prefix {prefix!r}; it has '
             f'{_entries(state_dict)}. Is this a checkpoint of another model?'
         )
-    depths = _depths(given, len(model.stages))
-    expected = list(model.depths[: len(model.stages)])
+    stages = len(model.stages)
+    depths, expected = _depths(given, stages), list(model.depths[:stages])
     if depths != expected:
         raise RuntimeError(
             f'the checkpoint has {depths} blocks in its stages, this model '
             f'{expected}: it is of another arch than {model.arch!r}'
         )
-    _check_form(model, own, given)
+    _check_parts(model, _parts(own, stages), _parts(given, stages))
     wrong = sorted(key for key in found if own[key] != given[key])
     if wrong:
         lines = '; '.join(
@@ -74,80 +80,75 @@ def check_state_dict(
             f'{tuple(own[key])} in the model'
             for key in wrong[:3]
         )
-        advice = (
-            'only the kernels differ: '
-            'tools/model_converters/grow_kernel.py converts them'
-            if all(_KERNEL.search(key) for key in wrong)
-            else 'it is of another arch'
-        )
+        advice = 'It is of another arch'
+        if all(_KERNEL.search(key) for key in wrong):
+            advice = (
+                'Only the kernels differ: '
+                'tools/model_converters/grow_kernel.py converts them'
+            )
         raise RuntimeError(
             f'{len(wrong)} of the {len(own)} entries of the PeLK backbone '
             f'({model.arch!r}) have another shape in the checkpoint: {lines}. '
-            f'{advice[0].upper()}{advice[1:]}.'
+            f'{advice}.'
         )
 
 
-def _check_form(
-    model: nn.Module, own: Iterable[str], given: Iterable[str]
-) -> None:
-    stages = len(model.stages)
-    own_parts, given_parts = _parts(own, stages), _parts(given, stages)
-    if own_parts == given_parts:
+def _check_parts(model: nn.Module, own: set[str], given: set[str]) -> None:
+    """Raise unless the convolutions have the same parts."""
+    if own == given:
         return
-    missing = ', '.join(sorted(own_parts - given_parts)) or 'none'
-    unexpected = ', '.join(sorted(given_parts - own_parts)) or 'none'
-    own_training = any(
-        part.split('.')[0] in _TRAINING_ONLY for part in own_parts
+    own_trains, given_trains = (
+        any(part.split('.')[0] in _TRAINING_ONLY for part in parts)
+        for parts in (own, given)
     )
-    given_training = any(
-        part.split('.')[0] in _TRAINING_ONLY for part in given_parts
+    advice = (
+        'build the PeLK with the small_kernel, pos_embed and norm_cfg that '
+        'it was trained with'
     )
-    if own_training and not given_training:
+    if own_trains and not given_trains:
         advice = (
-            'it holds merged weights (saved after switch_to_deploy), '
-            'this PeLK is in training form: build it with deploy=True, '
-            'as in the config beside a checkpoint of '
+            'it holds merged weights (saved after switch_to_deploy), this '
+            'PeLK is in training form: build it with deploy=True, as in the '
+            'config beside a checkpoint of '
             'tools/model_converters/reparameterize.py'
         )
-    elif model.deploy and given_training:
+    elif model.deploy and given_trains:
         advice = (
-            'it holds weights in training form, this PeLK is merged: '
-            'build it with deploy=False, load, then call '
-            'switch_to_deploy(), as '
+            'it holds weights in training form, this PeLK is merged: build '
+            'it with deploy=False, load, then call switch_to_deploy(), as '
             'tools/model_converters/reparameterize.py does'
         )
-    else:
-        advice = (
-            'build the PeLK with the small_kernel, pos_embed and '
-            'norm_cfg that it was trained with'
-        )
     raise RuntimeError(
-        'the convolutions in the checkpoint have other parts '
-        f'than in this model (missing: {missing}; unexpected: '
-        f'{unexpected}); {advice}'
+        'the convolutions in the checkpoint have other parts than in this '
+        f'model (missing: {", ".join(sorted(own - given)) or "none"}; '
+        f'unexpected: {", ".join(sorted(given - own)) or "none"}); {advice}'
     )
 
 
 def _parts(keys: Iterable[str], stages: int) -> set[str]:
-    matches = (_PART.match(key) for key in keys)
-    return {
-        match[2] + (match[3] or '')
-        for match in matches
-        if match and int(match[1]) < stages
-    }
+    matches = filter(None, map(_PART.match, keys))
+    return {m[2] + (m[3] or '') for m in matches if int(m[1]) < stages}
 
 
 def _depths(keys: Iterable[str], stages: int) -> list[int]:
-    blocks: list[set[str]] = [set() for _ in range(stages)]
-    for key in keys:
-        match = re.match(r'stages\.(\d+)\.blocks\.(\d+)\.', key)
-        if match and int(match[1]) < stages:
-            blocks[int(match[1])].add(match[2])
-    return [len(indices) for indices in blocks]
+    """How many blocks each stage has."""
+    matches = filter(None, map(_BLOCK.match, keys))
+    blocks = Counter(stage for stage, _ in {m.groups() for m in matches})
+    return [blocks[str(stage)] for stage in range(stages)]
 
 
 def _entries(state_dict: Mapping[str, Tensor]) -> str:
     return first_few(state_dict) or 'no entries at all'
+
+
+def _without_prefix(
+    state_dict: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    return {
+        key[len(prefix) :]: value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
 
 
 def load_pretrained(
@@ -243,11 +244,7 @@ def _select(
         check_state_dict(model, state_dict, prefix)
     except RuntimeError as error:
         raise RuntimeError(f'{name}: {error}') from error
-    return {
-        key[len(prefix) :]: value
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }, prefix
+    return _without_prefix(state_dict, prefix), prefix
 
 
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
