@@ -10,12 +10,16 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...utils.text import first_few
 from .safe_loading import Checkpoints, read_checkpoint, weights_of
+
+if TYPE_CHECKING:
+    from ..backbones import PeLK
 
 #: Every PeLK has it, merged or not; it tells where a backbone's names start.
 _ANCHOR = 'downsample_layers.0.0.weight'
@@ -34,7 +38,7 @@ _OUTPUT_NORM = re.compile(r'norm\d+\.')
 
 
 def check_state_dict(
-    model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str
+    model: PeLK, state_dict: Mapping[str, Tensor], prefix: str
 ) -> None:
     """Raise unless the state dict is one of this backbone, as it is built.
 
@@ -93,7 +97,7 @@ def check_state_dict(
         )
 
 
-def _check_parts(model: nn.Module, own: set[str], given: set[str]) -> None:
+def _check_parts(model: PeLK, own: set[str], given: set[str]) -> None:
     """Raise unless the convolutions have the same parts."""
     if own == given:
         return
@@ -151,9 +155,7 @@ def _without_prefix(
     }
 
 
-def load_pretrained(
-    model: nn.Module, checkpoint: str, prefix: str = ''
-) -> None:
+def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
     """Load a backbone's weights from a checkpoint of any task.
 
     Takes mmengine checkpoints and bare state dicts, of the backbone or of a
@@ -190,7 +192,7 @@ def load_pretrained(
     )
 
 
-def check_pretrained(model: nn.Module, checkpoints: Checkpoints) -> None:
+def check_pretrained(model: PeLK, checkpoints: Checkpoints) -> None:
     """Raise what loading a backbone's ``init_cfg`` would raise.
 
     Args:
@@ -215,7 +217,7 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
     Raises:
         ValueError: If there are several.
     """
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else (init_cfg,)
     found = [cfg for cfg in cfgs if is_pretrained(cfg)]
     if len(found) > 1:
         raise ValueError(
@@ -233,7 +235,7 @@ def is_pretrained(cfg: object) -> bool:
 
 
 def _select(
-    model: nn.Module, checkpoint: Mapping, name: str, prefix: str
+    model: PeLK, checkpoint: Mapping, name: str, prefix: str
 ) -> tuple[dict[str, Tensor], str]:
     """The backbone's entries of a checkpoint, checked, and their prefix."""
     state_dict = weights_of(checkpoint, name)

@@ -20,19 +20,11 @@ from mmengine.logging import HistoryBuffer, print_log
 from ...utils.files import atomic_path
 
 _HISTORY = 'history_buffer'
-
-
-_ARRAY_DTYPES = (
-    'bool',
-    'uint8',
-    'int8',
-    'int16',
-    'int32',
-    'int64',
-    'float16',
-    'float32',
-    'float64',
-)
+# fmt: off
+#: Of arrays that become tensors.
+_DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
+           'float16', 'float32', 'float64')
+# fmt: on
 
 
 def to_plain(value: Any, name: str = 'value') -> Any:
@@ -51,13 +43,13 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
     # Subclasses of str and of numbers are Python objects to the unpickler.
-    for kind, convert in (
+    for scalar, convert in (
         (str, str.__str__),
         (int, int),
         (float, float),
         (np.longdouble, float),
     ):
-        if isinstance(value, kind):
+        if isinstance(value, scalar):
             return convert(value)
     if isinstance(value, Path):
         return str(value)
@@ -75,18 +67,17 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     ):
         return to_plain(value.item(), name)
     if isinstance(value, np.ndarray):
-        if value.dtype in _ARRAY_DTYPES:
+        if value.dtype in _DTYPES:
             return torch.from_numpy(value.copy())
         return to_plain(value.tolist(), name)
     if isinstance(value, Mapping):
+        items = {
+            to_plain(key, name): to_plain(item, f'{name}.{key}')
+            for key, item in value.items()
+        }
         # A scheduler of mmengine counts its milestones.
-        kind = type(value) if type(value) in (Counter, OrderedDict) else dict
-        return kind(
-            {
-                to_plain(key, name): to_plain(item, f'{name}.{key}')
-                for key, item in value.items()
-            }
-        )
+        kind: Any = type(value)
+        return kind(items) if kind in (Counter, OrderedDict) else items
     if isinstance(value, tuple):
         return tuple(to_plain(item, name) for item in value)
     if isinstance(value, (list, set, frozenset, deque)):
