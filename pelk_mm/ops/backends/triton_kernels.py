@@ -45,22 +45,15 @@ def _add_product(a, b, total, PRECISION: tl.constexpr):
 def maps_kernel(
     input,  # (N, C, H, W), any strides
     maps,  # (maps, C, N, top + H, Wp), contiguous
-    batch,
-    channels,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
+    batch, channels, height, width,
+    stride_n, stride_c, stride_h, stride_w,
     map_stride,  # elements from one map to the next
     BOXES: tl.constexpr,  # all box sizes, 1 too, as bits of one number
     LARGEST: tl.constexpr,  # of them
     SPLIT: tl.constexpr,  # whether a mean takes two maps
     PADDED: tl.constexpr,  # Wp
-    BLOCK_C: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     """Write the means of every box in planar order, padded with zeros.
 
     A box of s rows starts at its own row and reaches down, so it is there
@@ -86,16 +79,14 @@ def maps_kernel(
         + ((c.to(tl.int64) * batch + n) * lines + line)[:, None] * PADDED
         + x[None, :]
     )
-    inside = (c < channels)[:, None] & (x < width)[None, :]
     kept = (c < channels)[:, None]
+    inside = kept & (x < width)[None, :]
     total = tl.zeros((BLOCK_C, BLOCK_W), tl.float32)
     for step in tl.static_range(LARGEST):
         y = row + step
-        total += tl.load(
-            source + y * tl.cast(stride_h, tl.int64),
-            mask=inside & (y >= 0) & (y < height),
-            other=0.0,
-        ).to(tl.float32)
+        row_in = source + y * tl.cast(stride_h, tl.int64)
+        met = inside & (y >= 0) & (y < height)
+        total += tl.load(row_in, mask=met, other=0.0).to(tl.float32)
         # A power of two, and one of the boxes.
         if ((step + 1) & step) == 0 and (BOXES & (step + 1)) != 0:
             mean = total * (1.0 / (step + 1))
@@ -103,12 +94,8 @@ def maps_kernel(
             tl.store(target, rounded, mask=kept & (y >= 0))
             target += map_stride
             if SPLIT and step > 0:
-                rest = mean - rounded.to(tl.float32)
-                tl.store(
-                    target,
-                    rest.to(maps.dtype.element_ty),
-                    mask=kept & (y >= 0),
-                )
+                rest = (mean - rounded.to(tl.float32)).to(rounded.dtype)
+                tl.store(target, rest, mask=kept & (y >= 0))
                 target += map_stride
 
 
@@ -121,25 +108,14 @@ def forward_kernel(
     ladder,
     cells,  # (k' * levels, 3) int32: cell, shift, boxes
     level_ends,  # (levels + 1,) int32: which of these belong to a level
-    batch,
-    height,
-    width,
-    top,
-    map_stride,
-    num_cells,
-    kernel_size,
-    stride_n,
-    stride_c,
-    stride_h,
+    batch, height, width, top, map_stride,
+    num_cells, kernel_size,
+    stride_n, stride_c, stride_h,
     store_width,  # W, or Wp where the output has that many columns
-    PADDED: tl.constexpr,
-    LEVELS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PADDED: tl.constexpr, LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Add up ``X_a T_a``; accumulators are float32.
 
     A tile is BLOCK_M lines of one channel, images one behind the other, by
@@ -155,11 +131,9 @@ def forward_kernel(
     # Where box 0 of a line's own row is, in every map.
     home = ((c * batch + n) * lines + y + top) * PADDED
     map_step = tl.cast(map_stride, tl.int64)
-    first = tl.maximum(tl.program_id(1) * BLOCK_X - radius, 0) // BLOCK_K
-    last = tl.cdiv(
-        tl.minimum(tl.program_id(1) * BLOCK_X + BLOCK_X + radius, width),
-        BLOCK_K,
-    )
+    left = tl.program_id(1) * BLOCK_X
+    first = tl.maximum(left - radius, 0) // BLOCK_K
+    last = tl.cdiv(tl.minimum(left + BLOCK_X + radius, width), BLOCK_K)
 
     total = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
     for level in range(LEVELS):
@@ -176,23 +150,16 @@ def forward_kernel(
             for chunk in range(first, last):
                 k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
                 tap = k[:, None] - x[None, :] + radius
-                toeplitz = tl.load(
-                    row + tap, mask=(tap >= 0) & (tap < kernel_size), other=0.0
-                )
+                inside = (tap >= 0) & (tap < kernel_size)
+                toeplitz = tl.load(row + tap, mask=inside, other=0.0)
                 for step in range(boxes * parts):
                     down = shift + step // parts * box
                     # Boxes wholly above or below the map are not stored.
-                    met = (
-                        (m < batch * height)
-                        & (y + down > -box)
-                        & (y + down < height)
-                    )
+                    met = (y + down > -box) & (y + down < height)
+                    source = maps + (first_map + step % parts) * map_step
                     lines_in = tl.load(
-                        maps
-                        + (first_map + step % parts) * map_step
-                        + (home + down * PADDED)[:, None]
-                        + k[None, :],
-                        mask=met[:, None],
+                        source + (home + down * PADDED)[:, None] + k[None, :],
+                        mask=((m < batch * height) & met)[:, None],
                         other=0.0,
                     )
                     total = _add_product(lines_in, toeplitz, total, PRECISION)
@@ -200,14 +167,10 @@ def forward_kernel(
 
     if HAS_BIAS:
         total += tl.load(bias + c).to(tl.float32)
+    line = n.to(tl.int64) * stride_n + c * stride_c
+    line += y.to(tl.int64) * stride_h
     tl.store(
-        output
-        + (
-            n.to(tl.int64) * stride_n
-            + c * stride_c
-            + y.to(tl.int64) * stride_h
-        )[:, None]
-        + x[None, :],
+        output + line[:, None] + x[None, :],
         total.to(output.dtype.element_ty),
         mask=(m < batch * height)[:, None] & (x < store_width)[None, :],
     )
@@ -217,18 +180,10 @@ def forward_kernel(
 def interleave_kernel(
     planar,  # (C, N, H, Wp), contiguous
     output,  # (N, C, H, W), any strides
-    batch,
-    channels,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    PADDED: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
+    batch, channels, height, width,
+    stride_n, stride_c, stride_h, stride_w,
+    PADDED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
     """Copy planes into channels-last memory. Grid: (N * H, tiles of C x Wp).
 
     A pass of its own because single channels written straight from
@@ -239,22 +194,13 @@ def interleave_kernel(
     tiles_w = PADDED // BLOCK_W
     c = tl.program_id(1) // tiles_w * BLOCK_C + tl.arange(0, BLOCK_C)
     x = tl.program_id(1) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    values = tl.load(
-        planar
-        + ((c.to(tl.int64) * batch + n) * height + y)[:, None] * PADDED
-        + x[None, :],
-        mask=(c < channels)[:, None],
-        other=0.0,
-    )
-    tl.store(
-        output
-        + n.to(tl.int64) * stride_n
-        + y.to(tl.int64) * stride_h
-        + (c.to(tl.int64) * stride_c)[:, None]
-        + (x.to(tl.int64) * stride_w)[None, :],
-        values,
-        mask=(c < channels)[:, None] & (x < width)[None, :],
-    )
+    kept = (c < channels)[:, None]
+    line = ((c.to(tl.int64) * batch + n) * height + y) * PADDED
+    values = tl.load(planar + line[:, None] + x[None, :], mask=kept, other=0.0)
+    target = output + n.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
+    target += (c.to(tl.int64) * stride_c)[:, None]
+    target += (x.to(tl.int64) * stride_w)[None, :]
+    tl.store(target, values, mask=kept & (x < width)[None, :])
 
 
 @triton.jit
@@ -265,24 +211,14 @@ def weight_grad_kernel(
     ladder,
     boxes_of,  # (levels, k', 2) int32: shift, boxes
     cell_starts,  # (k' + 1,) int32: first kernel column of every cell
-    batch,
-    channels,
-    height,
-    width,
-    top,
-    map_stride,
-    num_cells,
-    kernel_size,
-    splits,
-    split_lines,
+    batch, channels, height, width, top, map_stride,
+    num_cells, kernel_size,
+    splits, split_lines,
     chunks,  # most chunks of input columns that meet a tile of columns
-    PADDED: tl.constexpr,
-    LEVELS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_X: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    PADDED: tl.constexpr, LEVELS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Share of a split of the lines and a pair of tiles in the gradient.
 
     ``M_a[x', x] = sum over lines of X_a[line, x'] G[line, x]`` is a matrix
@@ -324,18 +260,15 @@ def weight_grad_kernel(
             down = shift + step // parts * box
             met = (m < end) & (y + down > -box) & (y + down < height)
             home = ((c * batch + n) * lines + y + top + down) * PADDED
+            source = maps + (first_map + step % parts) * map_step
             lines_in = tl.load(
-                maps
-                + (first_map + step % parts) * map_step
-                + home[:, None]
-                + k[None, :],
+                source + home[:, None] + k[None, :],
                 mask=met[:, None],
                 other=0.0,
             )
+            line = ((c * batch + n) * height + y) * PADDED
             grads = tl.load(
-                grad_maps
-                + ((c * batch + n) * height + y)[:, None] * PADDED
-                + x[None, :],
+                grad_maps + line[:, None] + x[None, :],
                 mask=(m < end)[:, None],
                 other=0.0,
             )
@@ -343,15 +276,10 @@ def weight_grad_kernel(
         total *= tl.load(ladder + level * 4 + 3).to(tl.float32)
 
     tap = k[:, None] - x[None, :] + radius
-    target = (
-        partial
-        + ((split * tl.num_programs(0) + pair) * channels + c)
-        * num_cells
-        * num_cells
-        + cell * num_cells
-    )
+    share = (split * tl.num_programs(0) + pair) * channels + c
+    target = partial + (share * num_cells + cell) * num_cells
     for column in range(num_cells):
-        inside = (tap >= tl.load(cell_starts + column)) & (
-            tap < tl.load(cell_starts + column + 1)
-        )
+        first = tl.load(cell_starts + column)
+        past = tl.load(cell_starts + column + 1)
+        inside = (tap >= first) & (tap < past)
         tl.store(target + column, tl.sum(tl.where(inside, total, 0.0)))
