@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
+from typing import Any
 
 
 def check_integer(
@@ -77,7 +78,9 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     return f' (did you mean {found[0]!r}?)' if found else ''
 
 
-def _check_range(name, value, least, most) -> None:
+def _check_range(
+    name: str, value: Any, least: float, most: float | None
+) -> None:
     if not least <= value <= (math.inf if most is None else most):
         bound = f'at least {least}' if most is None else f'{least} to {most}'
         got = _short(value) if isinstance(value, int) else value

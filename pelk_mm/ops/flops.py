@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
@@ -42,48 +43,18 @@ def box_sum_flops(shape: Sequence[int], grid: SharingGrid) -> int:
     return prod(shape) * (2 * grid.num_cells**2 + additions)
 
 
-def _count(shape: Sequence[int], sizes: Sequence[int], backend: str) -> int:
-    grid = SharingGrid.from_sizes(tuple(sizes))
+def _count(shape: Sequence[int], *operands: Any, **_: Any) -> int:
+    sizes, backend = operands[-2:]
+    grid = SharingGrid.from_sizes(sizes)
     count = dense_flops if backend == 'dense' else box_sum_flops
     return count(shape, grid)
 
 
-@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d)
-def _forward(
-    input_shape,
-    weight_shape,
-    bias_shape,
-    sizes,
-    backend,
-    *args,
-    out_shape=None,
-    **kwargs,
-) -> int:
-    return _count(input_shape, sizes, backend)
+def _count_both(*operands: Any, **_: Any) -> int:
+    return 2 * _count(*operands)
 
 
-@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_weight_grad)
-def _weight_grad(
-    input_shape,
-    grad_output_shape,
-    sizes,
-    backend,
-    *args,
-    out_shape=None,
-    **kwargs,
-) -> int:
-    return _count(input_shape, sizes, backend)
-
-
-@register_flop_formula(torch.ops.pelk_mm.peripheral_conv2d_backward)
-def _backward(
-    input_shape,
-    weight_shape,
-    grad_output_shape,
-    sizes,
-    backend,
-    *args,
-    out_shape=None,
-    **kwargs,
-) -> int:
-    return 2 * _count(input_shape, sizes, backend)
+_ops = torch.ops.pelk_mm
+register_flop_formula(_ops.peripheral_conv2d)(_count)
+register_flop_formula(_ops.peripheral_conv2d_weight_grad)(_count)
+register_flop_formula(_ops.peripheral_conv2d_backward)(_count_both)
