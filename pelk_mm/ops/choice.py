@@ -8,16 +8,87 @@ import torch
 
 from .backends import BACKENDS, Backend, BackendError
 from .checks import did_you_mean
-from .cost_model import cheapest_first
-from .sharing_grid import SharingGrid
 
 _logger = logging.getLogger('pelk_mm')
 
 
-def why_not(
+def order(
+    device: torch.device, kernel_size: int, weight_grad: bool
+) -> tuple[str, ...]:
+    """Every backend, the fastest first, before asking whether it can run.
+
+    Box sums come first: ``cpp`` on CPUs, ``triton`` elsewhere. Then a small
+    kernel is written out and a large one transformed. The weight's gradient
+    of a written-out kernel is slow on CPUs.
+
+    Args:
+        device (torch.device): Where the input is.
+        kernel_size (int): K.
+        weight_grad (bool): Whether it is for the weight's gradient.
+    """
+    if device.type == 'cpu':
+        first, last = 'cpp', 'triton'
+        largest_dense = 3 if weight_grad else 13
+    else:
+        first, last = 'triton', 'cpp'
+        largest_dense = 31
+    if kernel_size <= largest_dense:
+        return first, 'dense', 'fft', last
+    return first, 'fft', 'dense', last
+
+
+def select_backend(
+    name: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    kernel_size: int,
+    weight_grad: bool = False,
+) -> Backend:
+    """The named backend, or the first in :func:`order` that can run.
+
+    Args:
+        name (str | None): A key of ``BACKENDS``; None or '' chooses.
+        device (torch.device): Where the input is.
+        dtype (torch.dtype): The input's dtype.
+        kernel_size (int): K.
+        weight_grad (bool): Choose for the weight's gradient instead of for
+            the convolution. Default: False.
+
+    Returns:
+        Backend: One that is prepared.
+
+    Raises:
+        ValueError: If there is no backend of that name.
+        RuntimeError: If the named backend, or without a name every backend,
+            cannot run there; the message says why.
+    """
+    if name:
+        backend = named(name)
+        runs, reason = backend.can_run(device, dtype)
+        if not runs:
+            raise RuntimeError(
+                f'backend {name!r} cannot run with {dtype} on {device}: '
+                f'{reason}'
+            ) from backend.failure
+        backend.prepare()
+        return backend
+    reasons = []
+    for candidate in order(device, kernel_size, weight_grad):
+        backend = BACKENDS[candidate]
+        trouble = get_ready(backend, device, dtype)
+        if trouble is None:
+            return backend
+        reasons.append(f'{candidate}: {trouble}')
+    raise RuntimeError(
+        f'no backend of peripheral_conv2d runs with {dtype} on {device}: '
+        + '; '.join(reasons)
+    )
+
+
+def get_ready(
     backend: Backend, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Get a backend ready; None if it runs there, otherwise the reason."""
+    """Prepare a backend; None if it runs there, otherwise the reason."""
     runs, reason = backend.can_run(device, dtype)
     if not runs:
         return reason
@@ -29,81 +100,17 @@ def why_not(
     return None
 
 
-def _order(
-    device: torch.device,
-    shape: torch.Size,
-    grid: SharingGrid,
-    weight_grad: bool,
-    channels_last: bool,
-) -> list[str]:
-    """Every backend, the fastest first, before asking whether it can run."""
-    if device.type == 'cpu':
-        first = cheapest_first(tuple(shape), grid, weight_grad, channels_last)
-    else:
-        first = ('triton', 'fft' if grid.kernel_size > 31 else 'dense')
-    return list(dict.fromkeys((*first, *BACKENDS)))
-
-
-def select_backend(
-    name: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    shape: torch.Size,
-    grid: SharingGrid,
-    weight_grad: bool = False,
-    channels_last: bool = False,
-) -> Backend:
-    """The named backend, or the cheapest one that can run.
-
-    Args:
-        name (str | None): A key of ``BACKENDS``; None chooses.
-        device (torch.device): Where the input is.
-        dtype (torch.dtype): The input's dtype.
-        shape (torch.Size): The input's ``(N, C, H, W)``.
-        grid (SharingGrid): The kernel's cells.
-        weight_grad (bool): Choose for the weight's gradient instead of for
-            the convolution. Default: False.
-        channels_last (bool): Whether the input is laid out that way.
-            Default: False.
-
-    Returns:
-        Backend: One whose ``can_run`` says yes.
-
-    Raises:
-        ValueError: If there is no backend of that name.
-        RuntimeError: If the named backend, or without a name every backend,
-            cannot run there; the message says why.
-    """
-    check_name(name)
-    where = f'{dtype} on {device}'
-    if name is not None:
-        backend = BACKENDS[name]
-        runs, reason = backend.can_run(device, dtype)
-        if not runs:
-            raise RuntimeError(
-                f'backend {name!r} cannot run with {where}: {reason}'
-            ) from backend.failure
-        backend.prepare()
-        return backend
-    reasons = []
-    for candidate in _order(device, shape, grid, weight_grad, channels_last):
-        reason = why_not(BACKENDS[candidate], device, dtype)
-        if reason is None:
-            return BACKENDS[candidate]
-        reasons.append(f'{candidate}: {reason}')
-    raise RuntimeError(
-        f'no backend of peripheral_conv2d runs with {where}: '
-        + '; '.join(reasons)
-    )
+def named(name: str) -> Backend:
+    """The backend of that name, or ValueError."""
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(
+            f'unknown backend {name!r}, expected one of {sorted(BACKENDS)} '
+            f'or None to choose{did_you_mean(name, BACKENDS)}'
+        )
+    return BACKENDS[name]
 
 
 def check_name(name: str | None) -> None:
     """Raise ValueError unless ``name`` is None or the name of a backend."""
-    if name is not None and (
-        not isinstance(name, str) or name not in BACKENDS
-    ):
-        raise ValueError(
-            f'unknown backend {name!r}, expected one of '
-            f'{sorted(BACKENDS)} or None to choose'
-            f'{did_you_mean(name, BACKENDS)}'
-        )
+    if name is not None:
+        named(name)

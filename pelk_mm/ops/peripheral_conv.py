@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import autocast
 from .backends import BACKENDS, Backend, memory_format
-from .choice import check_name, select_backend, why_not
+from .choice import check_name, get_ready, select_backend
 from .sharing_grid import SharingGrid
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def available_backends(
     device = torch.device(device)
     absent = _why_no_tensor(device)
     return {
-        name: why_not(backend, device, dtype) or absent
+        name: get_ready(backend, device, dtype) or absent
         for name, backend in BACKENDS.items()
     }
 
@@ -168,13 +168,7 @@ def _select(
     backend: str, input: Tensor, grid: SharingGrid, weight_grad: bool = False
 ) -> Backend:
     return select_backend(
-        backend or None,
-        input.device,
-        input.dtype,
-        input.shape,
-        grid,
-        weight_grad=weight_grad,
-        channels_last=memory_format(input) == torch.channels_last,
+        backend, input.device, input.dtype, grid.kernel_size, weight_grad
     )
 
 
