@@ -31,9 +31,7 @@ import argparse
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from unittest import mock
 
 import measure as bench
 import torch
@@ -41,8 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
-from pelk_mm.ops.backends import BACKENDS
-from pelk_mm.ops.choice import select_backend
+from pelk_mm.ops.choice import order
 from pelk_mm.utils.files import write_json
 
 FORWARD, BOTH = 'forward', 'forward + backward'
@@ -131,8 +128,8 @@ def stripes(x: Tensor, tall: Tensor, flat: Tensor) -> Tensor:
     return depthwise(x, tall) + depthwise(x, flat)
 
 
-def forward_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
-    return lambda: function(*tensors)
+def forward_of(function: Callable[..., Tensor], *arguments: object) -> Call:
+    return lambda: function(*arguments)
 
 
 def both_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
@@ -221,7 +218,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
     """Check a case, time it and print the times."""
     with torch.device(args.device):
         operands = Operands(case)
-    backend = chosen(operands.slice, case.grid)
+    backend = chosen(operands.slice, case.kernel_size)
     worst = errors(case, operands, backend)
     if worst['output'] > 1e-5:
         raise SystemExit(f'{case}: {backend} is wrong, {worst}')
@@ -249,26 +246,14 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
 
 def chosen(
     x: Tensor,
-    grid: SharingGrid,
+    kernel_size: int,
     weight_grad: bool = False,
     without: str | None = None,
 ) -> str:
     """The backend that a call gets, or would get if one were absent."""
-    with ExitStack() as stack:
-        if without is not None:
-            absent = mock.Mock(return_value=(False, 'left out'))
-            stack.enter_context(
-                mock.patch.object(BACKENDS[without], 'can_run', absent)
-            )
-        return select_backend(
-            None,
-            x.device,
-            x.dtype,
-            x.shape,
-            grid,
-            weight_grad,
-            x.is_contiguous(memory_format=torch.channels_last),
-        ).name
+    reasons = available_backends(x.device, x.dtype)
+    names = order(x.device, kernel_size, weight_grad)
+    return next(n for n in names if reasons[n] is None and n != without)
 
 
 def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
@@ -309,6 +294,7 @@ def takes_too_long(x: Tensor, grid: SharingGrid, weight_grad: bool) -> bool:
 
 def measure_choice(args: argparse.Namespace) -> dict[str, object]:
     """Time every backend on every shape; print how good the choice is."""
+    ops = torch.ops.pelk_mm
     absent = 'triton' if args.device == 'cuda' else 'cpp'
     ratios: dict[str, dict] = {'all': {}, f'without {absent}': {}}
     rows = {}
@@ -320,13 +306,17 @@ def measure_choice(args: argparse.Namespace) -> dict[str, object]:
             weight = torch.randn(shape[1], 1, grid.num_cells, grid.num_cells)
         if last:
             x = x.contiguous(memory_format=torch.channels_last)
+        reasons = available_backends(x.device, x.dtype)
+        names = [name for name, reason in reasons.items() if reason is None]
+        if takes_too_long(x, grid, weight_grad):
+            names.remove('dense')
+        if weight_grad:
+            function, tensors = ops.peripheral_conv2d_weight_grad, (x, x)
+        else:
+            function, tensors = ops.peripheral_conv2d, (x, weight, None)
         calls = {
-            name: forward_of(BACKENDS[name].weight_grad, x, x, grid)
-            if weight_grad
-            else forward_of(BACKENDS[name].forward, x, weight, None, grid)
-            for name, reason in available_backends(x.device, x.dtype).items()
-            if reason is None
-            and not (name == 'dense' and takes_too_long(x, grid, weight_grad))
+            name: forward_of(function, *tensors, grid.sizes, name)
+            for name in names
         }
         entries = bench.interleave(
             calls, args.rounds, args.clock, 0.005, args.budget / 20
@@ -339,7 +329,7 @@ def measure_choice(args: argparse.Namespace) -> dict[str, object]:
         rows[key] = times
         print(key, *(f'{name} {ms:.3f}' for name, ms in times.items()))
         for label, without in zip(ratios, (None, absent), strict=True):
-            name = chosen(x, grid, weight_grad, without)
+            name = chosen(x, grid.kernel_size, weight_grad, without)
             rest = [times[other] for other in times if other != without]
             ratios[label][key] = times.get(name, math.inf) / min(rest)
     summary = {}
