@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -75,8 +76,7 @@ def prepare_training(
         _check_resume(config, checkpoints)
     elif config.get('load_from') and '://' not in config.load_from:
         require_checkpoint(config.load_from, checkpoints)
-    _check_data(config, ('train', 'val'))
-    _check_work_dir(config.work_dir)
+    _check_folders(config, 'train', 'val')
     _use_launcher(config, launcher)
     return config
 
@@ -130,8 +130,7 @@ def prepare_testing(
             *evaluators,
             dict(type='DumpResults', out_file_path=out),
         ]
-    _check_data(config, ('test',))
-    _check_work_dir(config.work_dir)
+    _check_folders(config, 'test')
     _use_launcher(config, launcher)
     return config
 
@@ -154,17 +153,14 @@ class _LetGo(Hook):
     def before_train(self, runner: Runner) -> None:
         self.sharing.close()
 
-    def before_test(self, runner: Runner) -> None:
-        self.sharing.close()
+    before_test = before_train
 
 
 @contextmanager
-def _loading(
-    config: Config, checkpoints: Checkpoints | None
-) -> Iterator[Runner]:
+def _loading(config: Config, read: Checkpoints | None) -> Iterator[Runner]:
     """The runner of a config, loading what was read."""
     with ExitStack() as sharing:
-        sharing.enter_context((checkpoints or Checkpoints()).shared())
+        sharing.enter_context((read or Checkpoints()).shared())
         runner = build_runner(config)
         runner.register_hook(_LetGo(sharing))
         yield runner
@@ -218,18 +214,28 @@ def test(
         return runner.test()
 
 
+@contextmanager
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds say why there can be no run."""
+    try:
+        yield
+    except kinds as error:
+        raise LaunchError(str(error)) from error
+
+
 def require_checkpoint(
     path: str, checkpoints: Checkpoints | None = None
 ) -> dict:
     """The contents of a checkpoint; a LaunchError says why there are none."""
-    try:
+    with _refusing(OSError, RuntimeError):
         return (checkpoints or Checkpoints()).read(path)
-    except (OSError, RuntimeError) as error:
-        raise LaunchError(str(error)) from error
 
 
-def _check_work_dir(path: str) -> None:
-    """Raise unless files can be made there."""
+def _check_folders(config: Config, *splits: str) -> None:
+    """Raise unless the data is there, and files can be made in work_dir."""
+    with _refusing(FileNotFoundError):
+        check_data(config, splits)
+    path = config.work_dir
     try:
         os.makedirs(path, exist_ok=True)
         with TemporaryFile(dir=path):
@@ -239,13 +245,6 @@ def _check_work_dir(path: str) -> None:
             f'cannot write to the work dir {path}: {error.strerror}; name '
             'another one with --work-dir'
         ) from error
-
-
-def _check_data(config: Config, splits: tuple[str, ...]) -> None:
-    try:
-        check_data(config, splits)
-    except FileNotFoundError as error:
-        raise LaunchError(str(error)) from error
 
 
 #: Hooks that need the parameters themselves, not a rank's pieces of them.
@@ -291,9 +290,7 @@ def _check_deepspeed() -> None:
             'DeepSpeedStrategy needs DeepSpeed, which is not '
             'installed: pip install deepspeed==0.16.9'
         )
-    if not osp.isdir(
-        osp.join(osp.dirname(spec.origin), 'runtime', 'fp16', 'onebit')
-    ):
+    if not Path(spec.origin).parent.joinpath('runtime/fp16/onebit').is_dir():
         raise LaunchError(
             'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
             'the one that is installed is too new: pip install '
@@ -325,20 +322,18 @@ def _resume(config: Config, resume: str, checkpoints: Checkpoints) -> None:
 
 
 def _resume_from(resume: str, work_dir: str, checkpoints: Checkpoints) -> str:
-    if resume != 'auto':
-        if '://' not in resume:
-            try:
-                check_resumable(resume, checkpoints)
-            except (OSError, ValueError) as error:
-                raise LaunchError(str(error)) from error
-        return resume
-    found = find_resumable(work_dir, checkpoints)
-    if found is None:
-        raise LaunchError(
-            f'--resume: there is no checkpoint in {work_dir} to resume from; '
-            'start without --resume, or name one with --resume PATH'
-        )
-    return found
+    if resume == 'auto':
+        found = find_resumable(work_dir, checkpoints)
+        if found is None:
+            raise LaunchError(
+                f'--resume: there is no checkpoint in {work_dir} to resume '
+                'from; start without --resume, or name one with --resume PATH'
+            )
+        return found
+    if '://' not in resume:
+        with _refusing(OSError, ValueError):
+            check_resumable(resume, checkpoints)
+    return resume
 
 
 def _check_resume(config: Config, checkpoints: Checkpoints) -> None:
@@ -367,15 +362,14 @@ def _use_amp(config: Config) -> None:
             '--amp needs a GPU (mmengine runs AmpOptimWrapper on none but '
             'accelerators) and torch sees none; leave out --amp'
         )
-    if kind == 'AmpOptimWrapper':
-        return
-    if kind != 'OptimWrapper':
+    if kind == 'OptimWrapper':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+    elif kind != 'AmpOptimWrapper':
         raise LaunchError(
             '--amp works on the optimizer wrapper OptimWrapper, '
             f'the config has {kind}'
         )
-    wrapper.type = 'AmpOptimWrapper'
-    wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def _use_auto_scale_lr(config: Config) -> None:
@@ -405,9 +399,8 @@ def _use_launcher(config: Config, launcher: str) -> None:
                 f'without a GPU, launcher {launcher!r} is not supported; use '
                 'tools/dist_train.sh, which starts torchrun'
             )
-        timeout = (
-            config.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
-        )
+        settings = config.get('env_cfg', {}).get('dist_cfg', {})
+        timeout = settings.get('timeout', 1800)
         dist.init_process_group('gloo', timeout=timedelta(seconds=timeout))
     if config.get('model_wrapper_cfg') is None:
         config.model_wrapper_cfg = dict(
@@ -440,18 +433,15 @@ def _replace(node: Any, old: str, new: str) -> int:
     return 0
 
 
-#: By task library: its visualization hook, and where it saves pictures.
-_DRAWING = {
-    'mmseg': lambda folder: dict(
-        type='SegVisualizationHook', draw=True, interval=1
+#: By task library: its visualization hook, and where that saves pictures.
+_DRAWING = dict(
+    mmseg=(dict(type='SegVisualizationHook', draw=True, interval=1), None),
+    mmdet=(dict(type='DetVisualizationHook', draw=True), 'test_out_dir'),
+    mmpretrain=(
+        dict(type='VisualizationHook', enable=True, interval=1),
+        'out_dir',
     ),
-    'mmdet': lambda folder: dict(
-        type='DetVisualizationHook', draw=True, test_out_dir=folder
-    ),
-    'mmpretrain': lambda folder: dict(
-        type='VisualizationHook', enable=True, interval=1, out_dir=folder
-    ),
-}
+)
 
 
 def _draw_to(config: Config, folder: str) -> None:
@@ -463,7 +453,10 @@ def _draw_to(config: Config, folder: str) -> None:
         )
     folder = osp.abspath(folder)
     os.makedirs(folder, exist_ok=True)
-    config.default_hooks.visualization = _DRAWING[scope](folder)
-    if scope == 'mmseg':
+    hook, field = _DRAWING[scope]
+    config.default_hooks.visualization = hook
+    if field is not None:
+        config.default_hooks.visualization[field] = folder
+    else:
         config.visualizer.save_dir = folder
         config.visualizer.vis_backends = [dict(type='LocalVisBackend')]
