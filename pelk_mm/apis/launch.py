@@ -8,8 +8,6 @@ import os.path as osp
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -26,6 +24,7 @@ from ..engine.preflight.data_paths import check_data
 from ..engine.strategies import SHARDING, type_name
 from ..models.utils import Checkpoints
 from ..utils.errors import LaunchError
+from .strategy_checks import check_strategy
 
 #: What a disk says that is full, or that may not be written any more.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -68,7 +67,7 @@ def prepare_training(
     if auto_scale_lr:
         _use_auto_scale_lr(config)
     if config.get('strategy') is not None:
-        _check_strategy(config)
+        check_strategy(config)
     checkpoints = checkpoints or Checkpoints()
     if resume is not None:
         _resume(config, resume, checkpoints)
@@ -247,57 +246,6 @@ def _check_folders(config: Config, *splits: str) -> None:
         ) from error
 
 
-#: Hooks that need the parameters themselves, not a rank's pieces of them.
-_WHOLE_HOOKS = ('DynamicSparsityHook', 'EMAHook')
-
-
-def _check_strategy(config: Config) -> None:
-    """Raise where a strategy would not do what the config says."""
-    kind = type_name(config.strategy)
-    if config.get('runner_type') != 'FlexibleRunner':
-        raise LaunchError(
-            f"strategy={kind} needs runner_type='FlexibleRunner' in the config"
-        )
-    if kind not in SHARDING:
-        return
-    hooks = [type_name(hook) for hook in config.get('custom_hooks') or ()]
-    for name in _WHOLE_HOOKS:
-        if name in hooks:
-            raise LaunchError(
-                f'{name} needs whole parameters, which {kind} does not leave '
-                'on a process; take it out of custom_hooks, or train without '
-                'a strategy'
-            )
-    hook = type_name(config.default_hooks.get('checkpoint', {}))
-    if kind == 'DeepSpeedStrategy':
-        _check_deepspeed()
-        if hook == 'SafeCheckpointHook':
-            raise LaunchError(
-                'DeepSpeed saves each checkpoint as a folder, past the hooks; '
-                "use default_hooks.checkpoint.type='CheckpointHook'"
-            )
-    elif kind == 'FSDPStrategy' and hook == 'SafeCheckpointHook':
-        raise LaunchError(
-            "use strategy.type='FullStateFSDPStrategy': mmengine 0.10's "
-            'FSDPStrategy cannot be resumed with torch 2.1 or later'
-        )
-
-
-def _check_deepspeed() -> None:
-    spec = find_spec('deepspeed')
-    if spec is None:
-        raise LaunchError(
-            'DeepSpeedStrategy needs DeepSpeed, which is not '
-            'installed: pip install deepspeed==0.16.9'
-        )
-    if not Path(spec.origin).parent.joinpath('runtime/fp16/onebit').is_dir():
-        raise LaunchError(
-            'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
-            'the one that is installed is too new: pip install '
-            'deepspeed==0.16.9'
-        )
-
-
 def _resume(config: Config, resume: str, checkpoints: Checkpoints) -> None:
     if type_name(config.get('strategy', {})) == 'DeepSpeedStrategy':
         # It resumes from folders, which are loaded by DeepSpeed itself.
@@ -454,7 +402,7 @@ def _draw_to(config: Config, folder: str) -> None:
     folder = osp.abspath(folder)
     os.makedirs(folder, exist_ok=True)
     hook, field = _DRAWING[scope]
-    config.default_hooks.visualization = hook
+    config.default_hooks.visualization = dict(hook)
     if field is not None:
         config.default_hooks.visualization[field] = folder
     else:

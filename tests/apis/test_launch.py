@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 
-from pelk_mm.apis import launch
+from pelk_mm.apis import launch, strategy_checks
 from pelk_mm.apis.launch import (
     prepare_testing,
     prepare_training,
@@ -254,7 +254,7 @@ def test_a_strategy_that_fits(config, monkeypatch):
 
 
 def test_deepspeed_resumes_from_a_named_folder(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, '_check_deepspeed', lambda: None)
+    monkeypatch.setattr(strategy_checks, '_check_deepspeed', lambda: None)
     monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
     config.merge_from_dict(SHARDED)
     config.strategy.type = 'DeepSpeedStrategy'
@@ -294,12 +294,12 @@ def test_deepspeed_has_to_be_one_that_mmengine_knows(
     if has is not None:
         (tmp_path / has).mkdir(parents=True)
         spec = ModuleSpec('deepspeed', None, origin=str(tmp_path / 'x.py'))
-    monkeypatch.setattr(launch, 'find_spec', lambda name: spec)
+    monkeypatch.setattr(strategy_checks, 'find_spec', lambda name: spec)
     if expected is None:
-        launch._check_deepspeed()
+        strategy_checks._check_deepspeed()
         return
     with pytest.raises(LaunchError, match=expected):
-        launch._check_deepspeed()
+        strategy_checks._check_deepspeed()
 
 
 @HOOKS.register_module()

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES, init_default_scope
 
-from pelk_mm.apis import launch
+from pelk_mm.apis import strategy_checks
 from pelk_mm.models import PeLK
 from pelk_mm.models.backbones.pelk import PeLKBlock
 
@@ -44,8 +44,8 @@ def test_every_config_is_tested(root):
 
 
 def test_the_strategy_fits(config, monkeypatch):
-    monkeypatch.setattr(launch, '_check_deepspeed', lambda: None)
-    launch._check_strategy(config)
+    monkeypatch.setattr(strategy_checks, '_check_deepspeed', lambda: None)
+    strategy_checks.check_strategy(config)
     assert STRATEGIES.get(config.strategy.type) is not None
 
 
