@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -12,12 +13,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from ...ops.checks import (
-    check_choice,
-    check_integer,
-    check_number,
-    did_you_mean,
-)
+from ...ops import checks
 from ..strategies import plain_name, whole_parameters
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
@@ -26,13 +22,7 @@ _EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
 _DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
 #: Deeper than any backbone.
 _MOST_LAYERS = 10_000
-_KNOWN = (
-    'decay_rate',
-    'decay_type',
-    'num_layers',
-    'custom_keys',
-    *_DECAY_MULTS,
-)
+_FIELDS = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -84,10 +74,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(
         self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
     ) -> None:
-        wrapper = optim_wrapper_cfg
-        optimizer = (
-            wrapper.get('optimizer') if isinstance(wrapper, Mapping) else None
-        )
+        optimizer = None
+        if isinstance(optim_wrapper_cfg, Mapping):
+            optimizer = optim_wrapper_cfg.get('optimizer')
         if not isinstance(optimizer, Mapping):
             raise TypeError(
                 'optim_wrapper must be a dict with a dict optimizer, such as '
@@ -108,64 +97,49 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
-        if not isinstance(cfg, Mapping):
-            raise TypeError(
-                f'paramwise_cfg must be a dict, got {type(cfg).__name__}'
-            )
-        _check_keys('paramwise_cfg', cfg, _KNOWN)
+        _check_dict('paramwise_cfg', cfg, (*_FIELDS, *_DECAY_MULTS))
         if 'decay_rate' not in cfg:
             raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
-        if check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
+        if checks.check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
             raise ValueError('decay_rate must be above 0, got 0')
-        check_choice(
-            'decay_type',
-            cfg.get('decay_type', 'layer_wise'),
-            ('layer_wise', 'stage_wise'),
-        )
-        if cfg.get('num_layers') is not None:
-            check_integer('num_layers', cfg['num_layers'], 1, _MOST_LAYERS)
-        custom = cfg.get('custom_keys', {})
-        if not isinstance(custom, Mapping):
-            raise TypeError(
-                f'custom_keys must be a dict, got {type(custom).__name__}'
-            )
+        kind = cfg.get('decay_type', 'layer_wise')
+        checks.check_choice('decay_type', kind, ('layer_wise', 'stage_wise'))
+        layers = cfg.get('num_layers')
+        if layers is not None:
+            checks.check_integer('num_layers', layers, 1, _MOST_LAYERS)
         multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
+        custom = cfg.get('custom_keys', {})
+        _check_dict('custom_keys', custom)
         for key, value in custom.items():
             name = f'custom_keys[{key!r}]'
             if not isinstance(key, str):
                 raise TypeError(
-                    f"{name} must be part of a parameter's name, "
-                    f'got a key of type {type(key).__name__}'
+                    f"{name} must be part of a parameter's name, got a key "
+                    f'of type {type(key).__name__}'
                 )
-            if not isinstance(value, Mapping):
-                raise TypeError(
-                    f'{name} must be a dict, got {type(value).__name__}'
-                )
-            _check_keys(name, value, ('lr_mult', 'decay_mult'))
-            multipliers.update(
-                {f'{name}.{part}': mult for part, mult in value.items()}
-            )
+            _check_dict(name, value, ('lr_mult', 'decay_mult'))
+            for part, mult in value.items():
+                multipliers[f'{name}.{part}'] = mult
         for name, mult in multipliers.items():
-            check_number(name, mult, 0)
-        for name, value in (
-            ('lr', self.base_lr),
-            ('weight_decay', self.base_wd),
-        ):
-            if value is not None:
-                check_number(f'optimizer.{name}', value, 0)
+            checks.check_number(name, mult, 0)
+        rates = {'lr': self.base_lr, 'weight_decay': self.base_wd}
+        for name, rate in rates.items():
+            if rate is not None:
+                checks.check_number(f'optimizer.{name}', rate, 0)
         if self.base_lr is None:
             raise ValueError(
-                'the optimizer needs an lr, which decays with '
-                f'depth; got {self.optimizer_cfg}'
-            )
-        if self.base_wd is None and any(
-            name.endswith('decay_mult') and mult
-            for name, mult in multipliers.items()
-        ):
-            raise ValueError(
-                'the optimizer needs a weight_decay, which '
-                f'{list(multipliers)} would scale; got '
+                'the optimizer needs an lr, which decays with depth; got '
                 f'{self.optimizer_cfg}'
+            )
+        decays = [
+            name
+            for name, mult in multipliers.items()
+            if mult and name.endswith('decay_mult')
+        ]
+        if decays and self.base_wd is None:
+            raise ValueError(
+                f'the optimizer needs a weight_decay, which '
+                f'{list(multipliers)} would scale; got {self.optimizer_cfg}'
             )
 
     def add_params(
@@ -182,15 +156,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             **kwargs: Not used; mmengine's recursion passes them.
         """
         groups = self.make_groups(module)
-        print_log(
-            'learning-rate decay by depth:\n'
-            + '\n'.join(
-                f'  {group["group_name"]}: {len(group["params"])} tensors, '
-                f'lr x {group["lr_scale"]:.4g}'
-                for group in groups
-            ),
-            logger='current',
-        )
+        lines = ['learning-rate decay by depth:'] + [
+            f'  {group["group_name"]}: {len(group["params"])} tensors, '
+            f'lr x {group["lr_scale"]:.4g}'
+            for group in groups
+        ]
+        print_log('\n'.join(lines), logger='current')
         params.extend(groups)
 
     def make_groups(self, module: nn.Module) -> list[dict]:
@@ -221,123 +192,107 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # usual two.
             key = (depth, layer, decay_mult, lr_mult)
             if key not in groups:
-                groups[key] = self._new_group(
-                    f'{layer}layer_{depth}',
-                    scale * lr_mult,
-                    decay_mult,
-                    lr_mult,
-                )
+                groups[key] = self._new_group(*key, scale * lr_mult)
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         return [groups[key] for key in sorted(groups)]
 
     def _new_group(
-        self, layer: str, scale: float, decay_mult: float, lr_mult: float
+        self, depth: int, layer: str, decay: float, lr: float, scale: float
     ) -> dict:
-        name = f'{layer}_no_decay' if decay_mult == 0 else f'{layer}_decay'
-        if decay_mult not in (0, 1):
-            name += f'_x{decay_mult:g}'
-        if lr_mult != 1:
-            name += f'_lr_x{lr_mult:g}'
-        group = dict(
-            params=[],
-            param_names=[],
-            group_name=name,
-            lr=self.base_lr * scale,
-            lr_scale=scale,
-        )
+        name = f'{layer}layer_{depth}_{"decay" if decay else "no_decay"}'
+        if decay not in (0, 1):
+            name += f'_x{decay:g}'
+        if lr != 1:
+            name += f'_lr_x{lr:g}'
+        group = dict(params=[], param_names=[], group_name=name)
+        group |= dict(lr=self.base_lr * scale, lr_scale=scale)
         if self.base_wd is not None:
-            group['weight_decay'] = self.base_wd * decay_mult
-        elif decay_mult == 0:
+            group['weight_decay'] = self.base_wd * decay
+        elif decay == 0:
             # The optimizer may have a default of its own, as AdamW has.
             group['weight_decay'] = 0.0
         return group
 
     def _depth(
-        self, name: str, owner: str | None, backbones: dict[str, nn.Module]
+        self, name: str, owner: str | None, backbones: dict[str, Any]
     ) -> tuple[int, float]:
         """Depth of a parameter and the factor of its learning rate."""
         cfg = self.paramwise_cfg
-        rate = cfg['decay_rate']
         prefix = next(iter(backbones)) if owner is None else owner
-        depth, total = backbones[prefix].get_layer_depth(name, prefix)
+        backbone = backbones[prefix]
+        depth, total = backbone.get_layer_depth(name, prefix)
         layers = cfg.get('num_layers') or total - 2
         if cfg.get('decay_type') == 'stage_wise':
-            depth = (
-                layers + 1
-                if owner is None
-                else _stage_depth(name, prefix, depth, total, layers)
-            )
+            if owner is not None:
+                depth = _stage_depth(name, prefix, depth, total, layers)
             total = layers + 2
         elif layers != total - 2:
             raise ValueError(
                 f'num_layers={layers}, but the backbone '
-                f'{type(backbones[prefix]).__name__} has {total - 2} layers; '
-                'leave num_layers out or set it to that'
+                f'{type(backbone).__name__} has {total - 2} layers; leave '
+                'num_layers out or set it to that'
             )
-        elif owner is None:
+        if owner is None:
             depth = total - 1
-        return depth, rate ** (total - 1 - depth)
+        return depth, cfg['decay_rate'] ** (total - 1 - depth)
 
     def _multipliers(self, name: str, kind: str) -> tuple[float, float]:
         """Factors of the learning rate and of the weight decay."""
         cfg = self.paramwise_cfg
         custom = cfg.get('custom_keys', {})
         decay = 1.0 if kind == 'weight' else cfg.get(f'{kind}_decay_mult', 0.0)
-        keys = sorted(
-            (key for key in custom if key in name),
-            key=lambda key: (-len(key), key),
-        )
+        keys = [key for key in custom if key in name]
         if not keys:
             return 1.0, float(decay)
-        chosen = custom[keys[0]]
-        return (
-            float(chosen.get('lr_mult', 1.0)),
-            float(chosen.get('decay_mult', decay)),
+        # The longest, and of several the first in the alphabet.
+        chosen = custom[min(keys, key=lambda key: (-len(key), key))]
+        lr_mult, decay_mult = (
+            chosen.get('lr_mult', 1.0),
+            chosen.get('decay_mult', decay),
         )
+        return float(lr_mult), float(decay_mult)
 
 
-def _check_keys(name: str, given: Mapping, known: Sequence[str]) -> None:
-    unknown = sorted(set(given) - set(known), key=str)
+def _check_dict(
+    name: str, value: object, known: Sequence[str] | None = None
+) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{name} must be a dict, got {type(value).__name__}')
+    unknown = sorted(set(value) - set(known or value), key=str)
     if unknown:
         raise ValueError(
             f'{name} may have {", ".join(known)}, got unknown '
             f'{", ".join(map(str, unknown))}'
-            f'{did_you_mean(unknown[0], known)}'
+            f'{checks.did_you_mean(unknown[0], known)}'
         )
 
 
-def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
+def _find_backbones(model: nn.Module) -> dict[str, Any]:
     """Innermost modules that know their parameters' depths, by prefix."""
-    names = [
-        name for name, module in model.named_modules() if _knows_depths(module)
-    ]
-    inner = [
-        name
-        for name in names
-        if not any(
-            other != name and other.startswith(f'{name}.' if name else '')
-            for other in names
-        )
-    ]
-    if not inner:
+    found = {
+        f'{name}.' if name else '': module
+        for name, module in model.named_modules()
+        if _knows_depths(module)
+    }
+    if not found:
         raise ValueError(
             f'no module of {type(model).__name__} has a method '
             'get_layer_depth(name, prefix), from which '
             'LayerDecayOptimWrapperConstructor takes the depths; use a '
             'backbone that has one, such as PeLK, or another constructor'
         )
-    modules = dict(model.named_modules())
     return {
-        plain_name(f'{name}.') if name else '': modules[name] for name in inner
+        plain_name(prefix): module
+        for prefix, module in found.items()
+        if sum(other.startswith(prefix) for other in found) == 1
     }
 
 
 def _owner(name: str, backbones: Iterable[str]) -> str | None:
     """Prefix of the backbone that a parameter belongs to, if any."""
-    return next(
-        (prefix for prefix in backbones if name.startswith(prefix)), None
-    )
+    owners = (prefix for prefix in backbones if name.startswith(prefix))
+    return next(owners, None)
 
 
 def _knows_depths(module: nn.Module) -> bool:
@@ -374,9 +329,8 @@ def _stage_depth(
         found = int(stage[1]) + 1
         if found > num_layers:
             raise ValueError(
-                f'num_layers={num_layers} is less than the '
-                f'stages of the backbone: {name} is in stage '
-                f'{found}'
+                f'num_layers={num_layers} is less than the stages of the '
+                f'backbone: {name} is in stage {found}'
             )
         return found
     if own.startswith('downsample_layers.') or depth == 0:
