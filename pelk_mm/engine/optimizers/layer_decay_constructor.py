@@ -247,11 +247,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return 1.0, float(decay)
         # The longest, and of several the first in the alphabet.
         chosen = custom[min(keys, key=lambda key: (-len(key), key))]
-        lr_mult, decay_mult = (
-            chosen.get('lr_mult', 1.0),
-            chosen.get('decay_mult', decay),
-        )
-        return float(lr_mult), float(decay_mult)
+        lr_mult = float(chosen.get('lr_mult', 1.0))
+        return lr_mult, float(chosen.get('decay_mult', decay))
 
 
 def _check_dict(
