@@ -16,7 +16,6 @@ from ..models.backbones.pelk import PeLKBlock
 
 #: Wrappers leave these in parameter names.
 _WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
-_FLAT = '_flat_param'
 
 
 @FUNCTIONS.register_module()
@@ -77,12 +76,11 @@ class FullStateFSDPStrategy(FSDPStrategy):
             model_wrapper['device_id'] = 'cpu'
             # What is "offloaded" here would be freed under one's hands.
             whole = dict(offload_to_cpu=False, rank0_only=False)
+            optimizer = dict(type='FullOptimStateDictConfig', **whole)
             state_dict_cfg = dict(
                 state_dict_type='FULL_STATE_DICT',
                 state_dict_config=dict(type='FullStateDictConfig', **whole),
-                optim_state_dict_config=dict(
-                    type='FullOptimStateDictConfig', **whole
-                ),
+                optim_state_dict_config=optimizer,
             )
         super().__init__(
             model_wrapper=model_wrapper,
@@ -144,13 +142,12 @@ def whole_parameters(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: If FSDP has joined several parameters into flat ones.
     """
-    if not any(
-        isinstance(module, FullyShardedDataParallel)
-        for module in model.modules()
-    ):
+    if not FullyShardedDataParallel.fsdp_modules(model):
         yield
         return
-    flat = [name for name, _ in model.named_parameters() if _FLAT in name]
+    flat = [
+        name for name, _ in model.named_parameters() if '_flat_param' in name
+    ]
     if flat:
         raise ValueError(
             f'FSDP has joined the parameters into {flat[0]}, of which no '
