@@ -1,4 +1,4 @@
-"""The network: what it computes, in which form, and what it refuses."""
+"""The network: what it computes, merged or not, and what it refuses."""
 
 import copy
 import math
@@ -734,7 +734,7 @@ class TestDeploy:
             )
         )
         assert len(self.check(randomise(model), images())) == kinds
-        # And what is saved from it loads into the merged form.
+        # And what is saved from it loads into a model built merged.
         built = PeLK(
             **(
                 dict(
@@ -767,9 +767,9 @@ class TestDeploy:
 
 
 class TestLoading:
-    """Nothing is ever loaded into the wrong form or arch, however asked."""
+    """Nothing is loaded into other parts or another arch, however asked."""
 
-    FORMS = [
+    OTHER_PARTS = [
         (dict(), dict(deploy=True), 'deploy=True'),
         (dict(deploy=True), dict(), 'switch_to_deploy'),
         (dict(), dict(small_kernel=None), 'small_kernel'),
@@ -781,8 +781,8 @@ class TestLoading:
     ]
 
     @pytest.mark.parametrize('strict', [True, False])
-    @pytest.mark.parametrize(('own', 'given', 'message'), FORMS)
-    def test_other_forms(self, own, given, message, strict, tmp_path):
+    @pytest.mark.parametrize(('own', 'given', 'message'), OTHER_PARTS)
+    def test_other_parts(self, own, given, message, strict, tmp_path):
         model, other = small(**own), small(**given)
         before = copy.deepcopy(model.state_dict())
         with pytest.raises(RuntimeError, match=message):

@@ -268,7 +268,7 @@ class TestMerge:
         assert layer.large.bias.requires_grad
 
     @pytest.mark.parametrize('small_kernel', [None, 5, 7])
-    def test_deploy_builds_the_merged_form(self, small_kernel):
+    def test_deploy_builds_it_merged(self, small_kernel):
         trained = PartialPeripheralConv2d(8, GRID, small_kernel=small_kernel)
         trained.merge()
         built = PartialPeripheralConv2d(
