@@ -64,8 +64,8 @@ def select_backend(
     """
     if name:
         backend = named(name)
-        runs, reason = backend.can_run(device, dtype)
-        if not runs:
+        reason = backend.why_not(device, dtype)
+        if reason is not None:
             raise RuntimeError(
                 f'backend {name!r} cannot run with {dtype} on {device}: '
                 f'{reason}'
@@ -75,10 +75,10 @@ def select_backend(
     reasons = []
     for candidate in order(device, kernel_size, weight_grad):
         backend = BACKENDS[candidate]
-        trouble = get_ready(backend, device, dtype)
-        if trouble is None:
+        reason = get_ready(backend, device, dtype)
+        if reason is None:
             return backend
-        reasons.append(f'{candidate}: {trouble}')
+        reasons.append(f'{candidate}: {reason}')
     raise RuntimeError(
         f'no backend of peripheral_conv2d runs with {dtype} on {device}: '
         + '; '.join(reasons)
@@ -89,8 +89,8 @@ def get_ready(
     backend: Backend, device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """Prepare a backend; None if it runs there, otherwise the reason."""
-    runs, reason = backend.can_run(device, dtype)
-    if not runs:
+    reason = backend.why_not(device, dtype)
+    if reason is not None:
         return reason
     try:
         backend.prepare()

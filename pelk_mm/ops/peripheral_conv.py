@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import autocast
+from .autocast import DEVICES, autocast_dtype
 from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, get_ready, select_backend
 from .sharing_grid import SharingGrid
@@ -36,21 +37,15 @@ def available_backends(
     """
     device = torch.get_default_device() if device is None else device
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    device = torch.device(device)
-    absent = _why_no_tensor(device)
+    device, absent = torch.device(device), None
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        absent = f'torch cannot use {device}: {str(error).splitlines()[0]}'
     return {
         name: get_ready(backend, device, dtype) or absent
         for name, backend in BACKENDS.items()
     }
-
-
-def _why_no_tensor(device: torch.device) -> str | None:
-    """None if tensors can be on a device, otherwise torch's reason."""
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        return f'torch cannot use {device}: {str(error).splitlines()[0]}'
-    return None
 
 
 def peripheral_conv2d(
@@ -117,20 +112,21 @@ def _check(
                 f'{name} must be a Tensor, got {type(tensor).__name__}'
             )
         if tensor.dtype not in _DTYPES:
+            known = ', '.join(map(str, _DTYPES))
             raise TypeError(
-                f'{name} must be one of '
-                f'{", ".join(map(str, _DTYPES))}, got '
-                f'{tensor.dtype}'
+                f'{name} must be one of {known}, got {tensor.dtype}'
             )
         if tensor.device != input.device:
             raise ValueError(
                 f'{name} must be on the device of input, {input.device}, '
                 f'got {tensor.device}'
             )
-        if tensor.dtype != input.dtype and not _casts(input, tensor):
+        # Autocast gives both one dtype, if it casts both.
+        casts = map(autocast_dtype, (input, tensor))
+        if tensor.dtype != input.dtype and None in casts:
             raise TypeError(
-                f'{name} must have the dtype of input, '
-                f'{input.dtype}, got {tensor.dtype}'
+                f'{name} must have the dtype of input, {input.dtype}, got '
+                f'{tensor.dtype}'
             )
     if input.ndim != 4 or 0 in input.shape:
         raise ValueError(
@@ -152,16 +148,7 @@ def _check(
         )
 
 
-def _casts(*tensors: Tensor) -> bool:
-    """Whether autocast will give all of these tensors one dtype."""
-    return all(
-        autocast.autocast_dtype(tensor) is not None for tensor in tensors
-    )
-
-
-@lru_cache(maxsize=256)
-def _grid(sizes: tuple[int, ...]) -> SharingGrid:
-    return SharingGrid.from_sizes(sizes)
+_grid = lru_cache(maxsize=256)(SharingGrid.from_sizes)
 
 
 def _select(
@@ -179,19 +166,13 @@ def _forward(
     sizes: Sequence[int],
     backend: str,
 ) -> Tensor:
-    grid = _grid(tuple(sizes))
+    grid, layout = _grid(tuple(sizes)), memory_format(input)
     chosen = _select(backend, input, grid)
-    output = chosen.forward(input, weight, bias, grid)
-    return output.contiguous(memory_format=memory_format(input))
+    output = chosen.forward(input, weight, bias, grid, layout)
+    return output.contiguous(memory_format=layout)
 
 
-def _fake_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    sizes: Sequence[int],
-    backend: str,
-) -> Tensor:
+def _fake_forward(input: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(input, memory_format=memory_format(input))
 
 
@@ -203,9 +184,7 @@ def _weight_grad(
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
 
-def _fake_weight_grad(
-    input: Tensor, grad_output: Tensor, sizes: Sequence[int], backend: str
-) -> Tensor:
+def _fake_weight_grad(input: Tensor, _: Any, sizes: Any, __: Any) -> Tensor:
     cells = len(sizes)
     return input.new_empty(input.shape[1], 1, cells, cells)
 
@@ -217,110 +196,91 @@ def _backward(
     sizes: Sequence[int],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    grid = _grid(tuple(sizes))
-    chosen = _select(backend, input, grid)
-    # A named backend does both.
-    other = (
-        chosen if backend else _select(backend, input, grid, weight_grad=True)
-    )
+    grid, layout = _grid(tuple(sizes)), memory_format(input)
+    chosen = other = _select(backend, input, grid)
+    if not backend:
+        other = _select(backend, input, grid, weight_grad=True)
     if chosen is other:
-        grad_input, grad_weight = chosen.backward(
-            input, weight, grad_output, grid
-        )
+        grads = chosen.backward(input, weight, grad_output, grid, layout)
     else:
-        grad_input = chosen.forward(grad_output, weight.flip(2, 3), None, grid)
-        grad_weight = other.weight_grad(input, grad_output, grid)
-    return (
-        grad_input.contiguous(memory_format=memory_format(input)),
-        grad_weight.contiguous(),
-    )
+        flipped = weight.flip(2, 3)
+        grads = (
+            chosen.forward(grad_output, flipped, None, grid, layout),
+            other.weight_grad(input, grad_output, grid),
+        )
+    return grads[0].contiguous(memory_format=layout), grads[1].contiguous()
 
 
-def _fake_backward(
-    input: Tensor,
-    weight: Tensor,
-    grad_output: Tensor,
-    sizes: Sequence[int],
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(input, memory_format=memory_format(input)),
-        weight.new_empty(weight.shape),
-    )
+def _fake_backward(input: Tensor, weight: Tensor, *_: Any) -> tuple:
+    return _fake_forward(input), weight.new_empty(weight.shape)
 
 
-def _setup_forward(ctx, inputs, output) -> None:
-    input, weight, _, ctx.sizes, ctx.backend = inputs
-    ctx.save_for_backward(input, weight)
+# Autograd: both gradients are linear in each of their tensors, so that all
+# derivatives are the same operators again.
 
 
-def _backward_forward(ctx, grad_output: Tensor):
+def _convolve(input: Tensor, weight: Tensor, options: tuple) -> Tensor:
+    return torch.ops.pelk_mm.peripheral_conv2d(input, weight, None, *options)
+
+
+def _convolve_back(output: Tensor, weight: Tensor, options: tuple) -> Tensor:
+    """The adjoint; cells are symmetric, so the weight is flipped."""
+    return _convolve(output, weight.flip(2, 3), options)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:-2])
+    ctx.options = inputs[-2:]
+
+
+def _keep_without_bias(ctx: Any, inputs: tuple, output: Any) -> None:
+    _keep(ctx, inputs[:2] + inputs[3:], output)
+
+
+def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple:
     input, weight = ctx.saved_tensors
-    ops, options = torch.ops.pelk_mm, (ctx.sizes, ctx.backend)
+    ops = torch.ops.pelk_mm
+    to_input, to_weight, to_bias, *_ = ctx.needs_input_grad
     grad_input = grad_weight = grad_bias = None
-    if all(ctx.needs_input_grad[:2]):
+    if to_input and to_weight:
         grad_input, grad_weight = ops.peripheral_conv2d_backward(
-            input, weight, grad_output, *options
+            input, weight, grad_output, *ctx.options
         )
-    elif ctx.needs_input_grad[0]:
-        # Symmetric cells: the adjoint is the same operation, weight flipped.
-        grad_input = ops.peripheral_conv2d(
-            grad_output, weight.flip(2, 3), None, *options
-        )
-    elif ctx.needs_input_grad[1]:
+    elif to_input:
+        grad_input = _convolve_back(grad_output, weight, ctx.options)
+    elif to_weight:
         grad_weight = ops.peripheral_conv2d_weight_grad(
-            input, grad_output, *options
+            input, grad_output, *ctx.options
         )
-    if ctx.needs_input_grad[2]:
+    if to_bias:
         grad_bias = grad_output.sum((0, 2, 3))
     return grad_input, grad_weight, grad_bias, None, None
 
 
-def _setup_weight_grad(ctx, inputs, output) -> None:
-    input, grad_output, ctx.sizes, ctx.backend = inputs
-    ctx.save_for_backward(input, grad_output)
-
-
-def _backward_weight_grad(ctx, cotangent: Tensor):
-    """The weight's gradient is bilinear: each side is a convolution."""
+def _differentiate_weight_grad(ctx: Any, cotangent: Tensor) -> tuple:
     input, grad_output = ctx.saved_tensors
     grad_input = grad_grad_output = None
     if ctx.needs_input_grad[0]:
-        grad_input = torch.ops.pelk_mm.peripheral_conv2d(
-            grad_output, cotangent.flip(2, 3), None, ctx.sizes, ctx.backend
-        )
+        grad_input = _convolve_back(grad_output, cotangent, ctx.options)
     if ctx.needs_input_grad[1]:
-        grad_grad_output = torch.ops.pelk_mm.peripheral_conv2d(
-            input, cotangent, None, ctx.sizes, ctx.backend
-        )
+        grad_grad_output = _convolve(input, cotangent, ctx.options)
     return grad_input, grad_grad_output, None, None
 
 
-def _setup_backward(ctx, inputs, output) -> None:
-    *tensors, ctx.sizes, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
-    """Both gradients are bilinear too; see :func:`_backward_weight_grad`.
-
-    ``to_input`` and ``to_weight`` are the cotangents of the two.
-    """
+def _differentiate_backward(ctx: Any, to_input: Any, to_weight: Any) -> tuple:
+    """``to_input`` and ``to_weight`` are the cotangents of the two."""
     input, weight, grad_output = ctx.saved_tensors
-    ops, options = torch.ops.pelk_mm, (ctx.sizes, ctx.backend)
-    grads = [None, None, None, None, None]
+    options = ctx.options
+    grads: list[Tensor | None] = [None] * 5
     if ctx.needs_input_grad[0]:
-        grads[0] = ops.peripheral_conv2d(
-            grad_output, to_weight.flip(2, 3), None, *options
-        )
+        grads[0] = _convolve_back(grad_output, to_weight, options)
     if ctx.needs_input_grad[1]:
-        grads[1] = ops.peripheral_conv2d_weight_grad(
+        grads[1] = torch.ops.pelk_mm.peripheral_conv2d_weight_grad(
             to_input, grad_output, *options
         )
     if ctx.needs_input_grad[2]:
-        grads[2] = ops.peripheral_conv2d(
-            to_input, weight, None, *options
-        ) + ops.peripheral_conv2d(input, to_weight, None, *options)
+        through_input = _convolve(to_input, weight, options)
+        grads[2] = through_input + _convolve(input, to_weight, options)
     return tuple(grads)
 
 
@@ -328,67 +288,43 @@ def _backward_backward(ctx, to_input: Tensor, to_weight: Tensor):
 # So is Python in a backward pass: the library of the cpp backend, once loaded,
 # brings the formulas above for CPUs (backends/csrc/autograd.cpp).
 _library = torch.library.Library('pelk_mm', 'FRAGMENT')
-
-
-def _register(
-    schema: str,
-    run: Callable,
-    fake: Callable,
-    backward: Callable,
-    setup_context: Callable,
-) -> None:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    name = schema[: schema.index('(')]
-    _library.impl(name, run, 'CompositeExplicitAutograd')
-    name = f'pelk_mm::{name}'
-    torch.library.register_fake(name, fake, lib=_library)
+for _schema in (
+    'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
+    'SymInt[] sizes, str backend) -> Tensor',
+    'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
+    'SymInt[] sizes, str backend) -> Tensor',
+    'peripheral_conv2d_backward(Tensor input, Tensor weight, '
+    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name, _run, _fake in (
+    ('peripheral_conv2d', _forward, _fake_forward),
+    ('peripheral_conv2d_weight_grad', _weight_grad, _fake_weight_grad),
+    ('peripheral_conv2d_backward', _backward, _fake_backward),
+):
+    _library.impl(_name, _run, 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'pelk_mm::{_name}', _fake, lib=_library)
+for _name, _setup, _formula in (
+    ('peripheral_conv2d', _keep_without_bias, _differentiate_forward),
+    ('peripheral_conv2d_weight_grad', _keep, _differentiate_weight_grad),
+    ('peripheral_conv2d_backward', _keep, _differentiate_backward),
+):
     torch.library.register_autograd(
-        name, backward, setup_context=setup_context, lib=_library
+        f'pelk_mm::{_name}', _formula, setup_context=_setup, lib=_library
     )
 
 
-_register(
-    'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
-    'SymInt[] sizes, str backend) -> Tensor',
-    _forward,
-    _fake_forward,
-    _backward_forward,
-    _setup_forward,
-)
-_register(
-    'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
-    'SymInt[] sizes, str backend) -> Tensor',
-    _weight_grad,
-    _fake_weight_grad,
-    _backward_weight_grad,
-    _setup_weight_grad,
-)
-_register(
-    'peripheral_conv2d_backward(Tensor input, Tensor weight, '
-    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
-    _backward,
-    _fake_backward,
-    _backward_backward,
-    _setup_backward,
-)
+def _cast(tensor: Tensor | None) -> Tensor | None:
+    dtype = None if tensor is None else autocast_dtype(tensor)
+    return tensor if dtype is None else tensor.to(dtype)
 
 
-def _register_autocast(device_type: str) -> None:
-    key = f'Autocast{device_type.upper()}'
-
-    def cast(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None or tensor.dtype == torch.float64:
-            return tensor
-        return tensor.to(torch.get_autocast_dtype(device_type))
-
-    def forward(input, weight, bias, sizes, backend):
-        with torch.amp.autocast(device_type, enabled=False):
-            return torch.ops.pelk_mm.peripheral_conv2d(
-                cast(input), cast(weight), cast(bias), sizes, backend
-            )
-
-    _library.impl('peripheral_conv2d', forward, key)
+def _autocast(*operands: Any) -> Tensor:
+    tensors = [_cast(tensor) for tensor in operands[:3]]
+    options = operands[3:]
+    with torch.amp.autocast(operands[0].device.type, enabled=False):
+        return torch.ops.pelk_mm.peripheral_conv2d(*tensors, *options)
 
 
-for _device_type in autocast.DEVICES:
-    _register_autocast(_device_type)
+for _device in DEVICES:
+    _library.impl('peripheral_conv2d', _autocast, f'Autocast{_device.upper()}')

@@ -52,9 +52,7 @@ def test_box_sums_on_cpus(kernel_size, weight_grad):
 def test_thresholds_without_cpp(
     monkeypatch, kernel_size, weight_grad, expected
 ):
-    monkeypatch.setattr(
-        BACKENDS['cpp'], 'can_run', lambda *_: (False, 'no compiler')
-    )
+    monkeypatch.setattr(BACKENDS['cpp'], 'why_not', lambda *_: 'no compiler')
     backend = select_backend(
         None, CPU, torch.float32, kernel_size, weight_grad
     )
@@ -77,9 +75,7 @@ def test_next_backend_where_one_cannot_be_prepared(monkeypatch, caplog):
 def test_nothing_runs(monkeypatch):
     for name, backend in BACKENDS.items():
         monkeypatch.setattr(
-            backend,
-            'can_run',
-            lambda *_, name=name: (False, f'no {name} today'),
+            backend, 'why_not', lambda *_, name=name: f'no {name} today'
         )
     with pytest.raises(RuntimeError) as raised:
         peripheral_conv2d(

@@ -18,9 +18,15 @@ import pytest
 import torch
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
-from pelk_mm.ops.backends import BACKENDS, BackendError, triton_plan
+from pelk_mm.ops.backends import (
+    BACKENDS,
+    BackendError,
+    memory_format,
+    triton_plan,
+)
 from pelk_mm.ops.backends import triton as triton_backend
 from pelk_mm.ops.backends.triton_plan import Tiles, make_plan, make_tables
+from pelk_mm.ops.choice import select_backend
 
 triton = pytest.importorskip('triton')
 
@@ -220,7 +226,9 @@ class TestInterpreted:
             ('slice', torch.channels_last),
         ):
             input = make_input((1, 4, 3, 5), torch.float32, layout)
-            output = BACKENDS['triton'].forward(input, weight, None, grid)
+            output = BACKENDS['triton'].forward(
+                input, weight, None, grid, memory_format(input)
+            )
             assert output.is_contiguous(memory_format=expected)
 
     def test_half_boxes_do_not_overflow(self):
@@ -230,7 +238,9 @@ class TestInterpreted:
         weight = torch.full((1, 1, 3, 3), 2**-10, dtype=torch.float16)
         assert make_plan(grid.sizes, 19, 16, True).boxes[0] == 8
         actual, expected = (
-            BACKENDS[name].forward(input, weight, None, grid)
+            BACKENDS[name].forward(
+                input, weight, None, grid, torch.contiguous_format
+            )
             for name in ('triton', 'dense')
         )
         assert expected.isfinite().all()
@@ -287,7 +297,10 @@ class TestInterpreted:
         empty = torch.empty(0, 2, 5, 5)
         backend, grid = BACKENDS['triton'], GRIDS['5']
         weight = torch.randn(2, 1, 3, 3)
-        assert backend.forward(empty, weight, None, grid).shape == empty.shape
+        output = backend.forward(
+            empty, weight, None, grid, torch.contiguous_format
+        )
+        assert output.shape == empty.shape
         assert torch.equal(
             backend.weight_grad(empty, empty, grid), torch.zeros_like(weight)
         )
@@ -381,14 +394,11 @@ class TestPlan:
             assert size % tiles.lines == 0
 
 
-class TestCanRun:
+class TestWhyNot:
     def test_cpu_reason(self):
         if INTERPRETED:
             pytest.skip('the interpreter takes CPU tensors')
-        runs, reason = BACKENDS['triton'].can_run(
-            torch.device('cpu'), torch.float32
-        )
-        assert not runs
+        reason = BACKENDS['triton'].why_not(torch.device('cpu'), torch.float32)
         assert 'TRITON_INTERPRET=1' in reason
         with pytest.raises(RuntimeError, match='TRITON_INTERPRET=1'):
             peripheral_conv2d(
@@ -406,40 +416,54 @@ class TestCanRun:
             'pelk_mm.ops.backends.triton_kernels', raising=False
         )
         triton_backend._kernels.cache_clear()
+        backend = triton_backend.TritonBackend()
+        monkeypatch.setitem(BACKENDS, 'triton', backend)
         try:
             reason = available_backends('cuda', torch.float16)['triton']
+            with pytest.raises(RuntimeError, match='triton failed') as raised:
+                peripheral_conv2d(
+                    torch.randn(1, 1, 3, 3),
+                    torch.randn(1, 1, 3, 3),
+                    GRIDS['5'],
+                    backend='triton',
+                )
+            with pytest.raises(BackendError):
+                backend.prepare()
         finally:
             triton_backend._kernels.cache_clear()
         assert 'importing triton failed' in reason
+        assert isinstance(raised.value.__cause__, ImportError)
 
     def test_failing_launch(self, monkeypatch):
         """Kernels that cannot be launched leave the call to the others."""
 
         def launch(*_, **__):
+            launches.append(1)
             raise RuntimeError('no C compiler\nmore')
 
+        launches = []
+        kernels = SimpleNamespace(
+            INTERPRETED=False, interleave_kernel={(1, 1): launch}
+        )
         monkeypatch.setattr(
             torch, 'zeros', lambda *size, device: torch.ones(size)
         )
-        monkeypatch.setattr(
-            triton_backend,
-            '_kernels',
-            lambda: (
-                SimpleNamespace(
-                    INTERPRETED=False, interleave_kernel={(1, 1): launch}
-                ),
-                '',
-            ),
-        )
-        monkeypatch.setattr(triton_backend, '_runs_on', lambda _: (True, ''))
+        monkeypatch.setattr(triton_backend, '_kernels', lambda: kernels)
+        monkeypatch.setattr(triton_backend, '_why_not_on', lambda _: None)
         backend = triton_backend.TritonBackend()
-        assert backend.can_run(torch.device('cuda'), torch.float32)[0]
+        where = torch.device('cuda'), torch.float32
+        assert backend.why_not(*where) is None
         for _ in range(2):
-            with pytest.raises(BackendError, match='no C compiler$'):
+            with pytest.raises(BackendError, match='no C compiler$') as raised:
                 backend.prepare()
-        runs, reason = backend.can_run(torch.device('cuda'), torch.float32)
-        assert not runs
-        assert reason.endswith('no C compiler')
+            assert raised.value.__cause__ is backend.failure
+            assert 'no C compiler' in str(backend.failure)
+        assert len(launches) == 1
+        assert backend.why_not(*where).endswith('no C compiler')
+        monkeypatch.setitem(BACKENDS, 'triton', backend)
+        with pytest.raises(RuntimeError, match='no C compiler') as raised:
+            select_backend('triton', *where, 13)
+        assert raised.value.__cause__ is backend.failure
 
     @pytest.mark.parametrize(
         ('hip', 'count', 'capability', 'word'),
@@ -458,13 +482,13 @@ class TestCanRun:
         monkeypatch.setattr(
             torch.cuda, 'get_device_capability', lambda device: capability
         )
-        triton_backend._runs_on.cache_clear()
+        triton_backend._why_not_on.cache_clear()
         try:
-            runs, reason = triton_backend._runs_on(torch.device('cuda', 3))
+            reason = triton_backend._why_not_on(torch.device('cuda', 3))
         finally:
-            triton_backend._runs_on.cache_clear()
-        assert runs == (word is None)
-        assert (word or '') in reason
+            triton_backend._why_not_on.cache_clear()
+        assert (reason is None) == (word is None)
+        assert (word or '') in (reason or '')
 
 
 class Recorder:
@@ -490,7 +514,7 @@ def record_launches(monkeypatch, shape, grid, dtype):
         if name.endswith('_kernel')
     }
     monkeypatch.setattr(
-        triton_backend, '_kernels', lambda: (SimpleNamespace(**recorders), '')
+        triton_backend, '_kernels', lambda: SimpleNamespace(**recorders)
     )
     batch, channels, height, width = shape
     input = torch.empty(
@@ -500,7 +524,9 @@ def record_launches(monkeypatch, shape, grid, dtype):
         channels, 1, grid.num_cells, grid.num_cells, dtype=dtype, device='meta'
     )
     backend = triton_backend.TritonBackend()
-    backend.forward(input, weight, weight[:, 0, 0, 0], grid)
+    backend.forward(
+        input, weight, weight[:, 0, 0, 0], grid, torch.channels_last
+    )
     backend.weight_grad(input, input, grid)
     assert {launch[0] for launch in launches} == {
         recorder.kernel for recorder in recorders.values()

@@ -6,15 +6,8 @@ from .dense import DenseBackend
 from .fft import FFTBackend
 from .triton import TritonBackend
 
-#: Every backend by name, in the order in which a choice prefers them.
-BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (
-        TritonBackend(),
-        CppBackend(),
-        DenseBackend(),
-        FFTBackend(),
-    )
-}
+_ALL = TritonBackend(), CppBackend(), DenseBackend(), FFTBackend()
+#: Every backend by name.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 
 __all__ = ['BACKENDS', 'Backend', 'BackendError', 'memory_format']

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
+
+_TELLING = re.compile(r'error:|not found|denied|No such file|No space')
 
 
 class BackendError(RuntimeError):
@@ -22,32 +26,67 @@ class Backend(ABC):
     symmetric, so it is the convolution of the output's gradient with the
     flipped weight.
 
-    Arguments arrive checked: ``input`` and ``grad_output`` are
-    ``(N, C, H, W)`` with any strides, N may be 0, and share device and dtype
-    with ``weight``. Results may have any strides.
+    A backend is prepared before its first call. Arguments arrive checked:
+    ``input`` and ``grad_output`` are ``(N, C, H, W)`` with any strides, N may
+    be 0, and share device and dtype with ``weight``. Results may have any
+    strides; ``layout`` is the one to which maps are brought afterwards.
     """
 
     name: ClassVar[str]
-    #: What :meth:`prepare` failed with in this process.
+    #: What :meth:`build` failed with in this process.
     failure: Exception | None = None
 
-    @abstractmethod
-    def can_run(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[bool, str]:
-        """Whether this backend runs there, and the reason if it does not.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ready = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if this backend runs there, otherwise the reason.
 
         Never raises and never builds anything: what has yet to be built is
         taken to succeed until :meth:`prepare` has failed.
         """
+        reason = self.refuses(device, dtype)
+        if reason is None and self.failure is not None:
+            reason = self._failed()
+        return reason
 
-    def prepare(self) -> None:  # noqa: B027 (most have nothing to prepare)
-        """Build what the backend needs; at once where that is done.
+    def prepare(self) -> None:
+        """Build what the backend needs, once in this process.
 
         Raises:
-            BackendError: If it cannot be built. Stays so in this process, and
-                ``can_run`` gives the reason from then on.
+            BackendError: If it cannot be built, now or when it was tried.
+                ``why_not`` gives the reason from then on.
         """
+        if self._ready:
+            return
+        with self._lock:
+            if not self._ready and self.failure is None:
+                try:
+                    self.build()
+                    self._ready = True
+                # Compilers, drivers and file systems fail in many ways, none
+                # of which should stop a training that has other backends.
+                except Exception as error:
+                    self.failure = error
+        if self.failure is not None:
+            raise BackendError(self._failed()) from self.failure
+
+    def _failed(self) -> str:
+        lines = str(self.failure).strip().splitlines() or ['no message']
+        # A failed build repeats the compiler's commands, which say little.
+        telling = [line for line in lines[1:] if _TELLING.search(line)]
+        return (
+            f'backend {self.name!r} could not be built: '
+            f'{type(self.failure).__name__}: {(telling or lines)[0]}'
+        )
+
+    @abstractmethod
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why a backend that could be built does not run there, or None."""
+
+    def build(self) -> None:  # noqa: B027 (most have nothing to build)
+        """Make ready what the methods below need; may raise anything."""
 
     @abstractmethod
     def forward(
@@ -56,6 +95,7 @@ class Backend(ABC):
         weight: Tensor,
         bias: Tensor | None,
         grid: SharingGrid,
+        layout: torch.memory_format,
     ) -> Tensor:
         """Convolve ``input`` with ``weight`` ``(C, 1, k', k')``."""
 
@@ -71,10 +111,11 @@ class Backend(ABC):
         weight: Tensor,
         grad_output: Tensor,
         grid: SharingGrid,
+        layout: torch.memory_format,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the input and of the weight, in one go if possible."""
         return (
-            self.forward(grad_output, weight.flip(2, 3), None, grid),
+            self.forward(grad_output, weight.flip(2, 3), None, grid, layout),
             self.weight_grad(input, grad_output, grid),
         )
 
@@ -86,10 +127,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def memory_format(input: Tensor) -> torch.memory_format:
     """The layout of the result; a channel slice keeps channels-last."""
-    if input.is_contiguous():
-        return torch.contiguous_format
-    if input.stride(1) == 1 and input.shape[1] > 1:
-        return torch.channels_last
-    if input.is_contiguous(memory_format=torch.channels_last):
+    slice_of_channels = input.stride(1) == 1 and input.shape[1] > 1
+    if not input.is_contiguous() and (
+        slice_of_channels
+        or input.is_contiguous(memory_format=torch.channels_last)
+    ):
         return torch.channels_last
     return torch.contiguous_format

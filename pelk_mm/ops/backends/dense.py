@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ..sharing_grid import SharingGrid
 from .base import Backend, accumulation_dtype
@@ -15,10 +16,8 @@ class DenseBackend(Backend):
 
     name = 'dense'
 
-    def can_run(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[bool, str]:
-        return True, ''
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
 
     def forward(
         self,
@@ -26,6 +25,7 @@ class DenseBackend(Backend):
         weight: Tensor,
         bias: Tensor | None,
         grid: SharingGrid,
+        layout: torch.memory_format,
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         kernel = grid.expand(weight.to(dtype))
@@ -43,7 +43,7 @@ class DenseBackend(Backend):
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         channels, size = input.shape[1], grid.kernel_size
-        kernel_grad = torch.nn.grad.conv2d_weight(
+        kernel_grad = conv2d_weight(
             input.to(dtype),
             (channels, 1, size, size),
             grad_output.to(dtype),

@@ -27,12 +27,10 @@ class FFTBackend(Backend):
 
     name = 'fft'
 
-    def can_run(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[bool, str]:
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type == 'cpu' and not torch.backends.mkl.is_available():
-            return False, 'this torch was built without MKL, whose FFT it uses'
-        return True, ''
+            return 'this torch was built without MKL, whose FFT it uses'
+        return None
 
     def forward(
         self,
@@ -40,26 +38,17 @@ class FFTBackend(Backend):
         weight: Tensor,
         bias: Tensor | None,
         grid: SharingGrid,
+        layout: torch.memory_format,
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         height, width = input.shape[-2:]
-        radius = grid.kernel_size // 2
-        # Offsets beyond the map only ever meet padding.
-        up, left = min(radius, height - 1), min(radius, width - 1)
-        kernel = grid.expand(weight.to(dtype))[
-            ...,
-            radius - up : radius + up + 1,
-            radius - left : radius + left + 1,
-        ].squeeze(1)
-        # Circular wrap-around reaches the first `up` rows only if the period
-        # is shorter than the map plus the kernel's reach.
-        period = _fast_length(height + up), _fast_length(width + left)
+        shifts, period = _shifts_and_period(input, grid)
+        kernel = _met(grid.expand(weight.to(dtype)), shifts).squeeze(1)
         spectrum = torch.fft.rfft2(input.to(dtype), s=period)
         spectrum *= torch.fft.rfft2(kernel, s=period).conj()
         # Correlation at lag -up sits at the end of the period: roll it home.
-        output = torch.fft.irfft2(spectrum, s=period).roll(
-            (up, left), (-2, -1)
-        )[..., :height, :width]
+        output = torch.fft.irfft2(spectrum, s=period).roll(shifts, (-2, -1))
+        output = output[..., :height, :width]
         if bias is not None:
             output = output + bias.to(dtype)[:, None, None]
         return output.to(input.dtype)
@@ -68,20 +57,36 @@ class FFTBackend(Backend):
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
-        height, width = input.shape[-2:]
-        radius, size = grid.kernel_size // 2, grid.kernel_size
-        up, left = min(radius, height - 1), min(radius, width - 1)
-        period = _fast_length(height + up), _fast_length(width + left)
+        shifts, period = _shifts_and_period(input, grid)
         spectrum = torch.fft.rfft2(grad_output.to(dtype), s=period).conj()
         spectrum *= torch.fft.rfft2(input.to(dtype), s=period)
-        lags = torch.fft.irfft2(spectrum.sum(0), s=period).roll(
-            (up, left), (-2, -1)
-        )[..., : 2 * up + 1, : 2 * left + 1]
+        lags = torch.fft.irfft2(spectrum.sum(0), s=period)
+        lags = lags.roll(shifts, (-2, -1))
+        size = grid.kernel_size
         kernel_grad = lags.new_zeros(input.shape[1], 1, size, size)
-        kernel_grad[
-            :,
-            0,
-            radius - up : radius + up + 1,
-            radius - left : radius + left + 1,
-        ] = lags
+        met = _met(kernel_grad, shifts)
+        met[:, 0] = lags[..., : met.shape[-2], : met.shape[-1]]
         return grid.reduce(kernel_grad).to(input.dtype)
+
+
+def _shifts_and_period(
+    input: Tensor, grid: SharingGrid
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How far the kernel reaches up and left within the map; the FFT's size.
+
+    Circular wrap-around reaches the first rows only if the period is shorter
+    than the map plus the kernel's reach.
+    """
+    height, width = input.shape[-2:]
+    radius = grid.kernel_size // 2
+    up, left = min(radius, height - 1), min(radius, width - 1)
+    return (up, left), (_fast_length(height + up), _fast_length(width + left))
+
+
+def _met(kernel: Tensor, shifts: tuple[int, int]) -> Tensor:
+    """The middle: offsets beyond the map only ever meet padding."""
+    radius = kernel.shape[-1] // 2
+    rows, columns = (
+        slice(radius - reach, radius + reach + 1) for reach in shifts
+    )
+    return kernel[..., rows, columns]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from .base import Backend, BackendError, memory_format
+from .base import Backend
 from .triton_plan import Plan, Tiles, copy_plan, make_plan, make_tables
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,61 +48,42 @@ class TritonBackend(Backend):
 
     name = 'triton'
 
-    def __init__(self) -> None:
-        self._ready = False
-        self._failure: str | None = None
+    @cached_property
+    def _interpreted(self) -> bool | None:
+        """Whether Triton's interpreter runs the kernels; None without it."""
+        try:
+            return _kernels().INTERPRETED
+        # A broken installation raises more than ImportError.
+        except Exception as error:
+            self.failure = error
+            return None
 
-    def can_run(
-        self, device: torch.device, dtype: torch.dtype
-    ) -> tuple[bool, str]:
+    def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if dtype not in _DTYPES:
-            return False, (
-                f'it has no kernel for {dtype}, only for '
-                f'{", ".join(map(str, _DTYPES))}'
-            )
-        kernels, reason = _kernels()
-        if kernels is None:
-            return False, reason
-        if kernels.INTERPRETED:
-            return True, ''
+            known = ', '.join(map(str, _DTYPES))
+            return f'it has no kernel for {dtype}, only for {known}'
+        if self._interpreted is None:
+            return f'importing triton failed: {self.failure!r}'
+        if self._interpreted:
+            return None
         if device.type != 'cuda':
-            return False, (
+            return (
                 "it needs an NVIDIA GPU; elsewhere only Triton's interpreter "
                 'runs it, for tests: set TRITON_INTERPRET=1 before anything '
                 'imports triton'
             )
-        if self._failure is not None:
-            return False, self._failure
-        return _runs_on(device)
+        return _why_not_on(device)
 
-    def prepare(self) -> None:
+    def build(self) -> None:
         """Compile, load and run the smallest kernel once.
 
         Triton needs a C compiler and a cache it can write, and says so only
         when it launches.
         """
-        kernels, _ = _kernels()
-        if self._ready or kernels is None or kernels.INTERPRETED:
-            return
-        if self._failure is not None:
-            raise BackendError(self._failure)
-        try:
+        if not self._interpreted:
             pixel = torch.zeros(1, 1, 1, 16, device='cuda')
-            _interleave(
-                pixel,
-                torch.empty_like(pixel)[..., :1],
-                Tiles(16, 16, 16, 16, 4),
-            )
-        # Compilers, drivers and file systems fail in many ways, none of which
-        # should stop a training that has other backends.
-        except Exception as error:
-            lines = str(error).strip().splitlines() or ['no message']
-            self._failure = (
-                "backend 'triton' could not launch a kernel: "
-                f'{type(error).__name__}: {lines[0]}'
-            )
-            raise BackendError(self._failure) from error
-        self._ready = True
+            target = torch.empty_like(pixel)[..., :1]
+            _interleave(pixel, target, Tiles(16, 16, 16, 16, 4))
 
     def forward(
         self,
@@ -109,44 +91,35 @@ class TritonBackend(Backend):
         weight: Tensor,
         bias: Tensor | None,
         grid: SharingGrid,
+        layout: torch.memory_format,
     ) -> Tensor:
         batch, channels, height, width = input.shape
-        output = torch.empty_like(input, memory_format=memory_format(input))
+        output = torch.empty_like(input, memory_format=layout)
         direct = output.is_contiguous()
         if not batch:
             return output
-        kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.forward(batch * height, channels, width, narrow)
-        plan = make_plan(
-            grid.sizes, height, tiles.reach(width, grid.kernel_size), narrow
-        )
+        reach = tiles.reach(width, grid.kernel_size)
+        plan = make_plan(grid.sizes, height, reach, narrow)
         tables = make_tables(plan, input.device)
         # The kernel's k' distinct rows, written out along the columns.
         rows = weight.squeeze(1).index_select(2, tables.column_cells)
-        scratch_lines = plan.num_maps * (plan.top + height)
+        lines = plan.num_maps * (plan.top + height)
         if not direct:
-            scratch_lines += height
+            lines += height
+        kernel = grid.num_cells, grid.kernel_size
+        blocks = -(-batch * height // tiles.lines), -(-width // tiles.columns)
         with _on(input.device):
-            for group in _channel_groups(
-                input, batch * scratch_lines * tiles.padded
-            ):
+            for group in _channel_groups(input, batch * lines * tiles.padded):
                 maps = _fill_maps(input[:, group], plan, tiles)
-                target = output[:, group]
-                planes = (
-                    target
-                    if direct
-                    else _scratch(
-                        input, target.shape[1], batch, height, tiles.padded
-                    ).transpose(0, 1)
-                )
-                kernels.forward_kernel[
-                    (
-                        -(-batch * height // tiles.lines),
-                        -(-width // tiles.columns),
-                        target.shape[1],
-                    )
-                ](
+                target = planes = output[:, group]
+                count = target.shape[1]
+                if not direct:
+                    shape = count, batch, height, tiles.padded
+                    planes = _scratch(input, *shape).transpose(0, 1)
+                sizes = batch, height, width, plan.top, maps.stride(0), *kernel
+                _kernels().forward_kernel[(*blocks, count)](
                     maps,
                     rows[group],
                     None if bias is None else bias[group],
@@ -154,27 +127,15 @@ class TritonBackend(Backend):
                     tables.ladder,
                     tables.cells,
                     tables.level_ends,
-                    batch,
-                    height,
-                    width,
-                    plan.top,
-                    maps.stride(0),
-                    grid.num_cells,
-                    grid.kernel_size,
+                    *sizes,
                     *planes.stride()[:3],
                     planes.shape[3],
-                    PADDED=tiles.padded,
-                    LEVELS=len(plan.boxes),
                     HAS_BIAS=bias is not None,
-                    BLOCK_M=tiles.lines,
-                    BLOCK_X=tiles.columns,
-                    BLOCK_K=tiles.chunk,
-                    PRECISION=_precision(input),
-                    num_warps=tiles.warps,
                     maxnreg=128,
                     # Loading ahead would bypass the first-level cache,
                     # which holds most of a tile shifted by a few rows.
                     num_stages=1,
+                    **_constants(input, plan, tiles),
                 )
                 if not direct:
                     _interleave(planes, target, tiles)
@@ -187,105 +148,91 @@ class TritonBackend(Backend):
         cells = grid.num_cells
         if not batch:
             return input.new_zeros(channels, 1, cells, cells)
-        kernels, _ = _kernels()
         narrow = input.element_size() < 4
         tiles = Tiles.weight_grad(batch * height, width, narrow)
-        plan = make_plan(
-            grid.sizes, height, tiles.reach(width, grid.kernel_size), narrow
-        )
+        reach = tiles.reach(width, grid.kernel_size)
+        plan = make_plan(grid.sizes, height, reach, narrow)
         tables = make_tables(plan, input.device)
         pairs, chunks = tiles.pairs(width, grid.kernel_size)
-        scratch_lines = plan.num_maps * (plan.top + height) + height
+        lines = plan.num_maps * (plan.top + height) + height
         grads = []
         with _on(input.device):
-            for group in _channel_groups(
-                input, batch * scratch_lines * tiles.padded
-            ):
+            for group in _channel_groups(input, batch * lines * tiles.padded):
                 maps = _fill_maps(input[:, group], plan, tiles)
-                grad_maps = _fill_maps(
-                    grad_output[:, group], copy_plan(), tiles
-                )
+                grad_group = grad_output[:, group]
                 count = maps.shape[1]
                 splits, split_lines = tiles.splits(
                     batch * height, count * cells * pairs
                 )
-                partial = _scratch(
-                    input,
-                    splits * pairs,
-                    count,
-                    cells,
-                    cells,
-                    dtype=torch.float32,
-                )
-                kernels.weight_grad_kernel[(pairs, cells * splits, count)](
+                sizes = batch, count, height, width, plan.top, maps.stride(0)
+                shape = splits * pairs, count, cells, cells
+                partial_sums = _scratch(input, *shape, dtype=torch.float32)
+                _kernels().weight_grad_kernel[pairs, cells * splits, count](
                     maps,
-                    grad_maps,
-                    partial,
+                    _fill_maps(grad_group, copy_plan(), tiles),
+                    partial_sums,
                     tables.ladder,
                     tables.boxes_of,
                     tables.cell_starts,
-                    batch,
-                    count,
-                    height,
-                    width,
-                    plan.top,
-                    maps.stride(0),
+                    *sizes,
                     cells,
                     grid.kernel_size,
                     splits,
                     split_lines,
                     chunks,
-                    PADDED=tiles.padded,
-                    LEVELS=len(plan.boxes),
-                    BLOCK_M=tiles.lines,
-                    BLOCK_X=tiles.columns,
-                    BLOCK_K=tiles.chunk,
-                    PRECISION=_precision(input),
-                    num_warps=tiles.warps,
                     num_stages=3,
+                    **_constants(input, plan, tiles),
                 )
-                grads.append(partial.sum(0))
+                grads.append(partial_sums.sum(0))
         return torch.cat(grads).to(input.dtype).unsqueeze(1)
 
 
 @lru_cache(maxsize=1)
-def _kernels() -> tuple[ModuleType | None, str]:
-    """The kernels' module, or None and why it cannot be imported."""
-    try:
-        from . import triton_kernels
-    except Exception as error:
-        # A broken installation raises more than ImportError.
-        return None, f'importing triton failed: {error!r}'
-    return triton_kernels, ''
+def _kernels() -> ModuleType:
+    """The kernels' module; importing it imports triton."""
+    from . import triton_kernels
+
+    return triton_kernels
 
 
 @lru_cache
-def _runs_on(device: torch.device) -> tuple[bool, str]:
+def _why_not_on(device: torch.device) -> str | None:
     if torch.version.hip is not None:
-        return False, "it is untested on AMD's GPUs"
+        return "it is untested on AMD's GPUs"
     if not torch.cuda.is_available():
-        return False, 'torch sees no CUDA device'
+        return 'torch sees no CUDA device'
     if (device.index or 0) >= torch.cuda.device_count():
-        return False, f'there is no {device}'
+        return f'there is no {device}'
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
-        return False, (
-            'its tensor-core instructions need compute capability '
-            f'{".".join(map(str, _MIN_CAPABILITY))}, {device} has '
-            f'{".".join(map(str, capability))}'
+        least, has = (
+            '.'.join(map(str, version))
+            for version in (_MIN_CAPABILITY, capability)
         )
-    return True, ''
+        return (
+            'its tensor-core instructions need compute capability '
+            f'{least}, {device} has {has}'
+        )
+    return None
 
 
 def _on(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: make it the tensors' one."""
     return (
-        torch.cuda.device(device) if device.type == 'cuda' else (nullcontext())
+        torch.cuda.device(device) if device.type == 'cuda' else nullcontext()
     )
 
 
-def _precision(input: Tensor) -> str:
-    return 'tf32x3' if input.dtype == torch.float32 else 'ieee'
+def _constants(input: Tensor, plan: Plan, tiles: Tiles) -> dict[str, Any]:
+    return dict(
+        PADDED=tiles.padded,
+        LEVELS=len(plan.boxes),
+        BLOCK_M=tiles.lines,
+        BLOCK_X=tiles.columns,
+        BLOCK_K=tiles.chunk,
+        PRECISION='tf32x3' if input.dtype == torch.float32 else 'ieee',
+        num_warps=tiles.warps,
+    )
 
 
 def _scratch(
@@ -307,61 +254,39 @@ def _channel_groups(input: Tensor, scratch: int) -> Iterator[slice]:
 
 def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
     """``(maps, C, N, top + H, padded)``: all boxes of the plan's ladder."""
-    kernels, _ = _kernels()
-    batch, channels, height, width = input.shape
+    batch, channels, height, _ = input.shape
     lines = plan.top + height
     maps = _scratch(input, plan.num_maps, channels, batch, lines, tiles.padded)
-    block_c = _channel_block(tiles)
-    kernels.maps_kernel[
-        (
-            batch * lines,
-            -(-channels // block_c) * (tiles.padded // tiles.chunk),
-        )
-    ](
+    _turn(_kernels().maps_kernel, batch * lines, channels, tiles)(
         input,
         maps,
-        batch,
-        channels,
-        height,
-        width,
+        *input.shape,
         *input.stride(),
         maps.stride(0),
         BOXES=sum(plan.boxes),
         LARGEST=plan.boxes[0],
         SPLIT=plan.narrow,
-        PADDED=tiles.padded,
-        BLOCK_C=block_c,
-        BLOCK_W=tiles.chunk,
-        num_warps=4,
     )
     return maps
 
 
 def _interleave(planes: Tensor, target: Tensor, tiles: Tiles) -> None:
     """Copy ``planes``, ``(N, C, H, padded)``, into the output."""
-    kernels, _ = _kernels()
-    batch, channels, height, width = target.shape
-    block_c = _channel_block(tiles)
-    kernels.interleave_kernel[
-        (
-            batch * height,
-            -(-channels // block_c) * (tiles.padded // tiles.chunk),
-        )
-    ](
-        planes,
-        target,
-        batch,
-        channels,
-        height,
-        width,
-        *target.stride(),
+    batch, channels, height, _ = target.shape
+    launch = _turn(
+        _kernels().interleave_kernel, batch * height, channels, tiles
+    )
+    launch(planes, target, *target.shape, *target.stride())
+
+
+def _turn(kernel: Any, lines: int, channels: int, tiles: Tiles) -> Callable:
+    """The launch of a kernel that turns lines from one layout to another."""
+    block_c = 2048 // tiles.chunk
+    blocks = -(-channels // block_c) * (tiles.padded // tiles.chunk)
+    return partial(
+        kernel[lines, blocks],
         PADDED=tiles.padded,
         BLOCK_C=block_c,
         BLOCK_W=tiles.chunk,
         num_warps=4,
     )
-
-
-def _channel_block(tiles: Tiles) -> int:
-    """Channels of a tile that is turned from one layout to the other."""
-    return 2048 // tiles.chunk
