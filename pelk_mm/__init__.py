@@ -1,33 +1,38 @@
-"""PeLK for OpenMMLab: importing this registers everything in it."""
+"""PeLK for OpenMMLab: importing this registers everything in it.
 
+Where torch is alone, :mod:`pelk_mm.ops` is there and the rest is not.
+"""
+
+import logging
 import sys
 
 from .version import __version__
 
-
-def _examined() -> bool:
-    """Whether this is ``python -m pelk_mm.doctor``, looking for its module.
-
-    It has to start where the imports below do not work, or end the process.
-    """
-    # While Python looks for the module, '-m' stands for it in sys.argv.
-    return sys.argv[:1] == ['-m'] and (
-        sys.orig_argv[-len(sys.argv)].endswith('pelk_mm.doctor')
-    )
-
-
-if not _examined():
+# `python -m pelk_mm.doctor` has to start where the imports below do not work,
+# or end the process. While Python looks for its module, sys.argv[0] is '-m'.
+if sys.argv[:1] != ['-m'] or (
+    not sys.orig_argv[-len(sys.argv)].endswith('pelk_mm.doctor')
+):
     try:
+        from . import ops  # isort: skip (it needs torch alone)
         from . import compat, datasets, engine, models
     except (ImportError, AttributeError) as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
         # On meeting `pelk_mm.PeLK` mmengine imports this and drops exactly
         # these two kinds of errors, to say merely that PeLK is not
         # registered.
-        raise RuntimeError(
-            'pelk_mm cannot be imported, so nothing of it is registered: '
-            f'{type(error).__name__}: {error}. It needs torch, mmengine and '
-            'mmcv; "python -m pelk_mm.doctor" says what to do'
-        ) from error
-    compat.apply()
+        if absent not in ('mmengine', 'mmcv'):
+            raise RuntimeError(
+                'pelk_mm cannot be imported, so nothing of it is registered: '
+                f'{type(error).__name__}: {error}. It needs torch, mmengine '
+                'and mmcv; "python -m pelk_mm.doctor" says what to do'
+            ) from error
+        logging.getLogger('pelk_mm').warning(
+            'pelk_mm: %s is not installed: pelk_mm.ops works, the rest needs '
+            'mmengine and mmcv, and nothing is registered',
+            absent,
+        )
+    else:
+        compat.apply()
 
-__all__ = ['__version__', 'datasets', 'engine', 'models']
+__all__ = ['__version__', 'datasets', 'engine', 'models', 'ops']

@@ -10,35 +10,19 @@ meeting that scope mmengine imports this module by name and, through
 ``custom_imports`` is needed that way.
 """
 
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import (
-    OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-)
-from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine import registry as root
 from mmengine.registry import Registry
 
-MODELS = Registry(
-    'model',
-    parent=MMENGINE_MODELS,
-    scope='pelk_mm',
-    locations=['pelk_mm.models'],
+
+def _below(parent: Registry, location: str) -> Registry:
+    return Registry(
+        parent.name, parent=parent, scope='pelk_mm', locations=[location]
+    )
+
+
+MODELS = _below(root.MODELS, 'pelk_mm.models')
+HOOKS = _below(root.HOOKS, 'pelk_mm.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _below(
+    root.OPTIM_WRAPPER_CONSTRUCTORS, 'pelk_mm.engine'
 )
-HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope='pelk_mm',
-    locations=['pelk_mm.engine'],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='pelk_mm',
-    locations=['pelk_mm.engine'],
-)
-STRATEGIES = Registry(
-    'strategy',
-    parent=MMENGINE_STRATEGIES,
-    scope='pelk_mm',
-    locations=['pelk_mm.engine'],
-)
+STRATEGIES = _below(root.STRATEGIES, 'pelk_mm.engine')

@@ -1,0 +1,106 @@
+"""The operator where torch is there and nothing of OpenMMLab is.
+
+In fresh processes; those that are to find nothing have a finder of modules
+that denies the libraries.
+"""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from pelk_mm.ops import SharingGrid, peripheral_conv2d
+from tests.conftest import ROOT
+
+DENY = """
+    import sys
+
+    class Deny:
+        def find_spec(self, name, path=None, target=None):
+            if name.split('.')[0] in {absent!r}:
+                raise ModuleNotFoundError(name, name=name)
+
+    sys.meta_path.insert(0, Deny())
+"""
+LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
+
+
+def run(
+    code: str, absent: tuple[str, ...] = LIBRARIES
+) -> subprocess.CompletedProcess:
+    code = textwrap.dedent(DENY).format(absent=absent) + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+class Convolve(nn.Module):
+    def forward(self, x, weight):
+        return peripheral_conv2d(x, weight, SharingGrid(13, 2))
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    torch.manual_seed(0)
+    arguments = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 9, 9)
+    folder = tmp_path_factory.mktemp('exported')
+    program = torch.export.export(Convolve(), arguments)
+    torch.export.save(program, folder / 'convolve.pt2')
+    torch.save([*arguments, Convolve()(*arguments)], folder / 'data.pth')
+    return folder
+
+
+def test_the_operator_runs_and_loads_a_pt2(exported):
+    done = run(f"""
+        import torch
+        import pelk_mm.ops
+        from pelk_mm.ops import SharingGrid, peripheral_conv2d
+
+        x, weight, expected = torch.load({str(exported / 'data.pth')!r})
+        x.requires_grad_()
+        y = peripheral_conv2d(x, weight, SharingGrid(13, 2), backend='cpp')
+        torch.testing.assert_close(y, expected)
+        y.sum().backward()
+        assert x.grad.abs().sum() > 0
+        program = torch.export.load({str(exported / 'convolve.pt2')!r})
+        torch.testing.assert_close(program.module()(x, weight), expected)
+        assert not {{*{LIBRARIES}}} & sys.modules.keys()
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    'absent, name',
+    [(LIBRARIES, 'mmengine'), (('mmcv',), 'mmcv')],
+    ids=['torch alone', 'no mmcv'],
+)
+def test_importing_the_package_says_what_is_missing(absent, name):
+    done = run(
+        """
+        import pelk_mm
+        print(pelk_mm.__version__, sorted(pelk_mm.ops.available_backends()))
+        assert not hasattr(pelk_mm, 'models') or 'mmengine' in sys.modules
+        """,
+        absent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "['cpp', 'dense', 'fft', 'triton']" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert f'{name} is not installed' in line
+    assert 'pelk_mm.ops works' in line
+
+
+def test_what_needs_the_rest_says_so():
+    done = run('from pelk_mm.models import PeLK')
+    assert done.returncode == 1
+    assert done.stderr.endswith('ModuleNotFoundError: mmcv\n')
+    assert 'pelk_mm.ops works, the rest needs mmengine' in done.stderr
