@@ -315,8 +315,9 @@ for _name, _setup, _formula in (
 
 
 def _cast(tensor: Tensor | None) -> Tensor | None:
-    dtype = None if tensor is None else autocast_dtype(tensor)
-    return tensor if dtype is None else tensor.to(dtype)
+    if tensor is None or (dtype := autocast_dtype(tensor)) is None:
+        return tensor
+    return tensor.to(dtype)
 
 
 def _autocast(*operands: Any) -> Tensor:

@@ -51,7 +51,7 @@ class PeLKBlock(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         with_cp: bool = False,
-        **conv_cfg,
+        **conv_cfg: Any,
     ) -> None:
         super().__init__()
         self.conv = PartialPeripheralConv2d(channels, grid, **conv_cfg)
@@ -102,7 +102,7 @@ class PeLKStage(nn.Module):
         grid: SharingGrid,
         rates: Sequence[float],
         pos_embed: bool = True,
-        **block_cfg,
+        **block_cfg: Any,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -390,7 +390,9 @@ class PeLK(BaseModule):
         load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
         self._is_init = True
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, *args: Any
+    ) -> None:
         check_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

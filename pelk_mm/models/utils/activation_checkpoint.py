@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_keeping_stats(
-    module: nn.Module, function: Callable[..., Tensor], *args
+    module: nn.Module, function: Callable[..., Tensor], *args: Any
 ) -> Tensor:
     """Run ``function`` now, and again in the backward pass.
 
