@@ -8,6 +8,7 @@ ONEDL ?= .venv-onedl
 # The suite runs in JOBS processes of one thread each: what it computes is small.
 JOBS ?= 2
 SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile
+CSRC = pelk_mm/ops/backends/csrc
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
@@ -24,7 +25,7 @@ help:
 	@echo '                          OpenMMLab packages, in .venv-onedl'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
-	@echo 'make lint                 ruff'
+	@echo 'make lint                 style, types, and who imports whom'
 
 install: $(INSTALLED)
 
@@ -71,7 +72,10 @@ coverage: $(INSTALLED)
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)/*
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \
+	    .import_linter_cache
