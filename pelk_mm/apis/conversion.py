@@ -36,13 +36,7 @@ _WRAPPER = 'module.'
 
 @dataclass(frozen=True)
 class GrownStage:
-    """What growing did to the kernels of one stage.
-
-    Attributes:
-        old (SharingGrid): The grid before.
-        new (SharingGrid): The grid now.
-        error (float): Norm of the change over the norm of the kernels.
-    """
+    """What growing did to a stage; ``error`` is relative, by norms."""
 
     old: SharingGrid
     new: SharingGrid
@@ -62,20 +56,13 @@ def grow_checkpoint(
     positions start are not mistaken for weights that sparse training removed.
 
     Args:
-        checkpoint (Mapping[str, Any]): As read from a file.
-        arch (str | Mapping[str, Any]): The arch to have, a name or a dict as
-            for :class:`~pelk_mm.models.PeLK`; depths and channels may be left
-            out of the dict.
-        from_arch (str | Mapping[str, Any], optional): The arch that it has.
-            Default: told by the shapes.
-
-    Returns:
-        tuple[dict[str, Any], list[GrownStage]]: A new checkpoint, and what
-        changed per stage.
+        checkpoint: As read from a file.
+        arch: The arch to have, a name or a dict as for PeLK; depths and
+            channels may be left out of the dict.
+        from_arch: The arch that it has. Default: told by the shapes.
 
     Raises:
-        RuntimeError: If it holds no PeLK backbone, or one that is not of the
-            arch said.
+        RuntimeError: If it holds no PeLK backbone, or another arch.
         ValueError: If an arch is wrong, has other depths or channels, or the
             same kernels.
     """
@@ -115,28 +102,19 @@ def publish_checkpoint(
 ) -> Path:
     """Write the part of a checkpoint that other people need.
 
-    The optimizer state, the log and paths of this machine are left out. That
-    the weights fit the config's model is checked before anything is written.
+    The optimizer state, the log and paths of this machine are left out. The
+    file is ``CONFIG-HASH.pth``, HASH being the first eight digits of its
+    SHA-256. Nothing is written if the weights do not fit the config's model.
 
     Args:
-        config (Config): The model's.
-        checkpoint (str): Path of the checkpoint.
-        folder (str | Path): Where to write ``CONFIG-HASH.pth``, HASH being
-            the first eight digits of the file's SHA-256.
-        weights (str): ``'average'`` for the exponential moving average where
-            there is one, ``'raw'`` for the weights that it was taken of,
-            ``'both'`` for both, as mmengine saves them. Default:
-            ``'average'``.
-        trust (bool): Also read checkpoints with pickled Python objects,
-            which runs whatever code is in them. Default: False.
-
-    Returns:
-        Path: The new file.
+        weights: ``'average'`` for the exponential moving average where there
+            is one, ``'raw'`` for the weights that it was taken of, ``'both'``
+            for both, as mmengine saves them.
+        trust: Also read pickled objects, which runs code that is in them.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        RuntimeError: If it cannot be read or does not fit the config, or has
-            no average where raw weights or both are asked for.
+        OSError: If there is no such checkpoint.
+        RuntimeError: If it cannot be read, does not fit, or has no average.
     """
     loaded = read_checkpoint(checkpoint, trust)
     state = weights_of(loaded, checkpoint)

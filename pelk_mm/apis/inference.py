@@ -32,12 +32,8 @@ _LONGEST = 64
 class Prediction:
     """What became of one picture.
 
-    Attributes:
-        image (Path): The picture.
-        rows (tuple[tuple[str, ...], ...]): What was found, most certain
-            first, as text in the columns of :attr:`Predictor.columns`.
-        drawn (Path | None): The picture with what was found drawn into it.
-        error (str | None): Why there is none, if there is none.
+    ``rows`` are text in the columns of :attr:`Predictor.columns`, most
+    certain first; ``drawn`` is the picture with them, ``error`` why not.
     """
 
     image: Path
@@ -47,14 +43,7 @@ class Prediction:
 
 
 class Predictor(ABC):
-    """One task's inferencer.
-
-    Args:
-        config (Config): The model's.
-        checkpoint (str): Its weights.
-        device (str, optional): Such as ``'cpu'``. Default: None, a GPU if
-            there is one.
-    """
+    """One task's inferencer, by default on a GPU if there is one."""
 
     #: Heads of a result's columns.
     columns: tuple[str, ...]
@@ -233,15 +222,7 @@ PREDICTORS: dict[str, type[Predictor]] = dict(
 def build_predictor(
     config: Config, checkpoint: str, device: str | None = None
 ) -> Predictor:
-    """Build the predictor of a config's task.
-
-    Args:
-        config (Config): The model's; its ``default_scope`` names the task.
-        checkpoint (str): Its weights.
-        device (str, optional): Default: None, a GPU if there is one.
-
-    Returns:
-        Predictor: Ready to predict.
+    """Build the predictor of a config's task, its ``default_scope``.
 
     Raises:
         LaunchError: If the task is none of the three, or a local checkpoint
@@ -262,17 +243,7 @@ def build_predictor(
 
 
 def list_images(source: str | Path) -> list[Path]:
-    """The picture, or the pictures of a folder.
-
-    Args:
-        source (str | Path): A file, or a folder with its subfolders.
-
-    Returns:
-        list[Path]: At least one.
-
-    Raises:
-        LaunchError: If there is nothing.
-    """
+    """The picture, or those of a folder; a LaunchError if there are none."""
     source = Path(source)
     if not source.exists():
         raise LaunchError(f'there is no file or folder {source}')
@@ -288,17 +259,9 @@ def predict_files(
     out: str | Path,
     batch_size: int = 1,
 ) -> Iterator[Prediction]:
-    """Predict pictures and draw the results; broken ones are passed over.
+    """Predict pictures, ``batch_size`` at once, and draw results into ``out``.
 
-    Args:
-        predictor (Predictor): From :func:`build_predictor`.
-        images (Sequence[Path]): The pictures.
-        out (str | Path): Folder for the drawn ones.
-        batch_size (int): Pictures that go through the network together.
-            Default: 1.
-
-    Yields:
-        Prediction: One for each picture, in their order.
+    Broken pictures are passed over, with an error as their prediction.
     """
     names = _output_names(images)
     for start in range(0, len(images), batch_size):

@@ -43,22 +43,13 @@ def prepare_training(
     """Turn the options of ``tools/train.py`` into fields of the config.
 
     Args:
-        config (Config): Changed in place.
-        work_dir (str, optional): Where to save. Default: the config's.
-        resume (str, optional): ``'auto'`` for the newest whole checkpoint of
-            the work dir, or a checkpoint's path. Default: None, from scratch.
-        amp (bool): Automatic mixed precision. Default: False.
-        auto_scale_lr (bool): Scale the learning rate with the batch size.
-            Default: False.
-        launcher (str): mmengine's. Default: ``'none'``.
-        checkpoints (Checkpoints, optional): Keeps what is read, for
-            :func:`train`. Default: None.
-
-    Returns:
-        Config: The same.
+        config: Changed in place, and returned.
+        resume: ``'auto'`` for the newest whole checkpoint of the work dir, or
+            a checkpoint's path. Default: None, from scratch.
+        checkpoints: Keeps what is read, for :func:`train`.
 
     Raises:
-        LaunchError: If a wish cannot be granted; the message says why.
+        LaunchError: If an option cannot be followed; the message says why.
     """
     if work_dir is not None:
         config.work_dir = work_dir
@@ -93,23 +84,14 @@ def prepare_testing(
     """Turn the options of ``tools/test.py`` into fields of the config.
 
     Args:
-        config (Config): Changed in place.
-        checkpoint (str): What to test.
-        work_dir (str, optional): Where to log. Default: the config's.
-        show_dir (str, optional): Where to save drawn predictions. Default:
-            None, nowhere.
-        out (str, optional): A ``.pkl`` file for the raw predictions.
-            Default: None.
-        launcher (str): mmengine's. Default: ``'none'``.
-        checkpoints (Checkpoints, optional): Keeps what is read, for
-            :func:`test`. Default: None.
-
-    Returns:
-        Config: The same.
+        config: Changed in place, and returned.
+        show_dir: Where to save drawn predictions, if anywhere.
+        out: A ``.pkl`` file for the raw predictions.
+        checkpoints: Keeps what is read, for :func:`test`.
 
     Raises:
-        LaunchError: If the checkpoint cannot be read, or a wish cannot be
-            granted.
+        LaunchError: If the checkpoint cannot be read, or an option cannot be
+            followed.
     """
     if work_dir is not None:
         config.work_dir = work_dir
@@ -166,12 +148,9 @@ def _loading(config: Config, read: Checkpoints | None) -> Iterator[Runner]:
 
 
 def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
-    """Train as the config describes.
+    """Train as a config from :func:`prepare_training` describes.
 
-    Args:
-        config (Config): From :func:`prepare_training`.
-        checkpoints (Checkpoints, optional): What was read of what is loaded;
-            empty when the training begins. Default: None.
+    ``checkpoints``, what was read, is empty when the training begins.
 
     Raises:
         LaunchError: If the disk is full or has become read-only. The logs go
@@ -200,15 +179,7 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
 def test(
     config: Config, checkpoints: Checkpoints | None = None
 ) -> dict[str, float]:
-    """Test as the config describes.
-
-    Args:
-        config (Config): From :func:`prepare_testing`.
-        checkpoints (Checkpoints, optional): As for :func:`train`.
-
-    Returns:
-        dict[str, float]: Metrics by name.
-    """
+    """Test as a config from :func:`prepare_testing` describes; the metrics."""
     with _loading(config, checkpoints) as runner:
         return runner.test()
 

@@ -15,14 +15,7 @@ _WHOLE_HOOKS = ('DynamicSparsityHook', 'EMAHook')
 
 
 def check_strategy(config: Config) -> None:
-    """Raise where a strategy would not do what the config says.
-
-    Args:
-        config (Config): With a ``strategy``.
-
-    Raises:
-        LaunchError: The message says what to do instead.
-    """
+    """A LaunchError where a strategy would not do what the config says."""
     kind = type_name(config.strategy)
     if config.get('runner_type') != 'FlexibleRunner':
         raise LaunchError(

@@ -37,16 +37,8 @@ def command(
 
     That line is for a :class:`LaunchError`, for the errors that a tool
     expects, and for whatever goes wrong while something is built from a
-    config. Everything else is a defect, and keeps its traceback.
-
-    Args:
-        *expected (type[Exception]): Errors that the input of this tool is
-            the reason for.
-        about (str, optional): A file that a message is about where it does
-            not say so. Default: None.
-
-    Raises:
-        SystemExit: Instead of such an error.
+    config. Everything else is a defect, and keeps its traceback. A message
+    that does not name the file ``about`` begins with it.
     """
     with weights_only():
         try:

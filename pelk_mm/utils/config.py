@@ -20,14 +20,12 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     """Read a config file and override some of its fields.
 
     Args:
-        path (str): The ``.py`` file, or one that comes with an installed
-            package, such as
-            ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
-        options (Mapping, optional): Values by dotted name, as from
-            ``--cfg-options``. Default: None.
+        path: The ``.py`` file, or one that comes with an installed package,
+            such as ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
+        options: Values by dotted name, as from ``--cfg-options``.
 
     Returns:
-        Config: With ``work_dir`` set, by default after the file's name.
+        With ``work_dir`` set, by default after the file's name.
 
     Raises:
         LaunchError: If there is no such file, or it is not a config.
@@ -69,15 +67,9 @@ def _find_config(path: str) -> tuple[str, bool | None]:
 
 
 def build_model(config: Config, device: str = 'cpu') -> BaseModel:
-    """Build the model of a config as the runner would.
+    """Build the model of a config as the runner would, not initialised.
 
-    Args:
-        config (Config): Not changed.
-        device (str): ``'meta'`` has shapes but no weights, and costs
-            nothing. Default: ``'cpu'``.
-
-    Returns:
-        BaseModel: Not initialised.
+    On the device ``'meta'`` it has shapes but no weights, and costs nothing.
     """
     scope = DefaultScope.get_current_instance()
     init_default_scope(config.get('default_scope', 'mmengine'))

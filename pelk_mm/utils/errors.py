@@ -33,24 +33,13 @@ LIKELY = (
 def from_config(error: BaseException) -> bool:
     """Whether an error was raised while something was built from a config.
 
-    Args:
-        error (BaseException): As it was caught, with its traceback.
-
-    Returns:
-        bool: False also for errors that no config explains.
+    False also for errors that no config explains.
     """
     return isinstance(error, LIKELY) and _innermost_build(error) is not None
 
 
 def explain(error: BaseException) -> str:
-    """An error in words, with what is being built from a config if anything.
-
-    Args:
-        error (BaseException): As it was caught, with its traceback.
-
-    Returns:
-        str: Such as ``"PeLK: unknown arch 'tinny', expected …"``.
-    """
+    """An error in words: ``"PeLK: unknown arch 'tinny', expected …"``."""
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         # Its text is the repr of its key.
@@ -102,17 +91,7 @@ def registered(registry: Registry | None) -> list[str]:
 
 
 def need(*names: str) -> list[ModuleType]:
-    """Import packages, or say what to install.
-
-    Args:
-        *names (str): Such as ``'onnx'``.
-
-    Returns:
-        list[ModuleType]: In the same order.
-
-    Raises:
-        LaunchError: If one cannot be imported.
-    """
+    """Import packages; a LaunchError says what to install where one lacks."""
     modules, missing = [], []
     for name in names:
         try:

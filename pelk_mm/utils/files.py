@@ -22,20 +22,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Whatever was at ``path`` stays until the new file is whole and on disk. If
     the body raises, or is interrupted, the temporary file is removed. A
     process that is killed leaves it behind: see :func:`remove_leftovers`.
-
-    Args:
-        path (str | Path): The file to write; its folder is made if need be.
-
-    Yields:
-        Path: Where to write instead.
-
-    Raises:
-        OSError: If it cannot be written; ``filename`` says which, also where
-            the system does not, as on a full disk.
-
-    Example:
-        >>> with atomic_path('figure.png') as path:
-        ...     figure.savefig(path)
+    The folder is made if need be. An OSError has a ``filename``, also where
+    the system sets none, as on a full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,16 +62,10 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(
     folder: str | Path, suffix: str, stem: str | None = None
 ) -> list[Path]:
-    """Remove what killed processes have left of :func:`atomic_path`.
+    """Remove, and return, what killed processes left of :func:`atomic_path`.
 
-    Args:
-        folder (str | Path): Where to look; it need not exist.
-        suffix (str): Of the files that were written, such as ``'.pth'``.
-        stem (str, optional): Their name before it. Default: None, any.
-
-    Returns:
-        list[Path]: What was removed. Files of processes that run on this
-        machine stay.
+    Only files with this suffix and, if one is given, this stem. Files of
+    processes that run on this machine stay. The folder need not exist.
     """
     name = '.+' if stem is None else re.escape(stem)
     pattern = rf'\.{name}\.(\d+){re.escape(suffix)}'

@@ -38,9 +38,6 @@ def silent(*loggers: str) -> Iterator[None]:
     """Without warnings, and without what some loggers say below errors.
 
     An exporter talks of what it tries to those who write exporters.
-
-    Args:
-        *loggers (str): Names of Python's loggers.
     """
     muted = _errors_only(*map(logging.getLogger, loggers))
     with muted, warnings.catch_warnings():
@@ -49,13 +46,7 @@ def silent(*loggers: str) -> Iterator[None]:
 
 
 class Steps(progress.Progress):
-    """Steps of unknown length on stderr, each with the time that it takes.
-
-    Example:
-        >>> with Steps() as steps:
-        ...     steps.next('reading')
-        ...     steps.next('writing')
-    """
+    """Steps of unknown length on stderr, each with the time that it takes."""
 
     def __init__(self) -> None:
         super().__init__(

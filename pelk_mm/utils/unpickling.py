@@ -22,11 +22,8 @@ def weights_only(always: bool = True) -> Iterator[None]:
 
     mmengine loads what it downloads with ``weights_only=False``. Nothing
     changes where the environment says
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
-
-    Args:
-        always (bool): False leaves it to each call, also within another such
-            context. Default: True.
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``. ``always=False`` leaves it to each
+    call, also within another such context.
     """
     before = os.environ.pop(_SAFE, None)
     if always and not everything_is_trusted():

@@ -178,9 +178,7 @@ def _make_atomic(strategy: Any) -> None:
     """Have a strategy of mmengine's FlexibleRunner write like the Runner.
 
     Strategies choose how to write by themselves, whatever the hook asks for.
-
-    Raises:
-        RuntimeError: If the strategy saves folders, past all hooks.
+    A RuntimeError if the strategy saves folders, past all hooks.
     """
     if type(strategy).__name__ == 'DeepSpeedStrategy' or (
         hasattr(strategy, 'state_dict_type')
@@ -213,15 +211,7 @@ def _write(path: Path, text: str) -> None:
 def check_resumable(
     path: str | Path, checkpoints: Checkpoints | None = None
 ) -> int:
-    """Raise unless a run can go on from a checkpoint.
-
-    Args:
-        path (str | Path): A local file.
-        checkpoints (Checkpoints, optional): Where to read it. Default: None,
-            the contents are not kept.
-
-    Returns:
-        int: The iterations that it has behind it.
+    """The iterations behind a checkpoint that a run can go on from.
 
     Raises:
         OSError: If there is none, or it cannot be opened.
@@ -252,18 +242,12 @@ def check_resumable(
 def find_resumable(
     work_dir: str | Path, checkpoints: Checkpoints | None = None
 ) -> str | None:
-    """The newest whole checkpoint of a run.
+    """The newest whole checkpoint of a run, None if there is none.
 
-    Args:
-        work_dir (str | Path): Where the run saved.
-        checkpoints (Checkpoints, optional): Where to read; keeps no other
-            contents than those of the one that is found. Default: None.
-
-    Returns:
-        str | None: The one that was being saved when the run was killed, if
-        that can be resumed from; otherwise the one that ``last_checkpoint``
-        names; otherwise, of all ``iter_*.pth`` and ``epoch_*.pth``, the one
-        with the most iterations. None if there is none.
+    The one that was being saved when the run was killed, if that can be
+    resumed from; otherwise the one that ``last_checkpoint`` names; otherwise,
+    of all ``iter_*.pth`` and ``epoch_*.pth``, the one with most iterations.
+    ``checkpoints`` keeps the contents of that one alone.
     """
     work_dir = Path(work_dir)
     checkpoints = checkpoints or Checkpoints()

@@ -34,12 +34,7 @@ _ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 
 @dataclass
 class Findings:
-    """What is wrong, each kind once with its count and first example.
-
-    Attributes:
-        errors (dict[str, list]): Count and first example, by kind.
-        warnings (dict[str, list]): Likewise.
-    """
+    """What is wrong: count and first example, by kind."""
 
     errors: dict[str, list] = field(default_factory=dict)
     warnings: dict[str, list] = field(default_factory=dict)
@@ -70,17 +65,11 @@ def check_coco(
     """Look for mistakes in annotations in the format of COCO.
 
     Args:
-        content (Mapping[str, Any]): The file's, with ``images``,
-            ``annotations`` and ``categories``.
-        classes (Sequence[str], optional): Names of the categories that are
-            used. Default: None, all.
-        folder (str, optional): Where the images are. Default: None, they are
-            not looked for.
-        masks (bool): Whether masks are learned from. Default: False.
-        samples (int): Of how many images the size is compared. Default: 8.
-
-    Returns:
-        Findings: As mmdetection sees them.
+        content: The file's, with its three lists.
+        classes: Names of the categories that are used. Default: None, all.
+        folder: Where the images are. Default: None, not looked for.
+        masks: Whether masks are learned from.
+        samples: Of how many images the size is compared.
     """
     found = Findings()
     for key in ('images', 'annotations', 'categories'):
@@ -334,15 +323,10 @@ def check_labels(
     """Look for mistakes in images of labels.
 
     Args:
-        pairs (Iterable[tuple[str, str]]): Paths of images and of their
-            labels.
-        num_classes (int | None): Labels are below it; None is not known.
-        ignore_index (int): The label that is left out. Default: 255.
-        reduce_zero_label (bool): Whether 0 is left out too, and 1 is the
-            first class. Default: False.
-
-    Returns:
-        Findings: As mmsegmentation sees them.
+        pairs: Paths of images and of their labels.
+        num_classes: Labels are below it; None is not known.
+        ignore_index: The label that is left out.
+        reduce_zero_label: Whether 0 is left out too, and 1 the first class.
     """
     found = Findings()
     most, allowed = None, 'up to 255'

@@ -43,16 +43,9 @@ def preflight(
     fields of the model or the layer decay that cannot be.
 
     A checkpoint's head with another number of classes is refused, unless the
-    config has ``new_head = True``: then that head starts anew. Files that are
-    missing are the business of
+    config has ``new_head = True``: then that head starts anew. To test, the
+    checkpoint must hold every weight. Missing files are the business of
     :func:`~pelk_mm.engine.preflight.data_paths.check_data`.
-
-    Args:
-        config (Config): As it goes to the runner. Not changed.
-        training (bool): Whether to train; to test, the checkpoint must hold
-            every weight. Default: True.
-        checkpoints (Checkpoints, optional): Where to read what the run loads.
-            Default: None, contents are not kept.
 
     Raises:
         LaunchError: Naming everything that is wrong.
@@ -87,16 +80,7 @@ def preflight(
 
 
 def check_weights(config: Config, checkpoint: Mapping, name: str) -> None:
-    """Raise unless a checkpoint holds every weight of a config's model.
-
-    Args:
-        config (Config): The model's. Not changed.
-        checkpoint (Mapping): As read from a file.
-        name (str): What to call it in an error.
-
-    Raises:
-        LaunchError: If it does not.
-    """
+    """A LaunchError unless a checkpoint, ``name``, holds a model's weights."""
     try:
         given = weights_of(checkpoint, name)
     except RuntimeError as error:

@@ -36,24 +36,14 @@ _COCO_KEYS = {'images', 'annotations', 'categories'}
 
 
 def data_problems(loader: Mapping | None, name: str) -> Iterator[str]:
-    """What is wrong with the files of a loader's data sets.
-
-    Args:
-        loader (Mapping, optional): A loader's config.
-        name (str): Its field, which every problem and warning begins with.
-    """
+    """What is wrong with the files of the data sets of a loader, ``name``."""
     for _, config in walk_datasets((loader or {}).get('dataset'), name):
         for problem in _DataSet(config, name).problems():
             yield f'{name}: {problem}'
 
 
 def class_problems(config: Config, loader: str) -> Iterator[str]:
-    """Heads with another number of classes than the loader's data set.
-
-    Args:
-        config (Config): With the model's.
-        loader (str): The loader's field.
-    """
+    """Heads with another number of classes than the loader's data set."""
     node = (config.get(loader) or {}).get('dataset')
     # The innermost come first.
     for _, inner in islice(walk_datasets(node, loader), 1):

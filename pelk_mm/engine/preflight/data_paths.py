@@ -15,13 +15,8 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
     have in common: ``data_root``, ``data_prefix`` and ``ann_file``, also of
     data sets inside others. What is not local is not looked at.
 
-    Args:
-        config (Mapping): A config with ``train_dataloader`` and so on.
-        splits (Sequence[str]): Which of ``'train'``, ``'val'``, ``'test'``.
-
     Raises:
-        FileNotFoundError: If something is missing; the message names it and
-            the fields of the config that lead there.
+        FileNotFoundError: Naming what is missing and its fields.
     """
     missing: dict[str, list[str]] = {}
     for loader in [f'{split}_dataloader' for split in splits]:
@@ -47,16 +42,7 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
 
 
 def walk_datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:
-    """Configs of data sets by their dotted names.
-
-    Args:
-        node (Any): A loader's ``dataset``.
-        field (str): Its dotted name.
-
-    Yields:
-        tuple[str, Mapping]: Name and config; those that wrap others come
-        after them.
-    """
+    """Configs of data sets by dotted name, wrappers after what they wrap."""
     if isinstance(node, Mapping):
         for key in ('dataset', 'datasets'):
             yield from walk_datasets(node.get(key), f'{field}.{key}')

@@ -47,22 +47,19 @@ class MaskEnforcer:
     - On moments and averaged models, whenever masks change.
 
     Args:
-        masks (Mapping[str, Tensor]): Bool masks by parameter name, on their
-            weights' devices.
-        weights (Mapping[str, nn.Parameter]): The weights, at least those of
-            ``masks``. Frozen ones keep their masks and never move.
-        optimizers (Sequence[Optimizer]): Those whose moments are kept masked.
-        averaged (Sequence[nn.Module]): Averaged copies of the model.
+        masks: Bool masks by parameter name, on their weights' devices.
+        weights: At least those of ``masks``. Frozen ones never move.
+        optimizers: Those whose moments are kept masked.
+        averaged: Averaged copies of the model.
 
     Raises:
         RuntimeError: If the moments of an optimizer are out of reach.
 
     Attributes:
-        masks (dict[str, Tensor]): The masks now.
-        stepped (bool): Whether an optimizer stepped; the reader resets it.
-        gathering (bool): Whether to catch the dense gradients of the next
-            step for growth by momentum.
-        momentum (dict[str, Tensor]): Average of the dense gradients caught.
+        stepped: Whether an optimizer stepped; the reader resets it.
+        gathering: Whether to catch the dense gradients of the next step for
+            growth by momentum.
+        momentum: Average of the dense gradients caught.
     """
 
     def __init__(
@@ -105,16 +102,10 @@ class MaskEnforcer:
     def move(self, rate: float, generator: torch.Generator) -> float:
         """Drop the smallest live weights of each layer and grow as many.
 
-        Layers with an average of dense gradients grow by its magnitude, the
-        others at random.
-
-        Args:
-            rate (float): Share of the live weights to drop, in [0, 1].
-            generator (torch.Generator): Source of chance, on the CPU.
-
-        Returns:
-            float: The share dropped over all layers. It is below ``rate``
-            where a layer has fewer dead weights than that.
+        Layers with an average of dense gradients grow by its magnitude,
+        others at random. ``rate`` is the share of live weights to drop;
+        returned is the share dropped over all layers, less than ``rate``
+        where a layer has fewer dead weights.
         """
         live = dropped = 0
         for name, weight in self._trainable():
@@ -134,13 +125,10 @@ class MaskEnforcer:
         return dropped / max(live, 1)
 
     def fold_gradients(self, scale: float = 1.0) -> None:
-        """Take the dense gradients of a step into their average.
+        """Average a step's dense gradients, which carry the loss scale.
 
         Dead weights feed no moments, so that the optimizer's own momentum
         knows nothing of them. Every rank has to call this.
-
-        Args:
-            scale (float): Loss scale that they carry. Default: 1.
         """
         for name, weight in self._trainable():
             unused = torch.zeros_like(weight)

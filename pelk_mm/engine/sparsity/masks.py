@@ -30,10 +30,7 @@ from ...utils.text import first_few
 def check_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
     """Return one or several regular expressions as a tuple.
 
-    Raises:
-        TypeError: If ``value`` is neither a string nor a list or tuple of
-            strings; ``name`` is what the message calls it.
-        ValueError: If a string is no regular expression.
+    A TypeError or a ValueError, which calls them ``name``, if they are none.
     """
     patterns = (value,) if isinstance(value, str) else value
     listed = isinstance(patterns, (list, tuple))
@@ -59,17 +56,8 @@ def select_weights(
     """Pick the weights that masks apply to.
 
     Only 2-D and 4-D parameters (linear layers and 2-D convolutions) qualify;
-    biases, norms, layer scales and positional maps do not.
-
-    Args:
-        model (nn.Module): Model to look through, unwrapped.
-        include (Sequence[str]): Regular expressions, searched in parameter
-            names; one match suffices.
-        exclude (Sequence[str]): Those that take weights out again.
-            Default: ().
-
-    Returns:
-        dict[str, nn.Parameter]: Weights by name, in the model's order.
+    biases, norms, layer scales and positional maps do not. ``include`` and
+    ``exclude``, which takes out again, are searched in parameter names.
 
     Raises:
         ValueError: If a pattern, of either kind, matches no weight.
@@ -134,14 +122,7 @@ def erk_densities(
 
     A layer's density is proportional to ``sum(shape) / prod(shape)``. Layers
     for which this would exceed 1 are dense and the others share what is left,
-    so that the network as a whole has ``density``.
-
-    Args:
-        shapes (Mapping[str, Sequence[int]]): Shape of each weight.
-        density (float): Share of all weights that lives, in (0, 1].
-
-    Returns:
-        dict[str, float]: Density per layer.
+    so that the network as a whole has ``density``, in (0, 1].
     """
     numel = {name: math.prod(shape) for name, shape in shapes.items()}
     budget = density * sum(numel.values())
@@ -187,10 +168,7 @@ def spawn_generator(
 def draw_mask(
     shape: Sequence[int], count: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw a mask with exactly ``count`` live weights, placed at random.
-
-    It is on the generator's device.
-    """
+    """Draw a mask of ``count`` live weights at random, on its device."""
     mask = torch.zeros(tuple(shape), dtype=torch.bool, device=generator.device)
     return grow(mask, ~mask, count, generator)
 
@@ -246,19 +224,10 @@ def grow(
     generator: torch.Generator,
     score: Tensor | None = None,
 ) -> Tensor:
-    """Add ``count`` of the candidates to a new mask.
+    """Add ``count`` of the candidates, all dead, to a new mask.
 
-    Args:
-        mask (Tensor): Bool mask.
-        candidates (Tensor): Bool, of the same shape: what may grow, all dead.
-        count (int): Weights to grow, at most as many as candidates.
-        generator (torch.Generator): Source of chance on the mask's device.
-        score (Tensor, optional): Score of every weight, of which the largest
-            grow and chance decides between equal ones; what is not finite
-            counts as 0. Default: None, all candidates are equal.
-
-    Returns:
-        Tensor: New mask.
+    The largest in ``score`` grow, and chance, on the mask's device, decides
+    between equal ones. What is not finite counts as 0; None as all equal.
     """
     pool = candidates.flatten().nonzero().squeeze(1)
     chance = dict(generator=generator, device=pool.device)
@@ -291,21 +260,12 @@ def silence_(tensors: Iterable[Tensor], mask: Tensor) -> None:
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Pack a mask of any shape and device into bits, eight weights a byte.
-
-    Returns:
-        Tensor: uint8, 1-D, on the CPU, ``ceil(numel / 8)`` long.
-    """
+    """Pack a mask into bits, 1-D uint8 on the CPU, eight weights a byte."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
 def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """Undo :func:`pack_mask`; the mask of shape ``shape`` is on the CPU.
-
-    Raises:
-        ValueError: If ``packed`` is not uint8, or not as long as ``shape``
-            asks for.
-    """
+    """Undo :func:`pack_mask`, on the CPU; a ValueError if it does not fit."""
     numel = math.prod(shape)
     if packed.dtype != torch.uint8 or packed.numel() != -(-numel // 8):
         raise ValueError(
@@ -317,11 +277,7 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def mask_digest(masks: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bits, whatever the masks' order.
-
-    Returns:
-        str: 64 hexadecimal digits, equal if the masks are equal.
-    """
+    """SHA-256 over names, shapes and bits, whatever the masks' order."""
     digest = hashlib.sha256()
     for name in sorted(masks):
         digest.update(f'{name}{tuple(masks[name].shape)}'.encode())

@@ -57,10 +57,7 @@ def masks_at_hand(
 ) -> tuple[dict[str, Tensor], str]:
     """Masks of weights that were loaded sparse, and what they come from.
 
-    Args:
-        saved (Mapping[str, Tensor]): Masks of the checkpoint; where it holds
-            none, the zeros of the weights count.
-        weights (Mapping[str, nn.Parameter]): Weights that may be masked.
+    Where the checkpoint ``saved`` none, the zeros of the weights count.
 
     Raises:
         ValueError: If the masks do not fit the weights, are for none of them,
@@ -105,12 +102,7 @@ def why_not_resume(
 ) -> str | None:
     """Why a run cannot go on with the masks of a checkpoint, if so.
 
-    Args:
-        state (Mapping[str, Any], optional): The sparsity state in it.
-        model (nn.Module): The model.
-        weights (Mapping[str, nn.Parameter]): Weights that the run masks.
-        sparsity (float, optional): Share of zeros that the run asks for; None
-            if it takes what it gets.
+    ``sparsity`` is the share of zeros that the run asks for, None if any.
     """
     if state is None:
         return 'the checkpoint holds no masks, its network is dense'

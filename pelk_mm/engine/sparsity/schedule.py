@@ -12,12 +12,8 @@ from ...ops.checks import check_integer, check_number
 class Schedule:
     """Updates at even distances that exchange less and less.
 
-    The arguments are those of ``DynamicSparsityHook``; ``end`` is None while
-    the length of the training is not known.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range.
+    The arguments are those of ``DynamicSparsityHook``, and checked; ``end``
+    is None while the length of the training is not known.
     """
 
     prune_rate: float

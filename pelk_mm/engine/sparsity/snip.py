@@ -91,19 +91,13 @@ def probe_snip_scores(
     The model's own ``train_step`` runs, with data preprocessing, losses and
     autocasting as in training, and an optimizer wrapper that never steps.
     Weights, gradients, buffers (BatchNorm statistics), the batch and the
-    random generators are as before afterwards.
+    random generators are as before afterwards. Scores are zero where the loss
+    does not depend on a weight.
 
     Args:
-        model (nn.Module): mmengine model, unwrapped, in training mode.
-        data_batch (Any): What the data loader yields.
-        optim_wrapper (OptimWrapper): The run's; lends its autocast context.
-        weights (Mapping[str, nn.Parameter]): Weights to score, by name.
-        scale (float): Factor on the loss, against underflow in fp16; the
-            scores carry it. Default: 1.
-
-    Returns:
-        dict[str, Tensor]: Scores by name; zeros where the loss does not
-        depend on a weight.
+        model: mmengine model, unwrapped, in training mode.
+        optim_wrapper: The run's; lends its autocast context.
+        scale: Factor on the loss, against underflow in fp16; scores carry it.
 
     Raises:
         RuntimeError: If ``train_step`` hands no loss to the wrapper.
@@ -157,12 +151,7 @@ def snip_densities(
 ) -> dict[str, float]:
     """Share of each layer among the best-scored weights of the network.
 
-    Args:
-        scores (Mapping[str, Tensor]): Score of every weight, by layer.
-        density (float): Share of all weights that lives, in (0, 1].
-
-    Returns:
-        dict[str, float]: Density per layer; it may be 0 for a layer.
+    ``density`` is the share of all that lives; a layer's may be 0.
 
     Raises:
         ValueError: If a score is not finite, or all of them are zero.

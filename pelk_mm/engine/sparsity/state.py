@@ -18,17 +18,7 @@ _VERSION = 1
 
 
 def pack_state(masks: Mapping[str, Tensor], **entries: Any) -> dict[str, Any]:
-    """Make the state: tensors, numbers, strings and containers of them.
-
-    ``torch.load(weights_only=True)`` reads it.
-
-    Args:
-        masks (Mapping[str, Tensor]): Bool masks by parameter name.
-        **entries (Any): What else to keep.
-
-    Returns:
-        dict[str, Any]: The state.
-    """
+    """Make the state, which ``torch.load(weights_only=True)`` reads."""
     return dict(
         entries,
         version=_VERSION,
@@ -39,17 +29,7 @@ def pack_state(masks: Mapping[str, Tensor], **entries: Any) -> dict[str, Any]:
 
 
 def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Masks of a state, on the CPU, checked against their hash.
-
-    Args:
-        state (Mapping[str, Any]): What :func:`pack_state` made.
-
-    Returns:
-        dict[str, Tensor]: Bool masks by parameter name.
-
-    Raises:
-        ValueError: If the state is of another version or damaged.
-    """
+    """Masks of a state, on the CPU; a ValueError if wrong or damaged."""
     if not isinstance(state, Mapping):
         raise ValueError(
             'the sparsity state of the checkpoint is a '
@@ -83,14 +63,8 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
     """Masks in the checkpoints that ``init_cfg`` of type 'Pretrained' loads.
 
-    That way of loading passes no hook, so the files are read once more.
-
-    Args:
-        model (nn.Module): mmengine model, unwrapped.
-
-    Returns:
-        dict[str, Tensor]: Bool masks by parameter name of ``model``; empty
-        if there is no such checkpoint, or none with masks.
+    By parameter name of ``model``; empty if there are none. That way of
+    loading passes no hook, so the files are read once more.
     """
     masks: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():

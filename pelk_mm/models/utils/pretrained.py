@@ -44,12 +44,7 @@ def check_state_dict(
 
     Missing entries are left to the caller's ``strict``; what is refused here
     would otherwise load little or nothing, or weights that mean another
-    thing.
-
-    Args:
-        model (nn.Module): A :class:`~pelk_mm.models.PeLK`.
-        state_dict (Mapping[str, Tensor]): May hold other modules' entries.
-        prefix (str): What the backbone's names start with in it.
+    thing. Entries of other modules, without ``prefix``, may be in it.
 
     Raises:
         RuntimeError: If no entry belongs to the backbone, or the entries are
@@ -166,11 +161,10 @@ def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
     another task does not have.
 
     Args:
-        model (nn.Module): A :class:`~pelk_mm.models.PeLK`.
-        checkpoint (str): Path or URL.
-        prefix (str): Where the backbone is in the checkpoint, such as
+        checkpoint: Path or URL.
+        prefix: Where the backbone is in the checkpoint, such as
             ``'backbone.'``. If it is not there but at exactly one other
-            place, that one is taken. Default: ``''``.
+            place, that one is taken.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -195,15 +189,8 @@ def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
 def check_pretrained(model: PeLK, checkpoints: Checkpoints) -> None:
     """Raise what loading a backbone's ``init_cfg`` would raise.
 
-    Args:
-        model (nn.Module): A :class:`~pelk_mm.models.PeLK`, also on the device
-            ``'meta'``. Nothing is loaded into it, and without a local
-            ``Pretrained`` checkpoint nothing is done.
-        checkpoints (Checkpoints): Where to read it.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        RuntimeError: If it holds no weights for this backbone.
+    Nothing is loaded into it, so that it may be on the device ``'meta'``; and
+    nothing is done without a local ``Pretrained`` checkpoint.
     """
     cfg = pretrained_of(model.init_cfg)
     if cfg is not None and '://' not in cfg['checkpoint']:
@@ -212,11 +199,7 @@ def check_pretrained(model: PeLK, checkpoints: Checkpoints) -> None:
 
 
 def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
-    """The part of an ``init_cfg`` that loads a checkpoint, None if none.
-
-    Raises:
-        ValueError: If there are several.
-    """
+    """The part of an ``init_cfg`` that loads a checkpoint, None if none."""
     cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else (init_cfg,)
     found = [cfg for cfg in cfgs if is_pretrained(cfg)]
     if len(found) > 1:
@@ -252,11 +235,7 @@ def _select(
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
     """What the names of each PeLK backbone in a state dict start with.
 
-    Args:
-        names (Iterable[str]): Its keys.
-
-    Returns:
-        list[str]: Such as ``['backbone.']``; ``''`` is a bare backbone.
+    Such as ``['backbone.']``; ``''`` is a bare backbone.
     """
     return [key[: -len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
 

@@ -46,19 +46,16 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def read_checkpoint(checkpoint: str | Path, trust: bool = False) -> dict:
-    """Read a checkpoint without running code that may be in it.
+    """Read a checkpoint onto the CPU without running code that may be in it.
 
     Its checksums are compared, which torch does not do: a bit that flipped
     on a disk would otherwise be another weight. Files that torch wrote in
     the format before 1.6, or with ``compute_crc32`` off, have none.
 
     Args:
-        checkpoint (str | Path): A local path, or a URL that mmengine loads.
-        trust (bool): Run that code after all. Default: False, unless the
+        checkpoint: A local path, or a URL that mmengine loads.
+        trust: Run that code after all. Default: False, unless the
             environment says ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
-
-    Returns:
-        dict: All of its contents, on the CPU.
 
     Raises:
         OSError: If there is no such file, or it cannot be opened.
@@ -219,15 +216,7 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
 def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
     """The state dict of a checkpoint, or the mapping itself if it is one.
 
-    Args:
-        checkpoint (Mapping): As read from a file.
-        name (str): What to call it in an error.
-
-    Returns:
-        dict[str, Tensor]: As named in the file.
-
-    Raises:
-        RuntimeError: If there is no state dict of tensors in it.
+    A RuntimeError, which calls it ``name``, if there are no tensors in it.
     """
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):

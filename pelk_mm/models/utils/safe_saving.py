@@ -30,15 +30,8 @@ _DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
 def to_plain(value: Any, name: str = 'value') -> Any:
     """Convert to what ``torch.load(weights_only=True)`` accepts.
 
-    Args:
-        value (Any): Nested mappings and sequences of tensors, arrays,
-            numbers, text and :class:`mmengine.logging.HistoryBuffer`.
-        name (str): How to call it in a warning. Default: ``'value'``.
-
-    Returns:
-        Any: The same nesting of dicts, lists and tuples; arrays as tensors
-        or, of text, as lists. Anything else is left out with a warning, as
-        None.
+    Dicts, lists and tuples stay. Arrays become tensors or, of text, lists,
+    log histories dicts. Anything else becomes None, with a warning.
     """
     if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
@@ -108,14 +101,7 @@ _META = ('dataset_meta', 'epoch', 'iter', 'mmengine_version')
 
 
 def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a checkpoint's meta, what is still true of one made from it.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As read from a file.
-
-    Returns:
-        dict[str, Any]: Plain values; empty if it has no meta.
-    """
+    """Of a checkpoint's meta, what is still true of one made from it."""
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return {}
@@ -123,11 +109,6 @@ def kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Args:
-        checkpoint (Mapping[str, Any]): What to write.
-        path (str | Path): Where.
-    """
+    """Write a checkpoint whole or not at all."""
     with atomic_path(path) as temporary:
         torch.save(dict(checkpoint), temporary)
