@@ -28,12 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('image', help='a picture, or a folder of them')
-    parser.add_argument(
-        '--out', required=True, help='folder for the drawn pictures'
-    )
-    parser.add_argument(
-        '--device', help='such as cpu or cuda:1 (default: a GPU if any)'
-    )
+    text = 'folder for the drawn pictures'
+    parser.add_argument('--out', required=True, help=text)
+    text = 'such as cpu or cuda:1 (default: a GPU if any)'
+    parser.add_argument('--device', help=text)
     parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -61,12 +59,9 @@ def run(
     folder = given if given.is_dir() else given.parent
     table = Table(Column('picture', overflow='fold'), *predictor.columns)
     failed = 0
-    for result in track(
-        predict_files(predictor, images, args.out, args.batch_size),
-        'Pictures',
-        total=len(images),
-        console=Console(stderr=True),
-    ):
+    results = predict_files(predictor, images, args.out, args.batch_size)
+    shown = dict(total=len(images), console=Console(stderr=True))
+    for result in track(results, 'Pictures', **shown):
         if result.error is not None:
             failed += 1
             print(f'skipped: {result.error}', file=sys.stderr)
@@ -78,9 +73,8 @@ def run(
             name = ''
         table.add_section()
     console.print(table)
-    print(
-        f'{len(images) - failed} of {len(images)} pictures drawn to {args.out}'
-    )
+    drawn = len(images) - failed
+    print(f'{drawn} of {len(images)} pictures drawn to {args.out}')
     return 1 if failed else 0
 
 

@@ -9,7 +9,7 @@ import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.apis.launch import prepare_testing, test
 from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models.utils import Checkpoints
-from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import add_run_options, command
 from pelk_mm.utils.config import load_config
 
 
@@ -18,28 +18,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where to log')
-    parser.add_argument(
-        '--show-dir', help='save a drawn prediction for every image here'
-    )
-    parser.add_argument(
-        '--out', metavar='FILE.pkl', help='save the raw predictions'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='override fields of the config',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='set by dist_test.sh',
-    )
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS
-    )
+    parser.add_argument('--show-dir', help='folder for drawn predictions')
+    text = 'save the raw predictions'
+    parser.add_argument('--out', metavar='FILE.pkl', help=text)
+    add_run_options(parser)
     return parser.parse_args()
 
 

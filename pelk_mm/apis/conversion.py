@@ -75,21 +75,16 @@ def grow_checkpoint(
         )
     prefix = prefixes[0]
     shape = _skeleton(weights, prefix)
-    old = (
-        read_grids(weights, prefix)
-        if from_arch is None
-        else _grids(from_arch, shape)
-    )
+    if from_arch is None:
+        old = read_grids(weights, prefix)
+    else:
+        old = _grids(from_arch, shape)
     new = _grids(arch, shape)
     grown, errors = move_kernels(weights, prefix, old, new)
-    result = dict(
-        meta=kept_meta(checkpoint),
-        state_dict=grown,
-        **{STATE_KEY: _grown_state(checkpoint, weights, prefix, old, new)},
-    )
-    return result, [
-        GrownStage(*stage) for stage in zip(old, new, errors, strict=True)
-    ]
+    result = dict(meta=kept_meta(checkpoint), state_dict=grown)
+    state = _grown_state(checkpoint, weights, prefix, old, new)
+    result[STATE_KEY] = state
+    return result, list(map(GrownStage, old, new, errors))
 
 
 def publish_checkpoint(
@@ -153,11 +148,8 @@ def _skeleton(weights: Mapping[str, Tensor], prefix: str) -> dict[str, list]:
     depths, channels = [], []
     while True:
         stage = f'{prefix}stages.{len(depths)}.blocks.'
-        blocks = {
-            name[len(stage) :].split('.')[0]
-            for name in weights
-            if name.startswith(stage)
-        }
+        inner = [name for name in weights if name.startswith(stage)]
+        blocks = {name[len(stage) :].split('.')[0] for name in inner}
         if not blocks:
             return dict(depths=depths, channels=channels)
         depths.append(len(blocks))
@@ -186,10 +178,8 @@ def _grids(
                 f'{expected}: only kernel sizes and the centre radius can be '
                 'changed'
             )
-    return [
-        SharingGrid(size, model.center_radius)
-        for size in model.kernel_sizes[:built]
-    ]
+    sizes = model.kernel_sizes[:built]
+    return [SharingGrid(size, model.center_radius) for size in sizes]
 
 
 def _grown_state(
@@ -232,6 +222,4 @@ def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:
 
 def _own_storage(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies: a view would drag all of its base into the file."""
-    return {
-        name: value.detach().cpu().clone() for name, value in state.items()
-    }
+    return {k: value.detach().cpu().clone() for k, value in state.items()}

@@ -99,20 +99,16 @@ class Classifier(Predictor):
     def rows(self, sample):
         scores = sample.pred_score
         top = scores.topk(min(5, len(scores)))
-        for score, label in zip(
-            top.values.tolist(), top.indices.tolist(), strict=True
-        ):
+        found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        for score, label in found:
             yield _name(self.inferencer.classes, label), f'{score:.3f}'
 
     def draw(self, image, sample, path):
         # The short side is enlarged for the text: of a picture that is one
         # pixel high and thousands wide that would be gigabytes.
         least = -(-max(image.shape[:2]) // _LONGEST)
-        image = np.pad(
-            image,
-            [(0, max(0, least - side)) for side in image.shape[:2]] + [(0, 0)],
-            constant_values=255,
-        )
+        pads = [(0, max(0, least - side)) for side in image.shape[:2]]
+        image = np.pad(image, [*pads, (0, 0)], constant_values=255)
         self.inferencer.visualizer.visualize_cls(
             image,
             sample,
@@ -169,48 +165,31 @@ class Detector(Predictor):
     def _build(self, config, checkpoint, device):
         from mmdet.apis import DetInferencer
 
-        return DetInferencer(
-            config,
-            checkpoint,
-            device=device or _best_device(),
-            show_progress=False,
-        )
+        device = device or _best_device()
+        options = dict(device=device, show_progress=False)
+        return DetInferencer(config, checkpoint, **options)
 
     def predict(self, images):
-        return self.inferencer(
-            images,
-            return_datasamples=True,
-            no_save_vis=True,
-            batch_size=len(images),
-        )['predictions']
+        options = dict(return_datasamples=True, no_save_vis=True)
+        options['batch_size'] = len(images)
+        return self.inferencer(images, **options)['predictions']
 
     def rows(self, sample):
         found = sample.pred_instances
         classes = self.inferencer.model.dataset_meta['classes']
-        for label, score, box in zip(
-            found.labels.tolist(),
-            found.scores.tolist(),
-            found.bboxes.round().int().tolist(),
-            strict=True,
-        ):
+        fields = found.labels, found.scores, found.bboxes.round().int()
+        lists = [field.tolist() for field in fields]
+        for label, score, box in zip(*lists, strict=True):
             if score >= self.threshold:
-                yield (
-                    _name(classes, label),
-                    f'{score:.3f}',
-                    ' '.join(map(str, box)),
-                )
+                corners = ' '.join(map(str, box))
+                yield _name(classes, label), f'{score:.3f}', corners
 
     def draw(self, image, sample, path):
         visualizer = self.inferencer.visualizer
         visualizer.dataset_meta = self.inferencer.model.dataset_meta
-        visualizer.add_datasample(
-            path.stem,
-            image,
-            sample,
-            draw_gt=False,
-            pred_score_thr=self.threshold,
-            out_file=str(path),
-        )
+        options = dict(draw_gt=False, pred_score_thr=self.threshold)
+        options['out_file'] = str(path)
+        visualizer.add_datasample(path.stem, image, sample, **options)
 
 
 #: By the scope that a config works in.
@@ -284,10 +263,8 @@ def predict_files(
             except OSError:
                 raise  # of the disk, not of the picture
             except Exception as error:
-                yield Prediction(
-                    path,
-                    error=f'{path}: cannot be drawn into: {_one_line(error)}',
-                )
+                why = f'cannot be drawn into: {_one_line(error)}'
+                yield Prediction(path, error=f'{path}: {why}')
                 continue
             yield Prediction(path, tuple(predictor.rows(sample)), drawn)
 
@@ -311,14 +288,10 @@ def _predict(
     except Exception as error:
         if len(images) == 1:
             height, width = images[0].shape[:2]
-            return [
-                f'a picture of {width} x {height} pixels fails in the '
-                f'pipeline or the network: {_one_line(error)}'
-            ]
+            what = f'a picture of {width} x {height} pixels fails in the '
+            return [f'{what}pipeline or the network: {_one_line(error)}']
     # One of them may be at fault, or their sizes do not go together.
-    return [
-        sample for image in images for sample in _predict(predictor, [image])
-    ]
+    return [_predict(predictor, [image])[0] for image in images]
 
 
 def _one_line(error: Exception) -> str:
@@ -332,11 +305,8 @@ def _output_names(images: Sequence[Path]) -> dict[Path, Path]:
     for path in images:
         name = Path(osp.relpath(path.absolute(), root))
         short = name.with_suffix('.png')
-        names[path] = (
-            short
-            if short not in names.values()
-            else name.with_name(f'{name.name}.png')
-        )
+        taken = short in names.values()
+        names[path] = name.with_name(f'{name.name}.png') if taken else short
     return names
 
 

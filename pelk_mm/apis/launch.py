@@ -165,15 +165,12 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
         if error.errno not in _DISK_ERRORS:
             raise
         found = find_resumable(config.work_dir)
-        state = (
-            f'{found} is whole: make room, then go on from it with --resume'
-            if found
-            else 'no checkpoint had been saved yet'
-        )
-        raise LaunchError(
-            f'cannot write {error.filename or "a file"}: '
-            f'{error.strerror}. {state}'
-        ) from error
+        state = 'no checkpoint had been saved yet'
+        if found:
+            state = f'{found} is whole: make room, then go on from it with '
+            state += '--resume'
+        what = f'cannot write {error.filename or "a file"}: {error.strerror}'
+        raise LaunchError(f'{what}. {state}') from error
 
 
 def test(

@@ -29,6 +29,19 @@ class ConfigOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What tools that start a run have in common."""
+    add = parser.add_argument
+    text = 'override fields of the config, as train_dataloader.batch_size=2'
+    options = dict(nargs='+', action=ConfigOptions, metavar='KEY=VALUE')
+    add('--cfg-options', **options, help=text)
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    text = 'set by the scripts dist_*.sh and slurm_*.sh'
+    add('--launcher', choices=launchers, default='none', help=text)
+    # torch.distributed.launch passes it; torchrun sets LOCAL_RANK instead.
+    add('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+
+
 @contextmanager
 def command(
     *expected: type[Exception], about: str | None = None

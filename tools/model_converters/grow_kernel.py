@@ -26,24 +26,14 @@ def parse_args() -> argparse.Namespace:
         ('', 'to have'),
         ('from-', 'of the checkpoint, where its shapes do not tell'),
     ):
-        parser.add_argument(
-            f'--{prefix}arch',
-            choices=sorted(PeLK.arch_settings),
-            help=f'the arch {meaning}',
-        )
-        parser.add_argument(
-            f'--{prefix}kernel-sizes',
-            type=int,
-            nargs=4,
-            metavar='K',
-            help=f'or the kernel sizes of the stages {meaning}',
-        )
-        parser.add_argument(
-            f'--{prefix}center-radius',
-            type=int,
-            metavar='R',
-            help='and the radius of the unshared centre (default: 2)',
-        )
+        archs, text = sorted(PeLK.arch_settings), f'the arch {meaning}'
+        parser.add_argument(f'--{prefix}arch', choices=archs, help=text)
+        name, sizes = f'--{prefix}kernel-sizes', dict(nargs=4, metavar='K')
+        text = f'or the kernel sizes of the stages {meaning}'
+        parser.add_argument(name, type=int, **sizes, help=text)
+        text = 'and the radius of the unshared centre (default: 2)'
+        name = f'--{prefix}center-radius'
+        parser.add_argument(name, type=int, metavar='R', help=text)
     args = parser.parse_args()
     if _arch(args, '') is None:
         parser.error('say what to grow to: --arch or --kernel-sizes')
@@ -68,19 +58,16 @@ def _arch(args: argparse.Namespace, prefix: str) -> str | dict | None:
     if sizes is None:
         return getattr(args, f'{prefix}arch')
     radius = getattr(args, f'{prefix}center_radius')
-    return dict(
-        kernel_sizes=sizes, center_radius=2 if radius is None else radius
-    )
+    radius = 2 if radius is None else radius
+    return dict(kernel_sizes=sizes, center_radius=radius)
 
 
 def main() -> None:
     args = parse_args()
     with command(OSError, RuntimeError, ValueError, about=args.checkpoint):
-        grown, stages = grow_checkpoint(
-            read_checkpoint(args.checkpoint),
-            _arch(args, ''),
-            _arch(args, 'from_'),
-        )
+        archs = _arch(args, ''), _arch(args, 'from_')
+        checkpoint = read_checkpoint(args.checkpoint)
+        grown, stages = grow_checkpoint(checkpoint, *archs)
         save_checkpoint(grown, args.out)
     print('stage  kernel               relative error')
     for i, stage in enumerate(stages):

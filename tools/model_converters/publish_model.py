@@ -17,22 +17,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config that it was trained with')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--out-dir', default='.', help='folder to write to (default: here)'
-    )
-    parser.add_argument(
-        '--weights',
-        choices=['average', 'raw', 'both'],
-        default='average',
-        help='the moving average where there is one (default), the raw '
-        'weights, or both',
-    )
-    parser.add_argument(
-        '--trust',
-        action='store_true',
-        help='also read pickled Python objects, which runs whatever code is '
-        'in them: only for files that you trust',
-    )
+    text = 'folder to write to (default: here)'
+    parser.add_argument('--out-dir', default='.', help=text)
+    choices = dict(choices=['average', 'raw', 'both'], default='average')
+    text = 'the moving average if any (default), the raw weights, or both'
+    parser.add_argument('--weights', **choices, help=text)
+    text = 'also read pickled objects, which runs any code that is in them: '
+    text += 'only for files that you trust'
+    parser.add_argument('--trust', action='store_true', help=text)
     return parser.parse_args()
 
 
@@ -40,14 +32,10 @@ def main() -> None:
     args = parse_args()
     # LaunchErrors are about the config.
     with command(OSError, RuntimeError, about=args.checkpoint):
-        path = publish_checkpoint(
-            load_config(args.config),
-            args.checkpoint,
-            args.out_dir,
-            weights=args.weights,
-            trust=args.trust,
-        )
-        print(path)
+        config = load_config(args.config)
+        options = dict(weights=args.weights, trust=args.trust)
+        where = args.checkpoint, args.out_dir
+        print(publish_checkpoint(config, *where, **options))
 
 
 if __name__ == '__main__':

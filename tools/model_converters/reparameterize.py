@@ -22,15 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config that it was trained with')
     parser.add_argument('checkpoint', help='checkpoint of that training')
     parser.add_argument('out_dir', help='folder to write to')
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        default=(224, 224),
-        help='size in pixels of the random image that the outputs before and '
-        'after are compared on (default: 224 224)',
-    )
+    shape = dict(nargs=2, type=int, metavar=('H', 'W'), default=(224, 224))
+    text = 'pixels of the random image to compare on (default: 224 224)'
+    parser.add_argument('--shape', **shape, help=text)
     return parser.parse_args()
 
 
@@ -43,13 +37,11 @@ def main() -> None:
         )
     worst = max(merged.differences, key=lambda found: found.relative)
     before, after = merged.parameters
-    print(
-        f'parameters: {before / 1e6:.2f} M before, {after / 1e6:.2f} M merged'
-    )
-    print(
-        f'largest difference: {worst.relative:.1e} of the largest value '
-        f'({worst.name}, {worst.absolute:.1e} of {worst.scale:.1e})'
-    )
+    counts = f'{before / 1e6:.2f} M before, {after / 1e6:.2f} M merged'
+    print(f'parameters: {counts}')
+    detail = f'{worst.name}, {worst.absolute:.1e} of {worst.scale:.1e}'
+    share = f'{worst.relative:.1e} of the largest value'
+    print(f'largest difference: {share} ({detail})')
     print(merged.config)
     print(merged.checkpoint)
 

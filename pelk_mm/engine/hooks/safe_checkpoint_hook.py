@@ -79,10 +79,8 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             for folder in {self.out_dir, runner.work_dir}:
                 for path in remove_leftovers(folder, '.pth'):
-                    runner.logger.info(
-                        f'removed {path}, which a killed '
-                        'process has left half-written'
-                    )
+                    text = 'which a killed process has left half-written'
+                    runner.logger.info(f'removed {path}, {text}')
             for note in (_POINTER, _COMING):
                 remove_leftovers(runner.work_dir, '', stem=note)
             self._start_pointer(runner)
@@ -95,11 +93,9 @@ class SafeCheckpointHook(CheckpointHook):
         """
         work_dir = Path(runner.work_dir)
         resumed = runner._load_from if runner._resume else None
-        if resumed and Path(resumed).absolute().parent in (
-            work_dir,
-            Path(self.out_dir),
-        ):
-            _write(work_dir / _POINTER, str(Path(resumed).absolute()))
+        path = Path(resumed or '').absolute()
+        if resumed and path.parent in (work_dir, Path(self.out_dir)):
+            _write(work_dir / _POINTER, str(path))
         (work_dir / _COMING).unlink(missing_ok=True)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
@@ -165,13 +161,9 @@ class SafeCheckpointHook(CheckpointHook):
         warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
-            checkpoint['message_hub'] = dict(
-                hub,
-                log_scalars={
-                    key: to_history(value)
-                    for key, value in hub.get('log_scalars', {}).items()
-                },
-            )
+            scalars = hub.get('log_scalars', {}).items()
+            histories = {key: to_history(value) for key, value in scalars}
+            checkpoint['message_hub'] = dict(hub, log_scalars=histories)
 
 
 def _make_atomic(strategy: Any) -> None:

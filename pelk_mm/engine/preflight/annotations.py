@@ -179,10 +179,8 @@ def _check_files(
                 continue
             text = f'{path} has {size}, the annotations say {said}'
             if stored == said:
-                text += (
-                    ', which it would have without the turn in its EXIF: '
-                    'libraries load it turned'
-                )
+                text += ', which it would have without the turn in its EXIF: '
+                text += 'libraries load it turned'
             kind = 'an image has another width and height than its file'
             found.error(kind, text)
 
@@ -210,10 +208,8 @@ def _check_categories(
         if key is None or not isinstance(key, Hashable):
             found.error('a category has no id', f'categories[{i}] ({name})')
         elif key in names:
-            found.error(
-                'two categories have the same id',
-                f'{names[key]!r} and {name!r}, id {key!r}',
-            )
+            text = f'{names[key]!r} and {name!r}, id {key!r}'
+            found.error('two categories have the same id', text)
         else:
             names[key] = name
     if classes is None:
@@ -221,10 +217,8 @@ def _check_categories(
     known = sorted({str(category.get('name')) for category in categories})
     absent = [label for label in classes if label not in known]
     if absent:
-        kind = (
-            f'no category {first_few(absent)} of the classes of the data set'
-        )
-        found.error(kind, f'there are {first_few(known)}')
+        kind = f'no category {first_few(absent)} of the classes of the data '
+        found.error(f'{kind}set', f'there are {first_few(known)}')
     used = {key: name for key, name in names.items() if name in classes}
     order = list(used.values())
     if len(order) == len(classes) and order != list(classes):

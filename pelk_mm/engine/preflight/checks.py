@@ -51,25 +51,19 @@ def preflight(
         LaunchError: Naming everything that is wrong.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
-    loaders = ('train', 'val') if training else ('test',)
-    problems = [
-        problem
-        for split in loaders
-        for problem in data_problems(
-            config.get(f'{split}_dataloader'), f'{split}_dataloader'
-        )
-    ]
-    problems += class_problems(config, f'{loaders[0]}_dataloader')
+    splits = ('train', 'val') if training else ('test',)
+    loaders = [f'{split}_dataloader' for split in splits]
+    problems: list[str] = []
+    for loader in loaders:
+        problems += data_problems(config.get(loader), loader)
+    problems += class_problems(config, loaders[0])
     try:
         model = _build(config)
     except LIKELY as error:
+        text = f'the model cannot be built: {explain(error)}'
         if problems:
-            _report(
-                [*problems, f'the model cannot be built: {explain(error)}']
-            )
-        raise LaunchError(
-            f'the model cannot be built: {explain(error)}'
-        ) from error
+            _report([*problems, text])
+        raise LaunchError(text) from error
     problems += _channel_problems(model)
     checkpoints = checkpoints or Checkpoints()
     problems += _pretrained_problems(model, checkpoints)
@@ -139,10 +133,8 @@ def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
     if isinstance(kind, str):
         with OPTIMIZERS.switch_scope_and_registry(None) as registry:
             if registry.get(kind) is None:
-                yield (
-                    f'optim_wrapper.optimizer: there is no {kind!r}'
-                    f'{did_you_mean(kind, registered(registry))}'
-                )
+                hint = did_you_mean(kind, registered(registry))
+                yield f'optim_wrapper.optimizer: there is no {kind!r}{hint}'
     if wrapper.get('constructor') != _LAYER_DECAY:
         return
     try:
@@ -174,9 +166,7 @@ def _weight_problems(
     path: str,
     training: bool,
 ) -> Iterator[str]:
-    given = {
-        name.removeprefix('module.'): value for name, value in given.items()
-    }
+    given = {k.removeprefix('module.'): v for k, v in given.items()}
     own = model.state_dict()
     if not own.keys() & given.keys():
         yield (
@@ -184,30 +174,22 @@ def _weight_problems(
             f'{first_few(list(given))}, the model {first_few(list(own))}'
         )
         return
-    explained = []
-    for prefix, backbone in _backbones(model):
-        explained.append(prefix)
+    backbones = dict(_backbones(model))
+    for prefix, backbone in backbones.items():
         try:
             check_state_dict(backbone, given, prefix)
         except RuntimeError as error:
             yield f'{path}: {error}'
-    rest = {
-        name: value
-        for name, value in own.items()
-        if not any(name.startswith(prefix) for prefix in explained)
-    }
+    explained = tuple(backbones)
+    rest = {k: v for k, v in own.items() if not k.startswith(explained)}
     yield from _head_problems(config, path, rest, given, training)
     if not training:
-        missing = [
-            name
-            for name in own
-            if name not in given and not name.endswith('num_batches_tracked')
-        ]
+        missing = [name for name in own if name not in given]
+        counter = 'num_batches_tracked'
+        missing = [name for name in missing if not name.endswith(counter)]
         if missing:
-            yield (
-                f'{path} lacks {len(missing)} of the {len(own)} entries '
-                f'of the model: {first_few(missing)}'
-            )
+            count = f'{len(missing)} of the {len(own)} entries'
+            yield f'{path} lacks {count} of the model: {first_few(missing)}'
 
 
 def _head_problems(
@@ -217,11 +199,8 @@ def _head_problems(
     given: Mapping[str, Tensor],
     training: bool,
 ) -> Iterator[str]:
-    wrong = [
-        name
-        for name, value in own.items()
-        if name in given and given[name].shape != value.shape
-    ]
+    both = [name for name in own if name in given]
+    wrong = [name for name in both if given[name].shape != own[name].shape]
     if not wrong:
         return
     shapes = '; '.join(
@@ -237,13 +216,9 @@ def _head_problems(
             'current',
         )
         return
-    advice = (
-        '; if the data has other classes on purpose, let the head '
-        'start anew with --cfg-options new_head=True'
-        if may_differ
-        else ''
-    )
+    advice = '; if the data has other classes on purpose, let the head '
+    advice += 'start anew with --cfg-options new_head=True'
     yield (
         f'{path} does not fit the model behind the backbone, as with '
-        f'another number of classes ({shapes}){advice}'
+        f'another number of classes ({shapes}){advice if may_differ else ""}'
     )

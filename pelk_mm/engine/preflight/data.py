@@ -113,11 +113,8 @@ class _DataSet:
             # A string, or the split that stands for it, as in mmpretrain.
             prefixes = dict(labelled=prefixes or self.config.get('split'))
         paths = [osp.join(self.root, part or '') for part in prefixes.values()]
-        return {
-            role: path
-            for role, path in zip(prefixes, paths, strict=True)
-            if path and '://' not in path
-        }
+        found = zip(prefixes, paths, strict=True)
+        return {role: p for role, p in found if p and '://' not in p}
 
     def argument(self, key: str) -> Any:
         """An argument, or the default nearest to its class."""
@@ -163,13 +160,9 @@ class _DataSet:
             yield f'{path} names no image'
         folder = self.folders.get('img', '')
         steps = self.config.get('pipeline') or ()
-        found = check_coco(
-            content,
-            self.classes,
-            folder if osp.isdir(folder) else None,
-            any(step.get('with_mask') for step in steps),
-            _SAMPLES,
-        )
+        masks = any(step.get('with_mask') for step in steps)
+        folder = folder if osp.isdir(folder) else None
+        found = check_coco(content, self.classes, folder, masks, _SAMPLES)
         yield from self._tell(found, path)
 
     def _subfolder_problems(self) -> Iterator[str]:

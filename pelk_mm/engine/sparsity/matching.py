@@ -37,9 +37,7 @@ def fit_masks(
             'Build the model as it was trained (arch, kernel sizes, not '
             'switched to deploy)'
         )
-    masks = {
-        name: mask.to(weights[name].device) for name, mask in masks.items()
-    }
+    masks = {n: m.to(weights[n].device) for n, m in masks.items()}
     alive = {n: int(weights[n][~m].count_nonzero()) for n, m in masks.items()}
     wrong = [f'{name} ({count})' for name, count in alive.items() if count]
     if wrong:

@@ -76,18 +76,12 @@ def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
             if STATE_KEY not in checkpoint:
                 continue
             saved = unpack_masks(checkpoint[STATE_KEY])
-            inner = _prefix_of(
-                saved,
-                dict(module.named_parameters()),
-                _dotted(cfg.get('prefix')),
-            )
-            masks.update(
-                {
-                    _dotted(module_name) + name[len(inner) :]: mask
-                    for name, mask in saved.items()
-                    if name.startswith(inner)
-                }
-            )
+            params = dict(module.named_parameters())
+            inner = _prefix_of(saved, params, _dotted(cfg.get('prefix')))
+            for name, mask in saved.items():
+                if name.startswith(inner):
+                    own = _dotted(module_name) + name[len(inner) :]
+                    masks[own] = mask
     return masks
 
 

@@ -143,11 +143,8 @@ def _entries(state_dict: Mapping[str, Tensor]) -> str:
 def _without_prefix(
     state_dict: Mapping[str, Tensor], prefix: str
 ) -> dict[str, Tensor]:
-    return {
-        key[len(prefix) :]: value
-        for key, value in state_dict.items()
-        if key.startswith(prefix)
-    }
+    inner = [key for key in state_dict if key.startswith(prefix)]
+    return {key[len(prefix) :]: state_dict[key] for key in inner}
 
 
 def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:

@@ -121,9 +121,7 @@ def _read(name: str, trust: bool = False) -> dict:
     try:
         with weights_only(not trust):
             if '://' in name:
-                contents = CheckpointLoader.load_checkpoint(
-                    name, map_location='cpu'
-                )
+                contents = CheckpointLoader.load_checkpoint(name, 'cpu')
             else:
                 contents = _read_file(Path(name).expanduser(), trust)
     except (CheckpointError, OSError):
@@ -158,18 +156,12 @@ def _read_file(path: Path, trust: bool) -> Any:
         elif start.startswith(_PICKLE):
             problem = None
         else:
-            problem = (
-                f'it starts with {start!r}, as nothing does that torch.save '
-                'writes'
-            )
+            problem = f'it starts with {start!r}, which torch never writes'
         if problem is not None:
             raise _damaged(path, problem)
         file.seek(0)
-        return torch.load(
-            file,
-            map_location='cpu',
-            weights_only=not (trust or everything_is_trusted()),
-        )
+        safe = not (trust or everything_is_trusted())
+        return torch.load(file, map_location='cpu', weights_only=safe)
 
 
 def _wrong_sums(file: BinaryIO) -> str | None:
@@ -221,8 +213,7 @@ def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
-    if not checkpoint or not all(
-        isinstance(value, Tensor) for value in checkpoint.values()
-    ):
+    tensors = [isinstance(value, Tensor) for value in checkpoint.values()]
+    if not tensors or not all(tensors):
         raise RuntimeError(f'{name} holds no state dict of tensors')
     return dict(checkpoint)

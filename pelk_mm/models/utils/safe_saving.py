@@ -25,6 +25,8 @@ _HISTORY = 'history_buffer'
 _DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
            'float16', 'float32', 'float64')
 # fmt: on
+_SCALARS = [(str, str.__str__), (int, int)]
+_SCALARS += [(float, float), (np.longdouble, float)]
 
 
 def to_plain(value: Any, name: str = 'value') -> Any:
@@ -36,29 +38,19 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
     # Subclasses of str and of numbers are Python objects to the unpickler.
-    for scalar, convert in (
-        (str, str.__str__),
-        (int, int),
-        (float, float),
-        (np.longdouble, float),
-    ):
+    for scalar, convert in _SCALARS:
         if isinstance(value, scalar):
             return convert(value)
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, HistoryBuffer):
-        log, count = value.data
-        return {
-            _HISTORY: dict(
-                log=torch.from_numpy(log.copy()),
-                count=torch.from_numpy(count.copy()),
-                max_length=int(value.max_length),
-            )
-        }
-    if isinstance(value, np.generic) and not isinstance(
-        value.item(), np.generic
-    ):
-        return to_plain(value.item(), name)
+        log, count = (torch.from_numpy(part.copy()) for part in value.data)
+        length = int(value.max_length)
+        return {_HISTORY: dict(log=log, count=count, max_length=length)}
+    if isinstance(value, np.generic):
+        item = value.item()
+        if not isinstance(item, np.generic):
+            return to_plain(item, name)
     if isinstance(value, np.ndarray):
         if value.dtype in _DTYPES:
             return torch.from_numpy(value.copy())
@@ -88,11 +80,8 @@ def to_history(value: Any) -> Any:
     """Give mmengine back a log history that :func:`to_plain` has stored."""
     if isinstance(value, Mapping) and _HISTORY in value:
         parts = value[_HISTORY]
-        return HistoryBuffer(
-            parts['log'].cpu().numpy(),
-            parts['count'].cpu().numpy(),
-            parts['max_length'],
-        )
+        log, count = (parts[key].cpu().numpy() for key in ('log', 'count'))
+        return HistoryBuffer(log, count, parts['max_length'])
     return value
 
 
