@@ -32,18 +32,11 @@ _PLACING_ATTEMPTS = 30
 
 @dataclass(frozen=True)
 class Handwritings:
-    """Handwritten samples of one split.
+    """Handwritten samples of one split."""
 
-    Attributes:
-        images (np.ndarray): (N, 8, 8), float64, 0 is paper and 1 is ink.
-        labels (np.ndarray): (N,), int64, the digit each sample shows.
-        indices (np.ndarray): (N,), int64, their places in scikit-learn's
-            ``load_digits``.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    images: np.ndarray  # (N, 8, 8), float64, 0 is paper and 1 is ink
+    labels: np.ndarray  # (N,), int64, the digit that each sample shows
+    indices: np.ndarray  # (N,), int64, places in scikit-learn's load_digits
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,34 +44,22 @@ class Handwritings:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is to be seen in it.
+    """A picture and what is to be seen in it."""
 
-    Attributes:
-        image (np.ndarray): (H, W, 3), float64, RGB in [0, 1].
-        labels (tuple[int, ...]): The digit that each instance shows.
-        owners (np.ndarray): (H, W), int64: the instance that each pixel
-            belongs to, as an index into ``labels``; -1 is the background.
-    """
-
-    image: np.ndarray
-    labels: tuple[int, ...]
+    image: np.ndarray  # (H, W, 3), float64, RGB in [0, 1]
+    labels: tuple[int, ...]  # the digit that each instance shows
+    # (H, W), int64: the index of each pixel's instance; -1 is the background.
     owners: np.ndarray
 
 
 @lru_cache(maxsize=1)
 def load_handwritings() -> dict[str, Handwritings]:
-    """Read scikit-learn's digits, split into 'train' and 'val'.
+    """scikit-learn's digits, 1433 samples 'train' and 364 'val'.
 
-    Of every digit one sample in five goes to 'val' and the others to 'train',
-    whatever the seed of the pictures, so that no network trained on pictures
-    of one seed has seen a validation handwriting of another. The samples'
-    writers are not recorded: a writer may appear in both.
-
-    Returns:
-        dict[str, Handwritings]: 1433 samples 'train' and 364 'val'.
-
-    Raises:
-        ImportError: If scikit-learn is not installed.
+    The split depends on no seed, so that no network trained on pictures of
+    one seed has seen a validation handwriting of another. The samples'
+    writers are not recorded: a writer may appear in both. ImportError says
+    that scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits
@@ -93,10 +74,10 @@ def load_handwritings() -> dict[str, Handwritings]:
     is_val = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         is_val[np.flatnonzero(labels == digit)[::5]] = True
-    train, val = np.flatnonzero(~is_val), np.flatnonzero(is_val)
+    parts = {'train': ~is_val, 'val': is_val}
     return {
-        'train': Handwritings(images[train], labels[train], train),
-        'val': Handwritings(images[val], labels[val], val),
+        split: Handwritings(images[part], labels[part], np.flatnonzero(part))
+        for split, part in parts.items()
     }
 
 
@@ -215,30 +196,24 @@ def _sharpen(samples: np.ndarray) -> np.ndarray:
     return samples + _SHARPENING * (samples - mean)
 
 
+#: How much of each pixel the stroke covers, and how strongly the pen was
+#: pressed there, (h, w) each, float64 in [0, 1].
+Glyph = tuple[np.ndarray, np.ndarray]
+
+
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of what is set in a mask (h, w)."""
     return Image.fromarray(mask).getbbox()
 
 
-def draw_glyph(
-    rng: Generator, handwriting: np.ndarray, size: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one handwritten sample large, slightly turned and slanted.
+def draw_glyph(rng: Generator, handwriting: np.ndarray, size: float) -> Glyph:
+    """Draw a sample (8, 8) large, slightly turned and slanted.
 
-    The sample is interpolated smoothly and cut at half-ink, which gives back
-    a pen stroke with a sharp edge.
-
-    Args:
-        rng (Generator): Where the choices come from.
-        handwriting (np.ndarray): (8, 8), in [0, 1], 1 is ink.
-        size (float): Side of the sample in pixels; the ink, which seldom
-            fills its whole width, is about as high as this.
-
-    Returns:
-        tuple[np.ndarray, np.ndarray]: Two maps (h, w), float64 in [0, 1]:
-        how much of each pixel the stroke covers, and how strongly the pen
-        was pressed there. A pixel belongs to the digit where the stroke
-        covers at least one half of it; the maps are cropped to these pixels.
+    It is interpolated smoothly and cut at half-ink, which gives back a pen
+    stroke with a sharp edge. `size` is the side of the sample in pixels; the
+    ink is about as high, and seldom as wide. A pixel belongs to the digit
+    where the stroke covers at least one half of it; the maps are cropped to
+    these pixels.
     """
     samples = _sharpen(np.pad(handwriting, 2)).astype(np.float32)
     angle, slant = rng.uniform(-0.15, 0.15, 2)
@@ -266,32 +241,29 @@ def _ink_color(
     """A light colour that stands out from its surroundings (h, w, 3)."""
     below = luma(around).mean() + _CONTRAST
     beside = np.array([luma(color) for color in neighbors])
-    best, best_room = None, -np.inf
+    best, most = None, -np.inf
     for _ in range(40):
         color = _random_color(rng, (0.0, 0.6), (0.7, 1.0))
         # How far it is beyond the nearest limit.
         gaps = abs(beside - luma(color)) - _NEIGHBOR_CONTRAST
         room = min([luma(color) - below, *gaps])
+        if room > most:
+            best, most = color, room
         if room >= 0:
-            return color
-        if room > best_room:
-            best, best_room = color, room
+            break
     return best
 
 
 def _paint(
-    rng: Generator,
-    window: np.ndarray,
-    stroke: np.ndarray,
-    pressure: np.ndarray,
-    neighbors: list[np.ndarray],
+    rng: Generator, window: np.ndarray, glyph: Glyph, beside: list[np.ndarray]
 ) -> np.ndarray:
-    """Lay a stroke (h, w) over a window (h, w, 3); return its colour.
+    """Lay a glyph (h, w) over a window (h, w, 3); return its colour.
 
     It is full colour where the pen was pressed, and lets what lies beneath
     shine through a little where it was not.
     """
-    color = _ink_color(rng, window, neighbors)
+    stroke, pressure = glyph
+    color = _ink_color(rng, window, beside)
     cover = stroke * (0.65 + 0.35 * pressure)
     window += cover[..., None] * (color - window)
     return color
@@ -300,29 +272,20 @@ def _paint(
 def draw_digit(
     rng: Generator, handwriting: np.ndarray, size: int
 ) -> np.ndarray:
-    """Draw a picture of one digit, roughly centred.
-
-    Args:
-        rng (Generator): Where the choices come from.
-        handwriting (np.ndarray): (8, 8), in [0, 1], 1 is ink.
-        size (int): Side of the picture in pixels.
-
-    Returns:
-        np.ndarray: (size, size, 3), float64, RGB in [0, 1].
-    """
+    """A picture (size, size, 3) of one sample (8, 8), roughly centred."""
     picture = _background(rng, size)
     height = rng.uniform(0.5, 0.75) * size
-    stroke, pressure = draw_glyph(rng, handwriting, height)
+    glyph = draw_glyph(rng, handwriting, height)
     jitter = rng.uniform(-0.08, 0.08, 2) * size
-    free = size - np.array(stroke.shape)
+    free = size - np.array(glyph[0].shape)
     top, left = np.clip(np.rint(free / 2 + jitter).astype(int), 0, free)
-    _paint(rng, picture[_window(top, left, stroke)], stroke, pressure, [])
+    _paint(rng, picture[_window(top, left, glyph[0])], glyph, [])
     return picture
 
 
-def _window(top: int, left: int, glyph: np.ndarray) -> tuple[slice, slice]:
-    """Where a glyph (h, w) lies in a picture."""
-    height, width = glyph.shape
+def _window(top: int, left: int, mask: np.ndarray) -> tuple[slice, slice]:
+    """Where a mask (h, w) lies in a picture."""
+    height, width = mask.shape
     return slice(top, top + height), slice(left, left + width)
 
 
@@ -365,14 +328,6 @@ def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
 
     A digit is 3/16 to 9/16 of the scene high, lies wholly within it, and
     keeps four fifths of its pixels visible.
-
-    Args:
-        rng (Generator): Where the choices come from.
-        handwritings (Handwritings): The samples to draw from.
-        size (int): Side of the scene in pixels.
-
-    Returns:
-        Scene: The picture, its digits and which pixels are theirs.
     """
     picture = _background(rng, size)
     owners = np.full((size, size), -1)
@@ -391,7 +346,7 @@ def draw_scene(rng: Generator, handwritings: Handwritings, size: int) -> Scene:
             continue
         covered = np.unique(owners[window])
         neighbors = [placed[i].color for i in covered if i >= 0]
-        color = _paint(rng, picture[window], *glyph, neighbors)
+        color = _paint(rng, picture[window], glyph, neighbors)
         owners[window][mask] = len(placed)
         label = int(handwritings.labels[chosen])
         placed.append(_Placed(label, window, mask, color))

@@ -93,32 +93,18 @@ _FIELDS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a data set of digit scenes is made with.
+    """What a data set of digit scenes is made with; sides are in pixels.
 
-    Args:
-        train_scenes (int): Training scenes, for segmentation and detection.
-            Default: 800.
-        val_scenes (int): Validation scenes. Default: 80.
-        scene_size (int): Side of a scene in pixels, at least 64; digits are
-            3/16 to 9/16 of it high. Default: 128.
-        train_digits (int): Training pictures of a single digit, for
-            classification, at least 10. Default: 4000.
-        val_digits (int): Validation pictures of a single digit, at least 10.
-            Default: 350, which shows nearly each of the handwritings kept
-            for validation, and none twice.
-        digit_size (int): Side of such a picture in pixels, at least 32.
-            Default: 64.
-        seed (int): Default: 0.
-
-    Raises:
-        TypeError: If an argument is not an integer.
-        ValueError: If an argument is too small.
+    Scenes are for segmentation and detection, pictures of a single digit for
+    classification. A value that is no integer is a TypeError, one that is too
+    small a ValueError.
     """
 
     train_scenes: int = 800
     val_scenes: int = 80
     scene_size: int = 128
     train_digits: int = 4000
+    # Shows nearly all handwritings kept for validation, and none twice.
     val_digits: int = 350
     digit_size: int = 64
     seed: int = 0
@@ -140,28 +126,23 @@ def make_digit_scenes(
     """Write a data set of digit scenes, or find it already there.
 
     The files are made in a folder beside ``root`` which takes its name once
-    it is complete, so that ``root`` never holds half a data set. They are the
-    same to the byte for the same recipe, :data:`FORMAT_VERSION` and versions
-    of NumPy, Pillow and scikit-learn.
+    it is complete, so that ``root`` never holds half a data set, and a failure
+    leaves nothing behind. They are the same to the byte for the same recipe
+    (None is ``Recipe()``), :data:`FORMAT_VERSION` and versions of NumPy,
+    Pillow and scikit-learn.
 
     Args:
-        root (str | Path): Folder of the data set; its parents are made if
-            need be.
-        recipe (Recipe, optional): What to make. Default: ``Recipe()``.
         overwrite (bool): Whether to make anew digit scenes that stand at
             ``root`` already. Anything else that stands there is never
             touched. Default: False.
-        progress (bool): Whether to show a progress bar. Default: True.
 
     Returns:
         Path: The absolute path of ``root``.
 
     Raises:
         FileExistsError: If ``root`` holds digit scenes of another recipe and
-            ``overwrite`` is False, an incomplete set of them, or something
-            else.
+            ``overwrite`` is False, an incomplete set of them, or other things.
         ImportError: If scikit-learn is not installed.
-        OSError: If the files cannot be written; nothing is left behind.
     """
     root = Path(root).expanduser().resolve()
     recipe = Recipe() if recipe is None else recipe
@@ -173,12 +154,13 @@ def make_digit_scenes(
     except (FileExistsError, NotADirectoryError) as error:
         text = f'{root} cannot be made: a part of its path is a file'
         raise NotADirectoryError(f'{text}; choose another root') from error
+    counts = recipe.train_scenes, recipe.val_scenes
+    counts += recipe.train_digits, recipe.val_digits
+    total = sum(counts)
     scratch = TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}-')
     with scratch as folder:
         new = Path(folder, 'new')
         pictures = _write_pictures(new, recipe, handwritings)
-        scenes = recipe.train_scenes + recipe.val_scenes
-        total = scenes + recipe.train_digits + recipe.val_digits
         for _ in track(pictures, 'Digit scenes', total, disable=not progress):
             pass
         files = sum(path.is_file() for path in new.rglob('*'))
@@ -228,12 +210,12 @@ def _why_not(root: Path, recipe: Recipe) -> str | None:
     except (ValueError, TypeError, KeyError) as error:
         return f'has a {_STAMP} that cannot be read ({error!r})'
     wanted = _stamp(recipe)
-    differences = [
-        f'{name} {stamp.get(name)} (wanted: {value})'
-        for name, value in wanted.items()
-        if stamp.get(name) != value
-    ]
     if stamp != wanted:
+        differences = [
+            f'{name} {stamp.get(name)} (wanted: {value})'
+            for name, value in wanted.items()
+            if stamp.get(name) != value
+        ]
         text = ', '.join(differences) or 'unknown parameters'
         return f'holds digit scenes made otherwise: {text}'
     found = sum(path.is_file() for path in root.rglob('*')) - 1
@@ -290,45 +272,43 @@ def _write_scene(
     name = f'{ade_split}/ADE_{split}_{number:08d}'
     # -1, the background, takes the last place.
     values = np.array([2 + label for label in scene.labels] + [1], np.uint8)
-    _save(root / ADE_ROOT / 'images' / f'{name}.jpg', scene.image)
-    _save(
-        root / ADE_ROOT / 'annotations' / f'{name}.png', values[scene.owners]
-    )
+    ade = root / ADE_ROOT
+    _save(ade / 'images' / f'{name}.jpg', scene.image)
+    _save(ade / 'annotations' / f'{name}.png', values[scene.owners])
 
     name = f'{number:012d}.jpg'
     _save(root / COCO_ROOT / f'{split}2017' / name, scene.image)
     height, width = scene.owners.shape
-    coco['images'].append(
-        {'id': number, 'file_name': name, 'height': height, 'width': width}
-    )
+    image = dict(id=number, file_name=name, height=height, width=width)
+    coco['images'].append(image)
     for instance, label in enumerate(scene.labels):
         mask = scene.owners == instance
         left, top, right, bottom = bounding_box(mask)
         runs = {'size': list(mask.shape), 'counts': _run_lengths(mask)}
-        coco['annotations'].append(
-            {
-                'id': len(coco['annotations']) + 1,
-                'image_id': number,
-                'category_id': 1 + label,
-                'bbox': [left, top, right - left, bottom - top],
-                'area': int(mask.sum()),
-                'iscrowd': 0,
-                'segmentation': runs,
-            }
+        annotation = dict(
+            id=len(coco['annotations']) + 1,
+            image_id=number,
+            category_id=1 + label,
+            bbox=[left, top, right - left, bottom - top],
+            area=int(mask.sum()),
+            iscrowd=0,
+            segmentation=runs,
         )
+        coco['annotations'].append(annotation)
 
 
 def _empty_coco(split: str) -> dict:
     title = f'Digit scenes, {split}'
+    categories = [
+        dict(id=1 + digit, name=name, supercategory='digit')
+        for digit, name in enumerate(DIGITS)
+    ]
     return {
         'info': {'description': title, 'version': str(FORMAT_VERSION)},
         'licenses': [],
         'images': [],
         'annotations': [],
-        'categories': [
-            {'id': 1 + digit, 'name': name, 'supercategory': 'digit'}
-            for digit, name in enumerate(DIGITS)
-        ],
+        'categories': categories,
     }
 
 
@@ -360,10 +340,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, (_, option, meaning) in _FIELDS.items():
         number = dict(type=int, metavar='N', default=getattr(Recipe, name))
         parser.add_argument(option, dest=name, help=meaning, **number)
+    overwrite_help = 'replace digit scenes that are there already'
     parser.add_argument(
-        '--overwrite',
-        action='store_true',
-        help='replace digit scenes that are there already',
+        '--overwrite', action='store_true', help=overwrite_help
     )
     args = vars(parser.parse_args(argv))
     root, overwrite = args.pop('root'), args.pop('overwrite')
@@ -378,8 +357,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     except OSError as error:
-        text = f'cannot write digit scenes to {root}: {error}'
-        print(f'error: {text}', file=sys.stderr)
+        text = f'error: cannot write digit scenes to {root}: {error}'
+        print(text, file=sys.stderr)
         return 1
     print(
         f'{made}: {recipe.train_scenes} training and {recipe.val_scenes} '

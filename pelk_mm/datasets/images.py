@@ -23,11 +23,7 @@ _BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 def find_images(folder: str | Path) -> Iterator[Path]:
     """Files that are named as images, subfolders included, in order.
 
-    Args:
-        folder (str | Path): Where to look. Links to folders are followed.
-
-    Yields:
-        Path: One after another, so that the first few cost little.
+    Links to folders are followed. The first few cost little.
     """
     for path, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
@@ -42,16 +38,9 @@ def read_image(path: str | Path) -> np.ndarray:
     Colours come from grey, palette, CMYK and 16-bit images, transparency is
     ignored, and the image is turned as its EXIF orientation says. OpenCV does
     this, which the libraries read with; but of a truncated file it returns
-    the upper part without an error, so that Pillow reads it first.
-
-    Args:
-        path (str | Path): Image file.
-
-    Returns:
-        np.ndarray: ``(H, W, 3)``, uint8 BGR.
-
-    Raises:
-        ValueError: If it cannot be read; the message names it and says why.
+    the upper part without an error, so that Pillow reads it first. The result
+    is ``(H, W, 3)``, uint8 BGR; a ValueError names the file and says why it
+    cannot be read.
     """
     path = Path(path)
     try:
@@ -82,15 +71,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """Tell images that can be read from those that cannot.
-
-    Args:
-        paths (Iterable[Path]): Image files.
-
-    Returns:
-        tuple[list[Path], list[str]]: The good ones, and of each of the others
-        why it is none.
-    """
+    """The images that can be read, and of each of the others why not."""
     good, bad = [], []
     for path in paths:
         try:

@@ -17,19 +17,12 @@ from .images import read_image
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """How an image becomes a network's input.
+    """How an image becomes a network's input."""
 
-    Attributes:
-        size (int | Sequence[int]): Height and width to resize to, in pixels.
-        mean (Sequence[float]): Of each colour, 0 to 255.
-        std (Sequence[float]): Of each colour.
-        rgb (bool): Whether red comes first. Default: True.
-    """
-
-    size: int | Sequence[int]
-    mean: Sequence[float] = (123.675, 116.28, 103.53)
+    size: int | Sequence[int]  # height and width to resize to, in pixels
+    mean: Sequence[float] = (123.675, 116.28, 103.53)  # of colours, 0 to 255
     std: Sequence[float] = (58.395, 57.12, 57.375)
-    rgb: bool = True
+    rgb: bool = True  # whether red comes first
 
     @classmethod
     def from_config(
@@ -44,11 +37,7 @@ class Preprocessor:
         return cls(size, tuple(found['mean']), tuple(found['std']), rgb)
 
     def __call__(self, path: str | Path) -> Tensor:
-        """Read an image as ``(1, 3, H, W)``, float32.
-
-        Raises:
-            ValueError: If it cannot be read.
-        """
+        """Read an image as ``(1, 3, H, W)``, float32."""
         image = read_image(path)
         size = np.broadcast_to(self.size, 2)[::-1].tolist()
         image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
