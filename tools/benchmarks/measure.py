@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -49,10 +51,8 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Settle the threads, and let the clock wait for a GPU."""
     args = parser.parse_args()
     if args.clock == 'cpu' and args.threads != 1:
-        parser.error(
-            '--clock cpu needs --threads 1: threads that wait for '
-            'others count as computing'
-        )
+        why = 'threads that wait for others count as computing'
+        parser.error(f'--clock cpu needs --threads 1: {why}')
     if args.device == 'cuda':
         if not torch.cuda.is_available():
             parser.error('torch sees no CUDA device')
@@ -78,15 +78,9 @@ def interleave(
     ``budget_s``. With ``settle`` a turn begins with a call that is not timed:
     what comes first after something large finds the caches full of that.
 
-    Args:
-        candidates (Mapping): What to call, by name.
-        rounds (int): How often each is timed, at most.
-        clock (str): ``'wall'``, ``'gpu'`` for the same once the GPU is done,
-            or ``'cpu'`` for the time that the process spent computing:
-            meaningful with one thread, and indifferent to other processes.
-
-    Returns:
-        dict: For each name ``median_ms``, ``best_ms`` and ``rounds``.
+    ``clock='gpu'`` waits until the GPU is done. ``'cpu'`` is the time that the
+    process spent computing: meaningful with one thread, and indifferent to
+    other processes.
     """
     now = CLOCKS[clock]
 
@@ -132,24 +126,19 @@ def peak_memory(call: Callable[[], object], device: str = 'cpu') -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
+    cpu = [ProfilerActivity.CPU]
+    with profile(activities=cpu, profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'trace.json')
         profiler.export_chrome_trace(str(path))
         events = json.loads(path.read_text())['traceEvents']
-    changes = [
-        (event['ts'], event['args']['Ev Idx'], event['args']['Bytes'])
-        for event in events
-        if event['name'] == '[memory]' and event['args']['Device Type'] == 0
-    ]
-    now = most = 0
-    for *_, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return most
+    changes = []
+    for event in events:
+        args = event.get('args', {})
+        if event['name'] == '[memory]' and args['Device Type'] == 0:
+            changes.append((event['ts'], args['Ev Idx'], args['Bytes']))
+    return max(0, *accumulate(change for *_, change in sorted(changes)))
 
 
 def environment(clock: str) -> dict[str, object]:
@@ -178,13 +167,10 @@ def _cpu_name() -> str:
 
 def _commit() -> str | None:
     command = ['git', 'describe', '--always', '--dirty']
-    folder = Path(__file__).parent
-    try:
-        return subprocess.check_output(
-            command, cwd=folder, text=True, stderr=subprocess.DEVNULL
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    options = dict(cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(command, text=True, **options).strip()
+    return None
 
 
 def show_environment(clock: str, **more: object) -> dict[str, object]:
@@ -194,11 +180,11 @@ def show_environment(clock: str, **more: object) -> dict[str, object]:
     return where
 
 
-def read_json(path: str | Path | None) -> dict:
-    """What an earlier run has written; empty if nothing has been."""
-    if path is None or not Path(path).exists():
-        return {}
-    return json.loads(Path(path).read_text())
+def earlier(path: str | None, what: str) -> dict:
+    """What earlier runs have written under a key; empty if nothing."""
+    file = Path(path or '')
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    return content.get(what, {})
 
 
 def judge(

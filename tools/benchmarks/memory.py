@@ -3,21 +3,18 @@
 What one more image takes at the peak of a step, and what the rest goes to;
 with ``with_cp`` as well. The last lines hold the results against targets.
 
-    python tools/benchmarks/memory.py --json FILE
-    python tools/benchmarks/memory.py --sizes 224 --amp
+    python tools/benchmarks/memory.py --sizes 224 --amp --json FILE
 
 A step is the forward pass, the backward pass and AdamW's update; gradients are
 zeroed in place, as where they lie in the buckets of a distributed run. The
 second step of a process of its own is measured, when gradients and the
-optimizer's state are there. Counted are the bytes that torch's
-allocator has given out, after every allocation and every release that torch's
-profiler reports (on a GPU: ``torch.cuda.max_memory_allocated``). Unlike the
-size of the process, that is the same number every time, however busy the
-machine is and whatever was freed but not given back.
+optimizer's state are there. Counted are the bytes that torch's allocator has
+given out, as torch's profiler reports them (on a GPU:
+``torch.cuda.max_memory_allocated``): unlike the size of the process the same
+number every time, whatever was freed but not given back.
 
-Weights, gradients and the optimizer's state take the same whatever the batch
-is. So what an image takes is a difference: of the peaks with twice the images
-and with once, over the images. "Kept" is the part of it that autograd holds
+What an image takes is the difference of the peaks with twice the images and
+with once, over the images. "Kept" is the part of it that autograd holds
 between the two passes; the rest comes and goes within them.
 """
 
@@ -49,22 +46,14 @@ TARGETS = {
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of memory behind tensors, what several share once."""
-    storages = {
-        storage.data_ptr(): storage.nbytes()
-        for storage in (x.untyped_storage() for x in tensors)
-    }
-    return sum(storages.values())
+    storages = [x.untyped_storage() for x in tensors]
+    return sum({x.data_ptr(): x.nbytes() for x in storages}.values())
 
 
 def kept_for_backward(model: nn.Module, images: Tensor, amp: bool) -> int:
-    """Bytes that autograd holds on to between the two passes.
-
-    Without the weights and the images, which are there anyway.
-    """
-    there = {
-        x.untyped_storage().data_ptr()
-        for x in (*model.parameters(), *model.buffers(), images)
-    }
+    """Bytes that autograd holds beside the weights and the images."""
+    known = (*model.parameters(), *model.buffers(), images)
+    there = {x.untyped_storage().data_ptr() for x in known}
     kept: list[Tensor] = []
 
     def pack(x: Tensor) -> Tensor:
@@ -92,9 +81,8 @@ def measure(
         if hasattr(module, 'with_cp'):
             module.with_cp = name.endswith(CHECKPOINTED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images = torch.randn(batch, 3, size, size).to(
-        device, memory_format=torch.channels_last
-    )
+    images = torch.randn(batch, 3, size, size)
+    images = images.to(device, memory_format=torch.channels_last)
 
     def train() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=amp):
@@ -106,12 +94,8 @@ def measure(
     train()
     weights = (*model.parameters(), *model.buffers())
     gradients = [x.grad for x in model.parameters()]
-    state = [
-        x
-        for entry in optimizer.state.values()
-        for x in entry.values()
-        if isinstance(x, Tensor)
-    ]
+    entries = optimizer.state.values()
+    state = [x for e in entries for x in e.values() if isinstance(x, Tensor)]
     standing = storage_bytes((*weights, *gradients, *state, images))
     return {
         'weights': storage_bytes(weights),
@@ -126,9 +110,8 @@ def per_image(
     once: dict[str, int], twice: dict[str, int], batch: int
 ) -> dict[str, float]:
     """Bytes that one more image takes, given both batches' measurements."""
-    return {
-        what: (twice[what] - once[what]) / batch for what in ('kept', 'peak')
-    }
+    parts = 'kept', 'peak'
+    return {part: (twice[part] - once[part]) / batch for part in parts}
 
 
 def in_a_process(
@@ -150,13 +133,11 @@ def targets(runs: dict[str, dict]) -> list[dict]:
     """How the runs do, as far as they measured what a target is about."""
     rows = []
     for key, run in runs.items():
-        peaks = {
-            name: entry['per image']['peak']
-            for name, entry in run['networks'].items()
-        }
+        networks = run['networks']
         for what, (above, below, limit) in TARGETS.items():
-            if {above, below} <= peaks.keys():
-                ratio = peaks[above] / peaks[below]
+            if {above, below} <= networks.keys():
+                ratio = networks[above]['per image']['peak']
+                ratio /= networks[below]['per image']['peak']
                 rows.append(bench.judge(f'{what}, {key}', ratio, limit))
     return rows
 
@@ -164,14 +145,8 @@ def targets(runs: dict[str, dict]) -> list[dict]:
 def parse_args() -> argparse.Namespace:
     parser = bench.make_parser(__doc__)
     add = parser.add_argument
-    add(
-        '--networks',
-        nargs='+',
-        choices=CHOICES,
-        default=DEFAULT,
-        metavar='NAME',
-        help=f'of: {"; ".join(CHOICES)}',
-    )
+    names = dict(choices=CHOICES, default=DEFAULT, metavar='NAME')
+    add('--networks', nargs='+', help=f'of: {"; ".join(CHOICES)}', **names)
     add('--sizes', nargs='+', type=int, default=(224, 512))
     batch_help = 'the smaller one; default: 2, for images above 256 pixels 1'
     add('--batch', type=int, help=batch_help)
@@ -186,7 +161,7 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(args.measure))))
         return
     where = bench.show_environment(args.clock)
-    runs = bench.read_json(args.json).get('runs', {})
+    runs = bench.earlier(args.json, 'runs')
     for size in args.sizes:
         batch = args.batch or (2 if size <= 256 else 1)
         key = f'{size} x {size}' + (', bfloat16' if args.amp else '')

@@ -8,19 +8,16 @@ copying the map. The last lines hold the results against targets.
     python tools/benchmarks/peripheral_conv.py
     python tools/benchmarks/peripheral_conv.py --clock cpu --threads 1
 
-Everything that is compared within a case is measured in turns. Cases may be
-measured one after the other into one file, which keeps those that it has:
+Everything that is compared within a case is measured in turns. A file keeps
+the cases that it has:
 
     python tools/benchmarks/peripheral_conv.py --cases stage3 --json FILE
-
-On a GPU:
-
     python tools/benchmarks/peripheral_conv.py --device cuda \\
         --dtype bfloat16 --cases stage1_64
 
-How good the choice among the backends is, over a grid of shapes: how often it
-takes at most 10 % longer than the best backend, and the worst miss; also for
-the choice that remains where the compiled backend is absent:
+How often the choice among the backends takes at most 10 % longer than the best
+one, over a grid of shapes, and the worst miss; also for the choice that
+remains where the compiled backend is absent:
 
     python tools/benchmarks/peripheral_conv.py --choice
 """
@@ -32,6 +29,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import measure as bench
 import torch
@@ -60,10 +58,8 @@ class Case:
     center_radius: int = 2
 
     def __str__(self) -> str:
-        return (
-            f'N{self.batch} C{self.channels} {self.size}x{self.size} '
-            f'K{self.kernel_size}'
-        )
+        extent = f'{self.size}x{self.size}'
+        return f'N{self.batch} C{self.channels} {extent} K{self.kernel_size}'
 
     @property
     def grid(self) -> SharingGrid:
@@ -104,11 +100,11 @@ class Operands:
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         layer, cells = case.all_channels, case.grid.num_cells
-        last = dict(memory_format=torch.channels_last)
+        last = torch.channels_last
         x = torch.randn(case.batch, layer, case.size, case.size)
-        self.all = x.contiguous(**last)
+        self.all = x.contiguous(memory_format=last)
         self.slice = self.all[:, : case.channels]
-        self.last = self.slice.contiguous(**last)
+        self.last = self.slice.contiguous(memory_format=last)
         self.contiguous = self.slice.contiguous()
         self.grad = torch.randn_like(self.last)
         self.weight = torch.randn(case.channels, 1, cells, cells)
@@ -128,10 +124,6 @@ def stripes(x: Tensor, tall: Tensor, flat: Tensor) -> Tensor:
     return depthwise(x, tall) + depthwise(x, flat)
 
 
-def forward_of(function: Callable[..., Tensor], *arguments: object) -> Call:
-    return lambda: function(*arguments)
-
-
 def both_of(function: Callable[..., Tensor], *tensors: Tensor) -> Call:
     """Forward, and the gradients to every tensor."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -143,27 +135,22 @@ def candidates(case: Case, o: Operands, what: str) -> dict[str, Call]:
     """What to time, by name."""
     reasons = available_backends(o.slice.device, o.slice.dtype)
     names = [n for n in ('cpp', 'triton', 'fft') if reasons[n] is None]
-
-    def ours(backend: str | None) -> tuple:
-        def call(x: Tensor, weight: Tensor) -> Tensor:
-            return peripheral_conv2d(x, weight, case.grid, backend=backend)
-
-        return call, o.slice, o.weight
-
-    calls = {
-        'chosen': ours(None),
-        **{name: ours(name) for name in names},
+    ours = partial(peripheral_conv2d, grid=case.grid)
+    calls = {'chosen': (ours, o.slice, o.weight)}
+    for name in names:
+        calls[name] = partial(ours, backend=name), o.slice, o.weight
+    calls |= {
         'dense channels-last': (depthwise, o.last, o.kernel),
         'dense contiguous': (depthwise, o.contiguous, o.kernel),
         '7x7 all channels': (depthwise, o.all, o.seven),
         'SLaK pair all channels': (stripes, o.all, o.tall, o.flat),
     }
     if what == FORWARD:
-        result = {name: forward_of(*call) for name, call in calls.items()}
-        return {**result, 'copy': lambda: o.last.clone()}
+        result = {name: partial(*call) for name, call in calls.items()}
+        return {**result, 'copy': o.last.clone}
     result = {name: both_of(*call) for name, call in calls.items()}
     if 'cpp' in calls:
-        result[FORWARD_ALONE] = forward_of(*calls['cpp'])
+        result[FORWARD_ALONE] = partial(*calls['cpp'])
     return result
 
 
@@ -201,11 +188,8 @@ def targets(results: dict[str, dict]) -> list[dict]:
         ratio = ms(case, above, what) / ms(case, below, what)
         target = f'{CASES[case]} {what}, {above} over {below}'
         rows.append((target, ratio, limit, at_least))
-    large51, large101 = (
-        results.get(str(CASES[name]), {}).get('environment')
-        for name in ('large51', 'large101')
-    )
-    if large51 == large101:  # of one run
+    pair = [results.get(str(CASES[f'large{k}']), {}) for k in (51, 101)]
+    if pair[0].get('environment') == pair[1].get('environment'):  # one run
         ratio = ms('large101', 'cpp') / ms('large51', 'cpp')
         rows.append(('K101 over K51, 128x128', ratio, 1.6))
     for name, limit in ERRORS.items():
@@ -225,9 +209,8 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {'chosen': backend, 'errors': worst}
     for what in (FORWARD, BOTH):
         calls = candidates(case, operands, what)
-        entries = bench.interleave(
-            calls, args.rounds, args.clock, budget_s=args.budget
-        )
+        how = args.rounds, args.clock, 0.03, args.budget
+        entries = bench.interleave(calls, *how)
         print(f'\n{case}, {what}: ms (median, best), ratio to chosen, MiB')
         unit = entries['chosen']['median_ms']
         for name, entry in entries.items():
@@ -254,6 +237,12 @@ def chosen(
     reasons = available_backends(x.device, x.dtype)
     names = order(x.device, kernel_size, weight_grad)
     return next(n for n in names if reasons[n] is None and n != without)
+
+
+LAYOUTS = {
+    'channels-last': torch.channels_last,
+    'contiguous': torch.contiguous_format,
+}
 
 
 def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
@@ -294,38 +283,30 @@ def takes_too_long(x: Tensor, grid: SharingGrid, weight_grad: bool) -> bool:
 
 def measure_choice(args: argparse.Namespace) -> dict[str, object]:
     """Time every backend on every shape; print how good the choice is."""
-    ops = torch.ops.pelk_mm
     absent = 'triton' if args.device == 'cuda' else 'cpp'
     ratios: dict[str, dict] = {'all': {}, f'without {absent}': {}}
     rows = {}
-    for (shape, grid), last, weight_grad in itertools.product(
-        shapes(), (True, False), (False, True)
+    for (shape, grid), layout, what in itertools.product(
+        shapes(), LAYOUTS, ('forward', 'weight gradient')
     ):
+        weight_grad = what == 'weight gradient'
         with torch.device(args.device):
-            x = torch.randn(shape)
+            x = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
             weight = torch.randn(shape[1], 1, grid.num_cells, grid.num_cells)
-        if last:
-            x = x.contiguous(memory_format=torch.channels_last)
         reasons = available_backends(x.device, x.dtype)
         names = [name for name, reason in reasons.items() if reason is None]
         if takes_too_long(x, grid, weight_grad):
             names.remove('dense')
         if weight_grad:
-            function, tensors = ops.peripheral_conv2d_weight_grad, (x, x)
+            call = torch.ops.pelk_mm.peripheral_conv2d_weight_grad, x, x
         else:
-            function, tensors = ops.peripheral_conv2d, (x, weight, None)
-        calls = {
-            name: forward_of(function, *tensors, grid.sizes, name)
-            for name in names
-        }
-        entries = bench.interleave(
-            calls, args.rounds, args.clock, 0.005, args.budget / 20
-        )
+            call = torch.ops.pelk_mm.peripheral_conv2d, x, weight, None
+        calls = {name: partial(*call, grid.sizes, name) for name in names}
+        how = args.rounds, args.clock, 0.005, args.budget / 20
+        entries = bench.interleave(calls, *how)
         times = {name: entry['best_ms'] for name, entry in entries.items()}
-        what = 'weight gradient' if weight_grad else 'forward'
-        layout = 'channels-last' if last else 'contiguous'
-        key = f'{shape} K{grid.kernel_size} of {grid.num_cells}² cells'
-        key = f'{key}, {what}, {layout}'
+        kernel = f'K{grid.kernel_size} of {grid.num_cells}² cells'
+        key = f'{shape} {kernel}, {what}, {layout}'
         rows[key] = times
         print(key, *(f'{name} {ms:.3f}' for name, ms in times.items()))
         for label, without in zip(ratios, (None, absent), strict=True):
@@ -363,7 +344,7 @@ def main() -> None:
         if args.json:
             write_json(args.json, result)
         return
-    results = bench.read_json(args.json).get('cases', {})
+    results = bench.earlier(args.json, 'cases')
     for case in (CASES[name] for name in args.cases):
         results[str(case)] = {'environment': where, **measure(case, args)}
         if args.json:

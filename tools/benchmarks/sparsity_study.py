@@ -7,6 +7,7 @@ one has. Writes a table and all figures to RESULTS/sparsity_study.{md,json}.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import statistics
@@ -36,9 +37,13 @@ VARIANTS = {
     'dense x 1.3': (1.3, 0.0),
     'sparse x 1.3': (1.3, 0.4),
 }
-TRAIN_PICTURES, VAL_PICTURES = 2000, 1000
-PICTURE_SIZE = 32  # pixels
-UPDATE_INTERVAL = 20  # steps between updates of the masks
+#: What a run depends on, beside its epochs.
+SETTINGS = dict(
+    train_pictures=2000,
+    val_pictures=1000,
+    picture_size=32,  # pixels
+    update_interval=20,  # steps between updates of the masks
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,13 +55,10 @@ def parse_args() -> argparse.Namespace:
     add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--epochs', type=int, default=8)
     add('--workers', type=int, default=2, help='runs side by side')
-    add(
-        '--work-dir',
-        default='work_dirs/sparsity_study',
-        help='folder of data, logs and finished runs, which are not repeated',
-    )
-    results = ROOT / 'tools' / 'benchmarks' / 'results'
-    add('--results', default=str(results), help='folder of the table')
+    work_help = 'folder of data, logs and finished runs, which are kept'
+    add('--work-dir', default='work_dirs/sparsity_study', help=work_help)
+    results = str(Path(__file__).with_name('results'))
+    add('--results', default=results, help='folder of the table')
     args = parser.parse_args()
     if args.epochs < 3:
         parser.error('--epochs must be at least 3, as the first 2 are warm-up')
@@ -75,18 +77,13 @@ def make_config(variant: str, seed: int, epochs: int, data: Path) -> Config:
         dataset.data_root = str(data / 'imagenet')
         for step in dataset.pipeline:
             for key in {'scale', 'crop_size'} & step.keys():
-                step[key] = PICTURE_SIZE
+                step[key] = SETTINGS['picture_size']
     config.train_cfg.update(max_epochs=epochs, val_interval=epochs)
     config.default_hooks.checkpoint.interval = epochs
     if sparsity:
-        hook = dict(
-            type='DynamicSparsityHook',
-            sparsity=sparsity,
-            init='snip',
-            update_interval=UPDATE_INTERVAL,
-            include='.',
-            seed=seed,
-        )
+        hook = dict(type='DynamicSparsityHook', sparsity=sparsity, seed=seed)
+        hook.update(init='snip', include='.')
+        hook['update_interval'] = SETTINGS['update_interval']
         config.custom_hooks = [hook]
     config.randomness = dict(seed=seed)
     config.log_level = 'WARNING'
@@ -99,12 +96,8 @@ def train(config: Config) -> dict:
     start, start_cpu = time.monotonic(), time.process_time()
     runner.train()
     seconds, cpu = time.monotonic() - start, time.process_time() - start_cpu
-    masks = [
-        mask
-        for hook in runner.hooks
-        if isinstance(hook, DynamicSparsityHook)
-        for mask in hook.enforcer.masks.values()
-    ]
+    hooks = [h for h in runner.hooks if isinstance(h, DynamicSparsityHook)]
+    masks = [mask for h in hooks for mask in h.enforcer.masks.values()]
     params = sum(p.numel() for p in runner.model.parameters())
     scalar = runner.message_hub.get_scalar
     return dict(
@@ -125,7 +118,7 @@ def run_once(
     folder = Path(work_dir) / variant.replace(' ', '_') / str(seed)
     done = folder / 'run.json'
     run = json.loads(done.read_text()) if done.is_file() else {}
-    settings = settings_of(epochs)
+    settings = dict(SETTINGS, epochs=epochs)
     if run.get('settings') != settings:
         config = make_config(variant, seed, epochs, data)
         config.work_dir = str(folder)
@@ -140,37 +133,19 @@ def run_once(
 
 def study(args: argparse.Namespace) -> list[dict]:
     """Train every variant with every seed, several at a time."""
-    recipe = Recipe(
-        train_scenes=1,
-        val_scenes=1,
-        train_digits=TRAIN_PICTURES,
-        val_digits=VAL_PICTURES,
-        digit_size=PICTURE_SIZE,
-    )
+    digits = SETTINGS['train_pictures'], SETTINGS['val_pictures']
+    recipe = Recipe(1, 1, 128, *digits, SETTINGS['picture_size'])
     data = make_digit_scenes(Path(args.work_dir) / 'data', recipe)
     # One thread a run: two runs side by side take less time than two threads
     # a run, and the figures do not depend on how many run.
     spawn = get_context('spawn')
     with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+        same = args.epochs, data, args.work_dir
         futures = [
-            pool.submit(
-                run_once, variant, seed, args.epochs, data, args.work_dir
-            )
-            for seed in args.seeds
-            for variant in VARIANTS
+            pool.submit(run_once, variant, seed, *same)
+            for seed, variant in itertools.product(args.seeds, VARIANTS)
         ]
         return [future.result() for future in futures]
-
-
-def settings_of(epochs: int) -> dict[str, int]:
-    """What a run depends on."""
-    return dict(
-        epochs=epochs,
-        train_pictures=TRAIN_PICTURES,
-        val_pictures=VAL_PICTURES,
-        picture_size=PICTURE_SIZE,
-        update_interval=UPDATE_INTERVAL,
-    )
 
 
 def summarise(variant: str, runs: list[dict]) -> dict:
@@ -234,19 +209,19 @@ mmengine {mmengine}, pelk_mm {pelk_mm} ({commit}).
 
 
 def markdown_row(row: dict, base: float) -> str:
-    return (
-        f'| {row["variant"]} | {row["params"] / 1e6:.3f} M | '
-        f'{row["nonzero"] / 1e6:.3f} M | {row["mean"]:.2f} ± '
-        f'{row["deviation"]:.2f} | {row["least"]:.2f} to {row["most"]:.2f} | '
-        f'{row["loss"]:.3f} | {row["cpu_seconds"] / base:.2f} |'
-    )
+    cells = [row['variant']]
+    cells += [f'{row[key] / 1e6:.3f} M' for key in ('params', 'nonzero')]
+    cells.append(f'{row["mean"]:.2f} ± {row["deviation"]:.2f}')
+    cells.append(f'{row["least"]:.2f} to {row["most"]:.2f}')
+    cells += [f'{row["loss"]:.3f}', f'{row["cpu_seconds"] / base:.2f}']
+    return f'| {" | ".join(cells)} |'
 
 
 def main() -> None:
     args = parse_args()
     runs = study(args)
     rows = [summarise(variant, runs) for variant in VARIANTS]
-    settings = settings_of(args.epochs)
+    settings = dict(SETTINGS, epochs=args.epochs)
     command = ['python', f'tools/benchmarks/{Path(__file__).name}']
     about = dict(
         environment('cpu'),

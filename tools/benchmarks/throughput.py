@@ -8,9 +8,8 @@ inference, as RepLKNet is. The last lines hold the results against targets.
     python tools/benchmarks/throughput.py --networks pelk_t same_width_t \\
         --sizes 224 --training --batch 4
 
-The networks of one size are measured in turns, each behind a call that is not
-timed, so compare within one run.
-Runs may be collected in one file, which keeps those that it has.
+The networks of one size are measured in turns, so compare within one run. A
+file keeps the runs that it has.
 """
 
 from __future__ import annotations
@@ -27,13 +26,8 @@ from torch import nn
 from pelk_mm.models import PeLK
 from pelk_mm.utils.files import write_json
 
-ARCHS = {
-    't': 'tiny',
-    's': 'small',
-    'b': 'base',
-    '101_t': 'tiny-101',
-    '101_b': 'base-101',
-}
+ARCHS = {'t': 'tiny', 's': 'small', 'b': 'base'}
+ARCHS |= {'101_t': 'tiny-101', '101_b': 'base-101'}
 
 
 def network(type: str, **arguments: object) -> Callable[[], nn.Module]:
@@ -47,24 +41,15 @@ def convnext_like(arch: str) -> Callable[[], nn.Module]:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    **{f'pelk_{key}': partial(PeLK, arch) for key, arch in ARCHS.items()},
-    **{
-        f'pelk_{key}_dense': partial(PeLK, arch, backend='dense')
-        for key, arch in ARCHS.items()
-    },
     **{f'same_width_{key}': convnext_like(ARCHS[key]) for key in 'tsb'},
     'convnext_t': network('mmpretrain.ConvNeXt', arch='tiny'),
     'replknet_31b': network('mmpretrain.RepLKNet', arch='31B'),
 }
-DEFAULT = (
-    'pelk_t',
-    'pelk_101_t',
-    'pelk_s',
-    'pelk_b',
-    'same_width_t',
-    'convnext_t',
-    'replknet_31b',
-)
+for key, arch in ARCHS.items():
+    NETWORKS[f'pelk_{key}'] = partial(PeLK, arch)
+    NETWORKS[f'pelk_{key}_dense'] = partial(PeLK, arch, backend='dense')
+DEFAULT = 'pelk_t', 'pelk_101_t', 'pelk_s', 'pelk_b'
+DEFAULT += 'same_width_t', 'convnext_t', 'replknet_31b'
 
 #: (what, above, below, size, batch, training, limit, whether at least).
 # fmt: off
@@ -84,7 +69,6 @@ TARGETS = (
 
 
 def setting(size: int, batch: int, training: bool) -> str:
-    """The key of a run in the results."""
     what = 'training step' if training else 'inference'
     return f'{size} x {size}, batch {batch}, {what}'
 
@@ -186,7 +170,7 @@ def main() -> None:
         if name.removeprefix('pelk_') in ARCHS:
             check(ARCHS[name.removeprefix('pelk_')])
     models = {name: prepare(name, args) for name in args.networks}
-    runs = bench.read_json(args.json).get('runs', {})
+    runs = bench.earlier(args.json, 'runs')
     for size in args.sizes:
         key = setting(size, args.batch, args.training)
         print(f'\n{key}')
