@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import distributions
 
 #: For every row what is imported and the distribution that brings it.
@@ -40,40 +41,25 @@ _OTHER_NAMES = {
 def installed(path: Iterable[str] | None = None) -> dict[str, str]:
     """Versions of all installed distributions by their normalised names.
 
-    Args:
-        path (Iterable[str], optional): Folders to look in. Default:
-            ``sys.path``.
-
-    Returns:
-        dict[str, str]: Of a distribution that is there twice the version that
-        comes first in ``path``, as for an import.
+    Of one that is in the folders of ``path`` (default: ``sys.path``) twice it
+    is the version that comes first, as for an import.
     """
     found: dict[str, str] = {}
     folders = sys.path if path is None else list(path)
     for distribution in distributions(path=folders):
-        try:
-            name = distribution.metadata['Name']
-            version = distribution.version
         # What an interrupted pip leaves behind has no readable metadata.
-        except Exception:
-            continue
-        if name and version:
-            name = re.sub('[-_.]+', '-', name).lower()
-            found.setdefault(name, version)
+        with suppress(Exception):
+            name = re.sub('[-_.]+', '-', distribution.metadata['Name'])
+            if name and distribution.version:
+                found.setdefault(name.lower(), distribution.version)
     return found
 
 
 def providers(packages: dict[str, str]) -> dict[str, dict[str, list[str]]]:
-    """Who brings each OpenMMLab package, by row.
+    """By each name that is imported the rows and distributions that bring it.
 
-    Args:
-        packages (dict[str, str]): From :func:`installed`.
-
-    Returns:
-        dict[str, dict[str, list[str]]]: For each name that is imported the
-        rows that bring it, and the installed distributions of that row. Empty
-        where nothing does; more than one distribution in all means that their
-        files overwrite each other.
+    More than one distribution of a name means that their files overwrite each
+    other. `packages` come from :func:`installed`.
     """
     found: dict[str, dict[str, list[str]]] = {}
     for row, distribution in ROWS.items():

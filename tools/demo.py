@@ -15,23 +15,14 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('task', choices=list(TASKS))
-    parser.add_argument(
-        '--data-root',
-        default='data/digit_scenes',
-        help='folder of the digit scenes, which are made if need be',
-    )
-    parser.add_argument(
-        '--work-dir', help='folder of logs, checkpoints and the picture'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        dest='options',
-        help='override fields of the config',
-    )
+    add = parser.add_argument
+    add('task', choices=list(TASKS))
+    data_help = 'folder of the digit scenes, which are made if need be'
+    add('--data-root', default='data/digit_scenes', help=data_help)
+    add('--work-dir', help='folder of logs, checkpoints and the picture')
+    options = dict(nargs='+', metavar='KEY=VALUE', action=ConfigOptions)
+    options['help'] = 'override fields of the config'
+    add('--cfg-options', dest='options', **options)
     return parser.parse_args()
 
 

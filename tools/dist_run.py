@@ -1,7 +1,4 @@
-"""torchrun, with a last line that says what went wrong.
-
-``dist_run.sh`` starts it with torchrun's arguments.
-"""
+"""torchrun for ``dist_run.sh``, with a last line on what went wrong."""
 
 import signal
 import sys
@@ -32,14 +29,10 @@ def main() -> None:
 
 
 def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
-    """What ended the run, without what only followed from it.
+    """In one line what ended the run, without what only followed from it.
 
-    Args:
-        failures (dict[int, ProcessFailure]): By rank; of this machine.
-        training (bool): Whether there are checkpoints to go on from.
-
-    Returns:
-        str: One line.
+    `failures` are those of this machine by rank; `training` says whether there
+    are checkpoints to go on from.
     """
     rank, first = min(failures.items(), key=_order)
     where = f'process {rank} (pid {first.pid})'

@@ -137,13 +137,11 @@ class DynamicSparsityHook(Hook):
     ) -> None:
         self.sparsity = check_number('sparsity', sparsity, 0, 1)
         if self.sparsity == 1:
-            raise ValueError(
-                'sparsity must be below 1, got 1: no weight would be left'
-            )
+            text = 'sparsity must be below 1, got 1: no weight would be left'
+            raise ValueError(text)
         self.init = check_choice('init', init, ('snip', *_BY_SHAPE, 'zeros'))
-        self.schedule = Schedule(
-            prune_rate, min_prune_rate, update_interval, end
-        )
+        rates = prune_rate, min_prune_rate
+        self.schedule = Schedule(*rates, update_interval, end)
         self.growth = check_choice('growth', growth, ('random', 'momentum'))
         self.include = check_patterns('include', include)
         if not self.include:
@@ -175,13 +173,9 @@ class DynamicSparsityHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Restore, read or draw the masks and start to enforce them.
 
-        Weights and optimizer are loaded. ``init='snip'`` waits for the first
-        batch.
-
-        Raises:
-            RuntimeError: If parameters or optimizer are sharded.
-            ValueError: If masks cannot be had as configured (see the class),
-                or there are two such hooks.
+        ``init='snip'`` waits for the first batch. A RuntimeError says that
+        parameters or optimizer are sharded, a ValueError that masks cannot be
+        had as configured.
         """
         if sum(isinstance(h, DynamicSparsityHook) for h in runner.hooks) > 1:
             raise ValueError(
@@ -225,9 +219,8 @@ class DynamicSparsityHook(Hook):
     def _can_resume(self, runner: Runner) -> bool:
         """Whether the checkpoint's masks go on, or new ones replace them."""
         sparsity = None if self.init == 'zeros' else self.sparsity
-        reason = why_not_resume(
-            self._loaded, self._model, self._weights, sparsity
-        )
+        at_hand = self._model, self._weights, sparsity
+        reason = why_not_resume(self._loaded, *at_hand)
         if reason is None:
             return True
         if not self.redraw:
@@ -296,12 +289,9 @@ class DynamicSparsityHook(Hook):
         wrappers = wrapper.values() if several else [wrapper]
         optimizers = [wrapper.optimizer for wrapper in wrappers]
         copies = [getattr(hook, 'ema_model', None) for hook in runner.hooks]
-        averaged = [
-            c.module for c in copies if isinstance(c, BaseAveragedModel)
-        ]
-        self.enforcer = MaskEnforcer(
-            masks, self._weights, optimizers, averaged
-        )
+        copies = [c for c in copies if isinstance(c, BaseAveragedModel)]
+        targets = self._weights, optimizers, [c.module for c in copies]
+        self.enforcer = MaskEnforcer(masks, *targets)
         self.enforcer.attach()
         runner.logger.info(
             f'DynamicSparsityHook: masks {origin}; {self.enforcer.summary()}'
@@ -312,20 +302,14 @@ class DynamicSparsityHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
     ) -> None:
-        """Draw the masks of ``init='snip'`` on the first batch.
-
-        The batch is then trained on as usual.
-        """
+        """Draw the masks of ``init='snip'`` on the first batch."""
         if self.enforcer is None:
             weights = trainable_weights(self._weights)
-            scores = mean_snip_scores(
-                self._model, data_batch, runner.optim_wrapper, weights
-            )
+            batch = data_batch, runner.optim_wrapper
+            scores = mean_snip_scores(self._model, *batch, weights)
             self._draw(runner, snip_densities(scores, 1 - self.sparsity))
-        self.enforcer.gathering = (
-            self.growth == 'momentum'
-            and self.schedule.moves_within(self.step, _GATHER_STEPS)
-        )
+        near = self.schedule.moves_within(self.step, _GATHER_STEPS)
+        self.enforcer.gathering = near and self.growth == 'momentum'
 
     def after_train_iter(
         self,
@@ -363,11 +347,9 @@ class DynamicSparsityHook(Hook):
     # At saving, and at the end ----------------------------------------------
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Write masks, step, prune rate and generator into the checkpoint.
-
-        mmengine calls this on the main process only, so nothing here may
-        wait for other ranks.
-        """
+        """Write masks, step, prune rate and generator into the checkpoint."""
+        # mmengine calls this on the main process only, so nothing here may
+        # wait for other ranks.
         enforcer = self.enforcer
         if enforcer is None:
             return
