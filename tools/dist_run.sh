@@ -4,31 +4,29 @@
 # The argument at POSITION is the number of GPUs; those before it and behind it
 # go to SCRIPT.
 set -euo pipefail
-script=$1
-position=$2
+fail() {
+    echo "$1" >&2
+    exit 2
+}
+script=$1 position=$2
 shift 2
 if [ "$#" -lt "$position" ]; then
     name=dist_${script%.py}.sh
     [ "$script" = train.py ] && files=CONFIG || files='CONFIG CHECKPOINT'
-    echo "usage: tools/$name $files GPUS [arguments of $script]" >&2
-    exit 2
+    fail "usage: tools/$name $files GPUS [arguments of $script]"
 fi
 before=("${@:1:position-1}")
 gpus=${!position}
 shift "$position"
-if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
-    echo "error: GPUS must be a positive integer, got '$gpus'" >&2
-    exit 2
-fi
+[[ $gpus =~ ^[1-9][0-9]*$ ]] ||
+    fail "error: GPUS must be a positive integer, got '$gpus'"
 
 nnodes=${NNODES:-1}
 python=${PYTHON:-python}
 tools=$(cd "$(dirname "$0")" && pwd)
 if [ -z "${PORT:-}" ]; then
-    if [ "$nnodes" -gt 1 ]; then
-        echo "error: with NNODES=$nnodes set PORT, the same on every machine" >&2
-        exit 2
-    fi
+    [ "$nnodes" -le 1 ] ||
+        fail "error: with NNODES=$nnodes set PORT, the same on every machine"
     PORT=$("$python" -c 'import socket
 s = socket.socket()
 s.bind(("127.0.0.1", 0))

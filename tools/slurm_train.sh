@@ -8,15 +8,11 @@ if [ "$#" -lt 3 ]; then
     echo "usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2
     exit 2
 fi
-partition=$1
-job_name=$2
-config=$3
+partition=$1 job_name=$2 config=$3
 shift 3
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
-if [ "$per_node" -gt "$gpus" ]; then
-    per_node=$gpus
-fi
+[ "$per_node" -le "$gpus" ] || per_node=$gpus
 tools=$(cd "$(dirname "$0")" && pwd)
 
 # shellcheck disable=SC2086  # SRUN_ARGS is a list of words

@@ -123,6 +123,10 @@ def _grid(size: int) -> np.ndarray:
     return np.mgrid[:size, :size] / size
 
 
+def _distance(size: int, center: np.ndarray) -> np.ndarray:
+    return np.hypot(*(_grid(size) - center[:, None, None]))
+
+
 def _ramp(rng: Generator, size: int) -> np.ndarray:
     """Distance along a random direction."""
     y, x = _grid(size)
@@ -151,20 +155,16 @@ def _checks(rng: Generator, size: int) -> np.ndarray:
 
 
 def _rings(rng: Generator, size: int) -> np.ndarray:
-    y, x = _grid(size)
-    center_y, center_x = rng.uniform(-0.3, 1.3, 2)
-    radius = np.hypot(y - center_y, x - center_x)
+    radius = _distance(size, rng.uniform(-0.3, 1.3, 2))
     return 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 9) * radius)
 
 
 def _spots(rng: Generator, size: int) -> np.ndarray:
-    y, x = _grid(size)
     field = np.zeros((size, size))
     for _ in range(int(rng.integers(8, 30))):
-        center_y, center_x = rng.uniform(0, 1, 2)
-        radius = rng.uniform(0.02, 0.12)
-        distance = np.hypot(y - center_y, x - center_x)
-        field = np.maximum(field, np.clip((radius - distance) * 30, 0, 1))
+        distance = _distance(size, rng.uniform(0, 1, 2))
+        spot = (rng.uniform(0.02, 0.12) - distance) * 30
+        field = np.maximum(field, np.clip(spot, 0, 1))
     return field
 
 

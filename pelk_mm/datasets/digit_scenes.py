@@ -154,9 +154,8 @@ def make_digit_scenes(
     except (FileExistsError, NotADirectoryError) as error:
         text = f'{root} cannot be made: a part of its path is a file'
         raise NotADirectoryError(f'{text}; choose another root') from error
-    counts = recipe.train_scenes, recipe.val_scenes
-    counts += recipe.train_digits, recipe.val_digits
-    total = sum(counts)
+    scenes = recipe.train_scenes + recipe.val_scenes
+    total = scenes + recipe.train_digits + recipe.val_digits
     scratch = TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}-')
     with scratch as folder:
         new = Path(folder, 'new')
@@ -193,8 +192,7 @@ def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
                 'choose another root'
             )
         return False
-    problem = _why_not(root, recipe)
-    if problem is not None:
+    if problem := _why_not(root, recipe):
         raise FileExistsError(
             f'{root} {problem}; choose another root, or overwrite it '
             '(overwrite=True, in the command line --overwrite)'
@@ -303,13 +301,9 @@ def _empty_coco(split: str) -> dict:
         dict(id=1 + digit, name=name, supercategory='digit')
         for digit, name in enumerate(DIGITS)
     ]
-    return {
-        'info': {'description': title, 'version': str(FORMAT_VERSION)},
-        'licenses': [],
-        'images': [],
-        'annotations': [],
-        'categories': categories,
-    }
+    info = {'description': title, 'version': str(FORMAT_VERSION)}
+    lists = dict(licenses=[], images=[], annotations=[], categories=categories)
+    return dict(info=info, **lists)
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:

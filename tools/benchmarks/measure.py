@@ -25,11 +25,8 @@ def _after_the_gpu() -> float:
     return time.perf_counter()
 
 
-CLOCKS = {
-    'wall': time.perf_counter,
-    'cpu': time.process_time,
-    'gpu': _after_the_gpu,
-}
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
+CLOCKS['gpu'] = _after_the_gpu
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -202,7 +199,6 @@ def print_targets(rows: Iterable[Mapping]) -> None:
     print()
     for row in rows:
         bound = 'at least' if row['at_least'] else 'at most'
-        print(
-            f'{row["verdict"]:12} {row["target"]}: {row["value"]:.3g} '
-            f'({bound} {row["limit"]:g})'
-        )
+        bound = f'{bound} {row["limit"]:g}'
+        what = f'{row["verdict"]:12} {row["target"]}'
+        print(f'{what}: {row["value"]:.3g} ({bound})')

@@ -61,18 +61,14 @@ def kept_for_backward(model: nn.Module, images: Tensor, amp: bool) -> int:
             kept.append(x)
         return x
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
-        torch.autocast(images.device.type, torch.bfloat16, enabled=amp),
-    ):
-        outputs = model(images)
-    del outputs
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)
+    device = images.device.type
+    with saved, torch.autocast(device, torch.bfloat16, enabled=amp):
+        model(images)
     return storage_bytes(kept)
 
 
-def measure(
-    name: str, size: int, batch: int, amp: bool, device: str
-) -> dict[str, int]:
+def measure(name: str, size: int, batch: int, amp: bool, device: str) -> dict:
     """Bytes of one network and batch, by what they are for."""
     torch.manual_seed(0)
     model = NETWORKS[name.removesuffix(CHECKPOINTED)]()
@@ -97,18 +93,14 @@ def measure(
     entries = optimizer.state.values()
     state = [x for e in entries for x in e.values() if isinstance(x, Tensor)]
     standing = storage_bytes((*weights, *gradients, *state, images))
-    return {
-        'weights': storage_bytes(weights),
-        'gradients': storage_bytes(gradients),
-        'optimizer': storage_bytes(state),
-        'kept': kept_for_backward(model, images, amp),
-        'peak': standing + bench.peak_memory(train, device),
-    }
+    parts = dict(weights=weights, gradients=gradients, optimizer=state)
+    result = {part: storage_bytes(held) for part, held in parts.items()}
+    result['kept'] = kept_for_backward(model, images, amp)
+    result['peak'] = standing + bench.peak_memory(train, device)
+    return result
 
 
-def per_image(
-    once: dict[str, int], twice: dict[str, int], batch: int
-) -> dict[str, float]:
+def per_image(once: dict, twice: dict, batch: int) -> dict[str, float]:
     """Bytes that one more image takes, given both batches' measurements."""
     parts = 'kept', 'peak'
     return {part: (twice[part] - once[part]) / batch for part in parts}
@@ -116,7 +108,7 @@ def per_image(
 
 def in_a_process(
     name: str, size: int, batch: int, args: argparse.Namespace
-) -> dict[str, int]:
+) -> dict:
     """:func:`measure` where nothing else has allocated anything."""
     job = json.dumps([name, size, batch, args.amp, args.device])
     command = [sys.executable, __file__, '--measure', job]
@@ -175,11 +167,8 @@ def main() -> None:
             once = in_a_process(name, size, batch, args)
             twice = in_a_process(name, size, 2 * batch, args)
             image = per_image(once, twice, batch)
-            run['networks'][name] = {
-                'per image': image,
-                f'batch {batch}': once,
-                f'batch {2 * batch}': twice,
-            }
+            entry = {f'batch {batch}': once, f'batch {2 * batch}': twice}
+            run['networks'][name] = {'per image': image, **entry}
             row = [image['peak'], image['kept']]
             row += [once[head] for head in heads[2:5]]
             row += [once['peak'], twice['peak']]

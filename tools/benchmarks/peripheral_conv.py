@@ -239,12 +239,6 @@ def chosen(
     return next(n for n in names if reasons[n] is None and n != without)
 
 
-LAYOUTS = {
-    'channels-last': torch.channels_last,
-    'contiguous': torch.contiguous_format,
-}
-
-
 def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
     """The maps and kernels to choose for: PeLK's, and others."""
     tiny, base = (46, 93, 187, 374), (62, 124, 249, 499)
@@ -258,8 +252,8 @@ def shapes() -> Iterator[tuple[tuple[int, ...], SharingGrid]]:
             for grids in kernels:
                 yield (batch, channels[stage], *size), grids[stage]
 
-    yield from stages(1, tiny, (224, 224), small, large)
-    yield from stages(8, tiny, (224, 224), small, large)
+    for batch in (1, 8):
+        yield from stages(batch, tiny, (224, 224), small, large)
     yield from stages(1, base, (384, 384), large)
     for image in ((512, 512), (512, 2048), (800, 1333)):
         yield from stages(1, tiny, image, small, large)
@@ -286,12 +280,13 @@ def measure_choice(args: argparse.Namespace) -> dict[str, object]:
     absent = 'triton' if args.device == 'cuda' else 'cpp'
     ratios: dict[str, dict] = {'all': {}, f'without {absent}': {}}
     rows = {}
-    for (shape, grid), layout, what in itertools.product(
-        shapes(), LAYOUTS, ('forward', 'weight gradient')
-    ):
+    axes = ('channels-last', 'contiguous'), ('forward', 'weight gradient')
+    for (shape, grid), layout, what in itertools.product(shapes(), *axes):
         weight_grad = what == 'weight gradient'
         with torch.device(args.device):
-            x = torch.randn(shape).contiguous(memory_format=LAYOUTS[layout])
+            x = torch.randn(shape)
+            if layout == 'channels-last':
+                x = x.contiguous(memory_format=torch.channels_last)
             weight = torch.randn(shape[1], 1, grid.num_cells, grid.num_cells)
         reasons = available_backends(x.device, x.dtype)
         names = [name for name, reason in reasons.items() if reason is None]

@@ -125,9 +125,8 @@ def run_once(
         run = dict(variant=variant, seed=seed, settings=settings)
         run.update(train(config))
         write_json(done, run)
-    accuracy, seconds = run['accuracy'], run['seconds']
-    text = f'{variant}, seed {seed}: {accuracy:.2f} %, {seconds:.0f} s'
-    print(text, flush=True)
+    figures = f'{run["accuracy"]:.2f} %, {run["seconds"]:.0f} s'
+    print(f'{variant}, seed {seed}: {figures}', flush=True)
     return run
 
 

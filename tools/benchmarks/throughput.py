@@ -134,22 +134,19 @@ def targets(runs: dict[str, dict]) -> list[dict]:
 
 def measure(
     models: dict[str, nn.Module], size: int, args: argparse.Namespace
-) -> dict[str, dict]:
+) -> dict:
     """Time all models on images of one size and print it."""
     images = torch.randn(args.batch, 3, size, size, device=args.device)
     images = images.contiguous(memory_format=torch.channels_last)
     steps = {name: step(model, images, args) for name, model in models.items()}
-    times = bench.interleave(
-        steps, args.rounds, args.clock, 0.0, args.budget, settle=True
-    )
+    how = args.rounds, args.clock, 0.0, args.budget
+    times = bench.interleave(steps, *how, settle=True)
     for name, entry in times.items():
         entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
         entry['peak_memory'] = bench.peak_memory(steps[name], args.device)
-        print(
-            f'  {name:18}{entry["images_per_s"]:9.2f} images/s'
-            f'{entry["median_ms"]:10.1f} ms'
-            f'{entry["peak_memory"] / 2**20:10.1f} MiB'
-        )
+        speed, ms = entry['images_per_s'], entry['median_ms']
+        mib = entry['peak_memory'] / 2**20
+        print(f'  {name:18}{speed:9.2f} images/s{ms:10.1f} ms{mib:10.1f} MiB')
     return times
 
 

@@ -247,9 +247,9 @@ class DynamicSparsityHook(Hook):
                 f'{self.current_prune_rate:.4f}'
             )
         self._enforce(runner, masks, f'resumed at step {self.step}')
+        momentum = state['momentum'].items()
         self.enforcer.momentum = {
-            name: average.to(self._weights[name].device)
-            for name, average in state['momentum'].items()
+            name: average.to(masks[name].device) for name, average in momentum
         }
 
     def _read(self, runner: Runner, state: Mapping[str, Any] | None) -> None:
@@ -266,8 +266,8 @@ class DynamicSparsityHook(Hook):
         if self.init != 'snip':
             weights = trainable_weights(self._weights)
             shapes = {name: weight.shape for name, weight in weights.items()}
-            densities_of = _BY_SHAPE[self.init]
-            self._draw(runner, densities_of(shapes, 1 - self.sparsity))
+            densities = _BY_SHAPE[self.init](shapes, 1 - self.sparsity)
+            self._draw(runner, densities)
         elif isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ValueError(
                 "init='snip' needs one loss and one optimizer, got an "
@@ -373,8 +373,7 @@ class DynamicSparsityHook(Hook):
 def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
     """Warn where a sparse run is resumed without its hook.
 
-    A hook that is not there cannot complain, so one that always is has to
-    call this from its ``after_load_checkpoint``.
+    For the ``after_load_checkpoint`` of a hook that is always there.
     """
     there = any(isinstance(h, DynamicSparsityHook) for h in runner.hooks)
     if STATE_KEY in checkpoint and runner._resume and not there:
