@@ -26,18 +26,13 @@ def build_backbone(
     checkpoint: str | None = None,
     wishes: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the backbone of a model's config.
+    """Build the backbone of a model's config, in training mode, on the CPU.
 
     Args:
-        config (Config): Of mmpretrain, mmsegmentation or mmdetection; not
-            changed.
         checkpoint (str, optional): Path or URL of trained weights, of the
             whole model or of the backbone. Default: None, random ones.
         wishes (Mapping[str, Any], optional): Arguments to set where the
-            backbone has them. Default: None.
-
-    Returns:
-        nn.Module: The backbone, in training mode, on the CPU.
+            backbone has them.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

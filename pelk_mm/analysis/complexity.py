@@ -47,15 +47,9 @@ SPARSITY = 0.4
 class Part:
     """Counts of one part of a model.
 
-    Attributes:
-        name (str): Such as ``'stem'``.
-        params (int): All parameters.
-        nonzero (float): Parameters that are not zero.
-        macs_paper (float): Multiply-accumulates as the paper counts them:
-            kernels executed dense, sparse weights not at all, no auxiliary
-            head.
-        macs_dense (int): Kernels executed dense, every weight.
-        macs_executed (int): What the peripheral operator executes.
+    ``macs_paper`` are multiply-accumulates as the paper counts them: kernels
+    executed dense, zero weights not at all, no auxiliary head; ``macs_dense``
+    has every weight, ``macs_executed`` is what the operator executes.
     """
 
     name: str
@@ -68,15 +62,11 @@ class Part:
 
 @dataclass
 class Complexity:
-    """Counts of a model for one image, whole and by part.
+    """Counts of a model for one image of ``shape``, whole and by part.
 
-    Attributes:
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-        sparsity (float): Share of zeros in the 2-D and 4-D weights of the
-            backbone, and of the head of a classifier.
-        measured (bool): Whether the zeros are those of a checkpoint, not
-            assumed.
-        parts (list[Part]): The counts.
+    ``sparsity`` is the share of zeros in the 2-D and 4-D weights of the
+    backbone and of a classifier's head; ``measured`` says whether they are
+    those of a checkpoint, not assumed.
     """
 
     shape: tuple[int, int]
@@ -107,24 +97,19 @@ def count_complexity(
     Each stage of a detector's box head sees 1000 boxes, its mask head 100.
 
     Args:
-        config (Config): Of mmpretrain, mmsegmentation or mmdetection, with
-            any backbone; only PeLK's is split into parts.
-        shape (Sequence[int]): Height and width of the image, in pixels.
+        config (Config): Of any of the three libraries, with any backbone;
+            only PeLK's is split into parts.
+        shape (Sequence[int]): Height and width in pixels, multiples of 32.
         sparsity (float, optional): Share of zeros to assume in every 2-D and
             4-D weight of the backbone and of a classifier's head, 0 to 1.
             Default: 0.4 for PeLK, 0 for others.
-        checkpoint (str, optional): Weights of the model, whose zeros are
-            counted instead. Default: None.
-
-    Returns:
-        Complexity: The counts.
+        checkpoint (str, optional): Weights whose zeros are counted instead.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         RuntimeError: If it does not fit the model.
-        ValueError: If the shape does not suit the model's strides, the
-            sparsity is out of range or given beside a checkpoint, or the
-            model is of a kind that cannot be counted.
+        ValueError: If an argument is none of the above, or the model is of a
+            kind that cannot be counted.
     """
     if len(shape) != 2 or any(size < 32 or size % 32 for size in shape):
         raise ValueError(

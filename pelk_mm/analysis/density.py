@@ -40,15 +40,10 @@ class LayerDensity:
 def layer_densities(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> list[LayerDensity]:
-    """Count live weights in every 2-D and 4-D weight.
+    """Count live weights in every 2-D and 4-D weight, in their order.
 
-    Args:
-        weights (Mapping[str, Tensor]): A state dict, or parameters by name.
-        masks (Mapping[str, Tensor]): Bool masks by the same names; weights
-            without one are counted by their zeros.
-
-    Returns:
-        list[LayerDensity]: In the order of ``weights``.
+    ``masks`` are bool, by the same names; weights without one are counted by
+    their zeros.
     """
     layers = []
     for name, weight in weights.items():
@@ -64,16 +59,8 @@ def layer_densities(
 def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
     """Count live weights in a checkpoint, by its masks where it has them.
 
-    Args:
-        checkpoint (Mapping[str, Any]): As mmengine saves it, or a bare state
-            dict.
-
-    Returns:
-        list[LayerDensity]: In the order of the state dict.
-
-    Raises:
-        ValueError: If there is no 2-D or 4-D weight in it, or its masks are
-            damaged.
+    Takes mmengine's checkpoints and bare state dicts; raises ValueError if
+    there is no 2-D or 4-D weight, or the masks are damaged.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     state = checkpoint.get(STATE_KEY)
@@ -87,17 +74,10 @@ def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
 
 
 def merged_densities(model: nn.Module) -> dict[str, LayerDensity]:
-    """Merge a model and count the kernels that are less sparse for it.
+    """Merge a model, in place, and count kernels that are less sparse for it.
 
-    A small kernel that is merged into a large one fills zeros of it.
-
-    Args:
-        model (nn.Module): Model with a checkpoint's weights; its modules that
-            have ``switch_to_deploy`` are merged, in place.
-
-    Returns:
-        dict[str, LayerDensity]: By name, those whose zeros changed; counted
-        by them, as a merged kernel has no mask.
+    A small kernel that is merged into a large one fills zeros of it. Those
+    whose zeros changed are counted by them, as a merged kernel has no mask.
     """
     before = {layer.name: layer.live for layer in _zeros(model)}
     for module in model.modules():
@@ -115,12 +95,7 @@ def _zeros(model: nn.Module) -> list[LayerDensity]:
 
 
 def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
-    """Draw the density of every layer, in the order of the network.
-
-    Args:
-        layers (Iterable[LayerDensity]): What to draw.
-        path (str | Path): Image file; its suffix tells the format.
-    """
+    """Draw the density of every layer, in the order of the network."""
     from matplotlib.figure import Figure
 
     layers = list(layers)

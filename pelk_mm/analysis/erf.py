@@ -40,19 +40,9 @@ _CALIBRATION = 4
 
 
 def pick_images(folder: str | Path, num: int) -> list[Path]:
-    """Pick some of the images of a folder and the folders in it.
+    """Pick images of a folder and the folders in it, evenly spaced by name.
 
-    Args:
-        folder (str | Path): Where to look.
-        num (int): How many; evenly spaced in the order of their folders and
-            names, all where there are no more.
-
-    Returns:
-        list[Path]: At least one, in that order.
-
-    Raises:
-        FileNotFoundError: If there is no image.
-        ValueError: If ``num`` is below 1.
+    At most ``num``, in order; none at all is a FileNotFoundError.
     """
     check_integer('the number of images', num, 1)
     found = list(find_images(folder))
@@ -65,19 +55,11 @@ def pick_images(folder: str | Path, num: int) -> list[Path]:
 
 
 def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
-    """Build a backbone so that it returns maps.
+    """Build a backbone that returns maps, in eval mode, its parameters frozen.
 
-    Without a checkpoint LayerScale starts at 1: at the 1e-6 of the recipes
-    the blocks would do nothing, and the field would be that of the stem and
-    the downsampling alone.
-
-    Args:
-        config (Config): Of mmpretrain, mmsegmentation or mmdetection.
-        checkpoint (str, optional): Trained weights. Default: None, random
-            ones, the same on each call.
-
-    Returns:
-        nn.Module: In eval mode, without gradients to its parameters.
+    Without a checkpoint the weights are random, the same on each call, and
+    LayerScale starts at 1: at the 1e-6 of the recipes the blocks would do
+    nothing, and the field would be that of the stem and the downsampling.
     """
     wishes = _MAPS if checkpoint else {**_MAPS, **_UNTRAINED}
     with torch.random.fork_rng(devices=[]):
@@ -91,14 +73,10 @@ def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
-    """Give BatchNorms the statistics of some images.
+    """Give the BatchNorms of a backbone in eval mode statistics of images.
 
     In an untrained network they hold means of 0 and variances of 1, which no
     training leaves there.
-
-    Args:
-        backbone (nn.Module): In eval mode, which it stays in.
-        images (Sequence[Tensor]): Inputs of the backbone.
     """
     norms = [
         norm
@@ -128,10 +106,6 @@ def input_gradient(backbone: nn.Module, image: Tensor) -> np.ndarray:
 
     Returns:
         np.ndarray: ``(H, W)``, float64, not negative.
-
-    Raises:
-        RuntimeError: If the gradient is not finite.
-        ValueError: If the backbone returns no map.
     """
     image = image.clone().requires_grad_(True)
     output = backbone(image)
@@ -162,10 +136,6 @@ class FieldSum:
         path (str | Path): File of the sum so far, ``.npz``.
         fingerprint (str): Of all that the sum depends on. A file with
             another one is not gone on with.
-
-    Attributes:
-        total (np.ndarray | float): ``(H, W)``, float64; 0 before the first.
-        count (int): Images in it.
     """
 
     def __init__(self, path: str | Path, fingerprint: str) -> None:
@@ -199,16 +169,13 @@ def area_ratios(
     """Area of the smallest centred square that holds a share of the mass.
 
     Args:
-        mass (np.ndarray): ``(H, W)``, not negative.
-        shares (Sequence[float]): Of the whole, 0 to 1. Default: the paper's.
+        mass (np.ndarray): ``(H, W)``, not negative, not all zero.
+        shares (Sequence[float]): Of the whole, 0 to 1.
 
     Returns:
         dict[str, float]: Area over that of the whole, by the share, such as
         ``'0.5'``; squares have odd sides around the position ``(H // 2,
         W // 2)``, the largest is everything.
-
-    Raises:
-        ValueError: If there is no mass.
     """
     total = mass.sum()
     if not total > 0:
@@ -242,11 +209,7 @@ def describe(mass: np.ndarray) -> list[str]:
 class Field:
     """An effective receptive field.
 
-    Attributes:
-        name (str): Of the network.
-        matrix (np.ndarray): ``(H, W)``, mean gradient per pixel.
-        images (int): How many it is the mean of.
-        trained (bool): Whether the weights were.
+    ``matrix`` is ``(H, W)``, the mean gradient per pixel over ``images``.
     """
 
     name: str
@@ -286,18 +249,12 @@ def compute_field(
     """Average the gradient over images, from where it was left.
 
     Args:
-        name (str): Of the network.
-        backbone (nn.Module): From :func:`build_for_erf`.
-        images (Sequence[Path]): All images.
-        read (Callable[[Path], Tensor]): Makes an input of one.
+        read (Callable[[Path], Tensor]): Makes an input of one image.
         running (FieldSum): The sum so far.
         trained (bool): Whether the weights are; BatchNorms of others are
             calibrated.
         each (Callable[[int], None]): Called with the number of images done,
-            before the first and after each. Default: nothing.
-
-    Returns:
-        Field: The mean over all images.
+            before the first and after each.
     """
     device = next(backbone.parameters(), torch.empty(0)).device
     each(running.count)
@@ -313,16 +270,7 @@ def compute_field(
 def save_field(
     field: Field, folder: str | Path, more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the matrix as ``.npy`` and the area ratios as ``.json``.
-
-    Args:
-        field (Field): What to write.
-        folder (str | Path): Where; the files have the field's name.
-        more (Mapping[str, Any]): What else to put into the JSON.
-
-    Returns:
-        dict[str, Any]: The JSON's contents.
-    """
+    """Write NAME.npy and NAME.json, which also holds ``more``."""
     summary = {**field.summary(), **more}
     with atomic_path(Path(folder, f'{field.name}.npy')) as path:
         np.save(path, field.matrix.astype(np.float32))
@@ -331,14 +279,10 @@ def save_field(
 
 
 def draw_fields(fields: Sequence[Field]) -> Figure:
-    """Draw fields side by side.
+    """Draw fields side by side, at least one.
 
-    Args:
-        fields (Sequence[Field]): At least one.
-
-    Returns:
-        Figure: A panel each, squares around 50 and 99 % of the mass, and all
-        area ratios below.
+    Each panel has squares around 50 and 99 % of the mass, and all area ratios
+    below.
     """
     size = (2.7 * len(fields) + 0.9, 4.0)
     figure = Figure(figsize=size, layout='constrained')

@@ -18,18 +18,7 @@ FAINT = '#8a8a8a'
 def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
     """Write a figure as PNG, whole or not at all.
 
-    Args:
-        figure (Figure): What to write.
-        path (str | Path): The file, ending in ``.png``; its folder is made
-            if need be.
-        dpi (int): Pixels per inch. Default: 200.
-
-    Returns:
-        Path: ``path``.
-
-    Raises:
-        ValueError: If the name does not end in ``.png``.
-        OSError: If it cannot be written.
+    The folder is made if need be; another suffix is a ValueError.
     """
     path = Path(path)
     if path.suffix.lower() != '.png':

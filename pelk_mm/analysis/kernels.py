@@ -25,15 +25,9 @@ _BLUR = ('#6ea8dc', '#dbe9f6')
 
 
 def draw_grid(grid: SharingGrid) -> Figure:
-    """Draw the cells of a kernel beside the compact weight that fills them.
+    """Draw the K x K cells of a kernel beside the compact k' x k' weight.
 
-    Args:
-        grid (SharingGrid): The cells.
-
-    Returns:
-        Figure: The compact k' x k' weight on the left, the K x K kernel on
-        the right; a cell has the same colour in both, and one blur cell is
-        marked in both.
+    A cell has the same colour in both, and one blur cell is marked in both.
     """
     cells, size = grid.num_cells, grid.kernel_size
     figure = Figure(figsize=(8, 4.6))
@@ -150,12 +144,9 @@ def _label_regions(figure: Figure, grid: SharingGrid) -> None:
 
 @dataclass(frozen=True)
 class BlockKernels:
-    """The large kernels of one block.
+    """The large kernels of a block, named such as ``'stage 1, block 3'``.
 
-    Attributes:
-        name (str): Such as ``'stage 1, block 3'``, counted from 1.
-        grid (SharingGrid): Their cells.
-        weight (Tensor): Compact, ``(g, k', k')``, float32, on the CPU.
+    ``weight`` is compact, ``(g, k', k')``, float32.
     """
 
     name: str
@@ -166,20 +157,12 @@ class BlockKernels:
 def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
     """Take the large kernels out of a backbone, as they are executed.
 
-    BatchNorm and the small kernel are merged in; a kernel's scale then is
-    that of its effect.
+    BatchNorm and the small kernel are merged in, in a copy; a kernel's scale
+    then is that of its effect.
 
     Args:
-        backbone (PeLK): In either form; not changed.
         per_stage (int): Blocks of each stage, evenly spaced, the last always
-            among them; a stage of fewer gives all. Default: 1.
-
-    Returns:
-        list[BlockKernels]: In the order of execution.
-
-    Raises:
-        TypeError: If the backbone has no peripheral kernels.
-        ValueError: If ``per_stage`` is below 1.
+            among them; a stage of fewer gives all.
     """
     if not isinstance(backbone, PeLK):
         raise TypeError(
@@ -201,20 +184,11 @@ def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
 
 
 def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
-    """Draw learned kernels on a contact sheet.
+    """Draw learned kernels on a contact sheet, two rows a block.
 
-    Args:
-        blocks (Sequence[BlockKernels]): At least one.
-        channels (int): How many kernels of each block to draw, evenly spaced
-            among its channels. Default: 6.
-
-    Returns:
-        Figure: Two rows a block, compact above and written out below; the
-        mean magnitude of all channels first, then single kernels, each
-        divided by its largest magnitude.
-
-    Raises:
-        ValueError: If ``channels`` is below 1.
+    Compact above and written out below: the mean magnitude of all channels
+    first, then ``channels`` single kernels, evenly spaced among them, each
+    divided by its largest magnitude.
     """
     check_integer('channels', channels, 1)
     mean = dict(cmap='magma', norm=LogNorm(0.01, 1, clip=True))

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 class PaperRow:
     """One row of the paper's Tables 2, 3 and 4.
 
-    Attributes:
-        table (str): The task.
-        shape (tuple[int, int]): The image that FLOPs are counted for, in
-            pixels.
-        model (str): The paper's name of the model.
-        config (str): Our config of it, in ``configs/``.
-        params (float): Parameters, in millions.
-        gmacs (float): What the paper calls FLOPs, in 10^9
-            multiply-accumulates.
+    ``shape`` is the image, in pixels; ``params`` are millions; ``gmacs``,
+    which the paper calls FLOPs, are 10^9 multiply-accumulates.
     """
 
     table: str

@@ -38,8 +38,8 @@ def count_convnext(
     """Count ConvNeXt-T with every kernel replaced, for the paper's Fig. 6.
 
     Args:
-        kernel_sizes (Sequence[int]): Odd, at least 5. Default: 7 to 151.
-        image (int): Height and width of the image, in pixels. Default: 224.
+        kernel_sizes (Sequence[int]): Odd, at least 5.
+        image (int): Height and width of the image, in pixels.
 
     Returns:
         list[dict[str, Any]]: For each size ``kernel_size``, ``cells`` (k'),
@@ -90,22 +90,16 @@ def candidates(
     shape: Sequence[int],
     backends: Sequence[str] | None = None,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Ways to compute one convolution, checked against each other.
+    """Ways to compute one convolution, checked against each other, by name.
+
+    ``'dense'`` is torch's own depthwise convolution with the kernel written
+    out beforehand.
 
     Args:
-        kernel_size (int): K, odd.
         shape (Sequence[int]): ``(N, C, H, W)`` of the map, float32 on the
             CPU, laid out channels-last as ConvNeXt's activations are.
         backends (Sequence[str], optional): Of the peripheral convolution.
             Default: all but the dense one that run here.
-
-    Returns:
-        dict[str, Callable]: What to call, by name. ``'dense'`` is torch's
-        own depthwise convolution with the kernel written out beforehand.
-
-    Raises:
-        RuntimeError: If results differ, or a backend does not run.
-        ValueError: If there is no such backend.
     """
     if backends is None:
         reasons = available_backends('cpu')
@@ -161,9 +155,6 @@ def draw_scaling(
         times (Sequence[Mapping[str, Any]]): ``kernel_size`` and
             ``median_ms`` by name, of each size; may be empty.
         subtitle (str): What was timed, and on what.
-
-    Returns:
-        Figure: Panels with logarithmic axes.
     """
     panels = [
         ('params', 1e6, 'Parameters', 'millions'),

@@ -29,16 +29,9 @@ class Panel:
 def colour_labels(
     labels: np.ndarray, palette: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Paint a map of classes.
+    """Paint a map ``(H, W)`` of classes by a palette of red, green and blue.
 
-    Args:
-        labels (np.ndarray): ``(H, W)``, integers; what is outside of the
-            palette, such as the 255 of ignored pixels, becomes white.
-        palette (Sequence[Sequence[int]]): Red, green and blue of each class,
-            0 to 255.
-
-    Returns:
-        np.ndarray: ``(H, W, 3)``, uint8.
+    What is outside of it, such as the 255 of ignored pixels, becomes white.
     """
     colours = np.array([*palette, (255, 255, 255)], np.uint8)
     known = (labels >= 0) & (labels < len(palette))
@@ -55,22 +48,14 @@ def draw_instances(
     scores: np.ndarray | None = None,
     scale: int = 3,
 ) -> np.ndarray:
-    """Draw boxes, masks and class names onto an enlarged image.
+    """Draw boxes, masks and class names onto an enlarged uint8 RGB image.
 
     Args:
-        image (np.ndarray): ``(H, W, 3)``, uint8 RGB.
         boxes (np.ndarray): ``(N, 4)``, left, top, right and bottom in pixels.
-        labels (np.ndarray): ``(N,)``, integers.
         masks (np.ndarray): ``(N, H, W)``, bool or 0 and 1.
         palette (Sequence[Sequence[int]]): Red, green and blue of each class,
             0 to 255.
-        classes (Sequence[str]): Their names.
         scores (np.ndarray, optional): ``(N,)``, written behind the names.
-            Default: None.
-        scale (int): How many times larger to draw. Default: 3.
-
-    Returns:
-        np.ndarray: ``(scale * H, scale * W, 3)``, uint8.
     """
     shaded = image.astype(np.float32)
     for mask, label in zip(masks, labels, strict=True):
@@ -99,20 +84,10 @@ def draw_rows(
     title: str = '',
     legend: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
-    """Draw rows of panels under each other.
+    """Draw rows of panels, all of one length, under each other, as PNG.
 
-    As many rows stand side by side as make the picture fit a screen.
-
-    Args:
-        rows (Sequence[Sequence[Panel]]): At least one; all of one length.
-        path (str | Path): PNG file; its folder is made if need be, and the
-            file appears only once it is complete.
-        title (str): Above everything. Default: ``''``.
-        legend (Mapping[str, Sequence[int]], optional): Colours by name,
-            below everything. Default: None.
-
-    Returns:
-        Path: ``path``.
+    As many rows stand side by side as make the picture fit a screen. The
+    legend has colours by name.
     """
     path = Path(path)
     width = len(rows[0])

@@ -28,14 +28,7 @@ DATA_ROOT = 'data/digit_scenes'
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a demo.
-
-    Args:
-        figures (dict[str, float]): By name, 0 to 1.
-        images (int): How many validation pictures they are over.
-        picture (Path): Predictions beside the ground truth.
-        seconds (float): How long everything took.
-    """
+    """Figures from 0 to 1 over validation images, and their picture."""
 
     figures: dict[str, float]
     images: int
@@ -60,15 +53,9 @@ def run_demo(
         name (str): A task of :data:`~pelk_mm.demo.TASKS`.
         configs (str | Path): The folder of configs.
         data_root (str | Path): Digit scenes, made if they are not there.
-            Default: ``'data/digit_scenes'``.
         work_dir (str | Path, optional): Logs, checkpoints and the picture.
             Default: ``work_dirs/`` and the config's name.
-        recipe (Recipe, optional): The data to make. Default: ``Recipe()``.
         options (Mapping, optional): Fields of the config to override.
-            Default: None.
-
-    Returns:
-        Result: Figures and picture.
 
     Raises:
         FileExistsError: If something else is in ``data_root``.

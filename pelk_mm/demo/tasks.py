@@ -16,17 +16,10 @@ from .pictures import Panel, colour_labels, draw_instances
 class Task:
     """A demo: what to train and how to show what it learned.
 
-    Args:
-        config (str): File in ``configs/``.
-        metrics (Sequence[str]): Names of the figures among the evaluator's.
-        percent (bool): Whether the evaluator gives them in percent.
-        examples (int): How many validation pictures to draw.
-        panels (Callable): From a validation image ``(H, W, 3)`` uint8 RGB,
-            its data sample with ground truth and prediction, and the data
-            set's metainfo to the panels of its row.
-        legend (bool): Whether to show the classes' colours. Default: True.
-        after (str, optional): The task from whose demo the config's
-            pretrained weights come. Default: None.
+    ``metrics`` are the evaluator's, in percent or not. ``panels`` makes a row
+    of a validation image ``(H, W, 3)`` uint8 RGB, its data sample and the data
+    set's metainfo. ``after`` is the task whose demo makes the weights that
+    this one starts from.
     """
 
     config: str

@@ -8,11 +8,8 @@ import argparse
 class ExportParser(argparse.ArgumentParser):
     """A parser with the arguments that every export has.
 
-    Args:
-        description (str): The tool's docstring.
-        suffix (str): What ``--out`` must end in, such as ``'.onnx'``.
-        sizes (str): Which image sizes ``--dynamic`` stands for, such as
-            ``'any such size'``.
+    ``--out`` must end in ``suffix``; ``sizes`` says which image sizes
+    ``--dynamic`` stands for, such as ``'any such size'``.
     """
 
     def __init__(self, description: str, suffix: str, sizes: str) -> None:

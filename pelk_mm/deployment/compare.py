@@ -16,11 +16,8 @@ from .networks import STRIDE, Network, random_images
 class Difference:
     """The largest difference in one output, over all images.
 
-    Attributes:
-        name (str): The output.
-        absolute (float): Largest absolute difference; infinite if there is
-            anything that is not a number.
-        scale (float): Largest absolute value of the reference.
+    ``absolute`` is infinite if anything is not a number; ``scale`` is the
+    largest absolute value of the reference.
     """
 
     name: str
@@ -36,16 +33,7 @@ class Difference:
 
 
 def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
-    """Compare one output of one batch, in float64.
-
-    Args:
-        name (str): The output.
-        reference (Tensor): What it should be.
-        candidate (Tensor): What it is; may be of another dtype.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Compare one output of one batch, in float64, of one shape."""
     if reference.shape != candidate.shape:
         raise ValueError(
             f'{name} is {tuple(candidate.shape)}, expected '
@@ -61,11 +49,7 @@ def difference(name: str, reference: Tensor, candidate: Tensor) -> Difference:
 def compare(
     reference: Mapping[str, Tensor], candidate: Mapping[str, Tensor]
 ) -> list[Difference]:
-    """Compare all outputs of one batch, by name.
-
-    Raises:
-        ValueError: If they have other outputs, or outputs of other shapes.
-    """
+    """Compare all outputs of one batch; others are a ValueError."""
     if reference.keys() != candidate.keys():
         raise ValueError(
             f'the outputs are {", ".join(candidate)}, expected '
@@ -97,18 +81,8 @@ def check_close(
 ) -> list[Difference]:
     """Raise unless what was made of a network computes what it does.
 
-    Args:
-        network (Network): The reference.
-        candidate (Callable): Takes images, returns outputs by name.
-        shape (Sequence[int]): Height and width of the random images.
-        dynamic (bool): Whether to try two images of another size too.
-        tolerance (float): Largest relative difference that passes.
-
-    Returns:
-        list[Difference]: One an output.
-
-    Raises:
-        RuntimeError: If they are further apart.
+    Images are random, of ``shape``; ``dynamic`` tries two of another size too.
+    Relative differences, one an output, pass up to ``tolerance``.
     """
     batches = [random_images(shape, seed=1)]
     if dynamic:

@@ -41,13 +41,10 @@ _TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Merged:
-    """What :func:`reparameterize` wrote.
+    """What :func:`reparameterize` wrote: files that go together.
 
-    Attributes:
-        config (Path): Standing alone, with ``deploy=True``.
-        checkpoint (Path): The weights that go with it.
-        parameters (tuple[int, int]): Of the model, before and after.
-        differences (list[Difference]): Of the outputs, before and after.
+    ``config`` stands alone, with ``deploy=True``; ``parameters`` are numbers
+    before and after, ``differences`` those of the outputs.
     """
 
     config: Path
@@ -66,17 +63,8 @@ def reparameterize(
     """Merge the weights of a training checkpoint.
 
     Writes ``CONFIG_deploy.py`` and ``CONFIG_deploy.pth`` to the folder, both
-    or none.
-
-    Args:
-        config (Config): That it was trained with; not changed.
-        checkpoint (str): Path or URL.
-        folder (str | Path): Where to write.
-        shape (Sequence[int]): Height and width, in pixels, of the random
-            image that outputs are compared on. Default: (224, 224).
-
-    Returns:
-        Merged: What was written, and how far outputs are apart.
+    or none. ``shape`` is that of the random image, in pixels, that outputs are
+    compared on.
 
     Raises:
         LaunchError: If there is nothing to merge, or config and checkpoint
@@ -145,12 +133,7 @@ def reparameterize(
 def merge_config(config: Config) -> Config:
     """A config of the merged model, standing alone, for use and no training.
 
-    Args:
-        config (Config): Of the training form; not changed.
-
-    Returns:
-        Config: With ``deploy=True`` in every PeLK, and without what only
-        training reads.
+    It has ``deploy=True`` in every PeLK, and nothing that only training reads.
     """
     fields = config.to_dict()
     for name in _TRAINING_ONLY:

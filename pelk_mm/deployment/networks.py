@@ -27,12 +27,6 @@ class Network(nn.Module):
 
     What needs more than tensors (resizing and normalising before, proposals
     and suppression of overlaps after) stays outside.
-
-    Args:
-        model (BaseModel): Classifier, segmentor or detector.
-
-    Attributes:
-        names (tuple[str, ...]): Of the outputs.
     """
 
     def __init__(self, model: BaseModel) -> None:
@@ -135,14 +129,8 @@ _NETWORKS: dict[str, type[Network]] = dict(
 def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
     """Build the model of a config with the weights of a checkpoint.
 
-    Args:
-        config (Config): Not changed.
-        checkpoint (Mapping): As read from a file; merged or not, as the
-            config describes.
-        name (str): What to call it in an error.
-
-    Returns:
-        BaseModel: In eval mode, without gradients, on the CPU.
+    The checkpoint is merged or not, as the config describes; an error calls it
+    ``name``. The model is in eval mode, without gradients, on the CPU.
 
     Raises:
         LaunchError: If it does not hold exactly this model's weights.
@@ -162,18 +150,11 @@ def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
 
 
 def make_network(config: Config, model: BaseModel) -> Network:
-    """See a model as a function of its images.
-
-    Args:
-        config (Config): The model's; its ``default_scope`` says the task.
-        model (BaseModel): In eval mode; shares its parts with the result.
-
-    Returns:
-        Network: In eval mode.
+    """See a model, in eval mode, as a function of its images.
 
     Raises:
-        LaunchError: If the task is none of the three, or the model has parts
-            that take more than images.
+        LaunchError: If ``default_scope`` names none of the three tasks, or
+            the model has parts that take more than images.
     """
     scope = config.get('default_scope')
     if scope not in _NETWORKS:
@@ -187,13 +168,6 @@ def make_network(config: Config, model: BaseModel) -> Network:
 def load_network(config: Config, checkpoint: str) -> Network:
     """Read a checkpoint, :func:`load_model` and :func:`make_network`.
 
-    Args:
-        config (Config): The model's.
-        checkpoint (str): Path or URL.
-
-    Returns:
-        Network: In eval mode.
-
     Raises:
         LaunchError: If the checkpoint cannot be read, or does not fit.
     """
@@ -204,12 +178,7 @@ def load_network(config: Config, checkpoint: str) -> Network:
 def describe(config: Config) -> dict[str, object]:
     """What those need to know who have an exported file and no config.
 
-    Args:
-        config (Config): The model's.
-
-    Returns:
-        dict[str, object]: Plain values: the library that it is a model of,
-        and how its images are normalised.
+    The library that it is a model of, and how its images are normalised.
     """
     read = Preprocessor.from_config(config, STRIDE)
     return dict(
@@ -221,13 +190,7 @@ def describe(config: Config) -> dict[str, object]:
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Raise unless an image size is one that no stride cuts off.
-
-    Args:
-        shape (Sequence[int]): Height and width in pixels.
-
-    Returns:
-        tuple[int, int]: The same.
+    """Raise unless height and width are ones that no stride cuts off.
 
     Raises:
         LaunchError: If either is not a positive multiple of 32.
@@ -243,16 +206,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def random_images(shape: Sequence[int], num: int = 1, seed: int = 0) -> Tensor:
-    """Normalised noise, the same on each call.
-
-    Args:
-        shape (Sequence[int]): Height and width in pixels.
-        num (int): How many. Default: 1.
-        seed (int): Default: 0.
-
-    Returns:
-        Tensor: ``(num, 3, H, W)``, standard normal, float32.
-    """
+    """Standard normal ``(num, 3, H, W)``, the same on each call."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num, 3, *shape, generator=generator)
 
@@ -262,14 +216,9 @@ def example(
 ) -> tuple[Tensor, tuple | None]:
     """What an exporter is shown of a network's input.
 
-    Args:
-        shape (Sequence[int]): Height and width in pixels.
-        dynamic (bool): Whether any number of images of any size that no
-            stride cuts off is to be taken, not one image of that shape.
-
-    Returns:
-        tuple[Tensor, tuple | None]: Images, and torch's description of the
-        dimensions that may change.
+    Images, and torch's description of the dimensions that may change. With
+    ``dynamic``, any number of images of any size that no stride cuts off is
+    to be taken, else one image of that shape.
     """
     if not dynamic:
         return random_images(shape), None

@@ -29,11 +29,8 @@ TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
 class OnnxExport:
     """What :func:`export_onnx` wrote.
 
-    Attributes:
-        path (Path): The file.
-        operators (dict[str, int]): Its operators, and how many of each.
-        differences (list[Difference]): onnxruntime's outputs to the
-            network's.
+    ``operators`` are counted by name; ``differences`` are those of
+    onnxruntime's outputs to the network's.
     """
 
     path: Path
@@ -71,22 +68,16 @@ def export_onnx(
 
     Args:
         network (Network): Merged if it is not yet.
-        path (str | Path): The file, ``.onnx``.
         shape (Sequence[int]): Height and width of the images in pixels,
             multiples of 32.
         kernels (str): ``'dense'`` or ``'compact'``, see
             :func:`~pelk_mm.deployment.standard_layers.to_standard_layers`.
-            Default: ``'dense'``.
         dynamic (bool): Take any number of images of any size that is a
             multiple of 32. Default: False, one image of ``shape``.
         half (bool): Weights and activations in float16; input and outputs
-            stay float32. Default: False.
+            stay float32.
         metadata (Mapping[str, object], optional): Put into the file as JSON.
-            Default: None.
         each (Callable): Called with what is about to be done.
-
-    Returns:
-        OnnxExport: What was written.
 
     Raises:
         LaunchError: If the shape is none, or packages are missing.
@@ -135,14 +126,9 @@ def export_onnx(
 
 
 def count_operators(path: str | Path) -> dict[str, int]:
-    """Operators of an ONNX file, with those of functions in it.
+    """Operators of an ONNX file and its functions, the most frequent first.
 
-    Args:
-        path (str | Path): The file.
-
-    Returns:
-        dict[str, int]: How often each is used, the most frequent first; those
-        that are not of ONNX itself are ``domain::name``.
+    Those that are not of ONNX itself are ``domain::name``.
     """
     (onnx,) = need('onnx')
     model = onnx.load(str(path), load_external_data=False)

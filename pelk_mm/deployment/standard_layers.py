@@ -42,12 +42,9 @@ class StandardPeripheralConv2d(nn.Module):
     side in the centre or as mirrored pairs, so that one dilated convolution
     takes the inner sum. Nothing depends on the size of the map.
 
-    Args:
-        layer (PeripheralConv2d | SmallConv2d): Whose weights to take.
-        least_rows (int): Cells of fewer rows are written out as single
-            positions.
-        least_columns (int): The same for columns. With both beyond the
-            largest cell one dense convolution is left.
+    Cells of fewer than ``least_rows`` rows, or ``least_columns`` columns, are
+    written out as single positions; with both beyond the largest cell one
+    dense convolution is left.
     """
 
     def __init__(
@@ -105,10 +102,7 @@ class StandardPeripheralConv2d(nn.Module):
 
 @dataclass(frozen=True)
 class _Group:
-    """Cells of one size along one axis that one convolution can read.
-
-    They lie symmetrically around the centre: a run of neighbours, or two.
-    """
+    """Cells of one size along an axis: a run of neighbours, or two."""
 
     cells: list[int]
     dilation: int
@@ -125,10 +119,8 @@ def _groups(
 ) -> tuple[dict[tuple[int, int], list[_Group]], Tensor]:
     """Split the cells of an axis, those below ``least`` as single positions.
 
-    Returns:
-        tuple[dict[tuple[int, int], list[_Group]], Tensor]: The groups by the
-        boxes that they read, which are those of one size and padding; and how
-        often each weight repeats.
+    Returns the groups by the boxes that they read, which are those of one size
+    and padding; and how often each weight repeats.
     """
     repeats = [size if size < least else 1 for size in grid.sizes]
     sizes: list[int] = []
@@ -157,9 +149,6 @@ class StandardAdaptiveAvgPool2d(nn.Module):
     """Adaptive average pooling as two matrix products, for maps of any size.
 
     ONNX has no such operator: exporters write down what one size needs.
-
-    Args:
-        output_size (tuple[int, int]): Rows and columns of the result.
     """
 
     def __init__(self, output_size: tuple[int, int]) -> None:
@@ -189,13 +178,9 @@ def to_standard_layers(model: nn.Module, kernels: str) -> nn.Module:
     """Copy a merged network with torch's own layers in place of ours.
 
     Args:
-        model (nn.Module): Merged; not changed.
         kernels (str): ``'dense'`` writes large ones out as single K x K
             convolutions, ``'compact'`` computes them by box sums. Both are
             exact.
-
-    Returns:
-        nn.Module: The copy, in eval mode.
 
     Raises:
         ValueError: If the network is in training form, or ``kernels`` is
@@ -230,9 +215,8 @@ def to_standard_layers(model: nn.Module, kernels: str) -> nn.Module:
 def _fill_block(conv: PartialPeripheralConv2d) -> None:
     """Convolve a few more channels, with kernels that change nothing.
 
-    The number of convolved channels becomes a multiple of what onnxruntime's
-    blocked kernels want. A one in the centre and zeros around it passes a
-    channel on exactly.
+    Their number becomes a multiple of what onnxruntime's blocked kernels want.
+    A one in the centre and zeros around it pass a channel on exactly.
     """
     convolved, passed = conv.split
     more = -convolved % _BLOCK

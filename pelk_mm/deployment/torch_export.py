@@ -23,12 +23,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class TorchExport:
-    """What :func:`export_torch` wrote.
-
-    Attributes:
-        path (Path): The file.
-        differences (list[Difference]): Its outputs to the network's.
-    """
+    """What :func:`export_torch` wrote, and its error by output."""
 
     path: Path
     differences: list[Difference]
@@ -53,22 +48,16 @@ def export_torch(
 
     Args:
         network (Network): Merged if it is not yet.
-        path (str | Path): The file, ``.pt2``.
         shape (Sequence[int]): Height and width of the images in pixels,
             multiples of 32.
         kind (str): ``'exported'``, a graph for ``torch.export.load``, or
             ``'compiled'``, a package of AOTInductor for
             ``torch._inductor.aoti_load_package``, made for this kind of CPU.
-            Default: ``'exported'``.
         dynamic (bool): Take any number of images of any size that is a
             multiple of 32 and at least 64. Default: False, one image of
             ``shape``.
-        metadata (Mapping[str, object], optional): Put into the file. Default:
-            None.
+        metadata (Mapping[str, object], optional): Put into the file.
         each (Callable): Called with what is about to be done.
-
-    Returns:
-        TorchExport: What was written.
 
     Raises:
         OSError: If the file cannot be written.

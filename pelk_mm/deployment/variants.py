@@ -35,13 +35,9 @@ METADATA = 'pelk_mm'
 class Variant:
     """One variant of a model, ready to run on the CPU.
 
-    Attributes:
-        name (str): For people.
-        run (Callable): Takes images, returns outputs.
-        outputs (Sequence[str]): What those are called, in their order.
-        metadata (Mapping): What it says of itself: ``mean``, ``std`` and
-            ``channels`` of its images, their ``shape``, whether it is
-            ``dynamic``.
+    ``run`` returns outputs in the order of ``outputs``, their names.
+    ``metadata`` is what it says of itself: ``mean``, ``std`` and ``channels``
+    of its images, their ``shape``, whether it is ``dynamic``.
     """
 
     name: str
@@ -67,15 +63,7 @@ class Variant:
 
 
 def load_variant(model: str, checkpoint: str | None = None) -> Variant:
-    """Load a variant of a model.
-
-    Args:
-        model (str): A config, or a file ending in ``.onnx`` or ``.pt2``.
-        checkpoint (str, optional): The weights that go with a config, in
-            training form or merged. Default: None.
-
-    Returns:
-        Variant: Ready to run.
+    """Load a config, with its checkpoint, or an ``.onnx`` or ``.pt2`` file.
 
     Raises:
         LaunchError: If config and checkpoint do not go together.
@@ -102,13 +90,7 @@ def load_variant(model: str, checkpoint: str | None = None) -> Variant:
 
 
 def load_onnx(path: str | Path) -> Variant:
-    """Load an ONNX file into onnxruntime.
-
-    Raises:
-        LaunchError: If onnxruntime is missing.
-        OSError: If there is no such file.
-        RuntimeError: If the file is not one that it runs.
-    """
+    """Load an ONNX file into onnxruntime; raises as load_variant."""
     (onnxruntime,) = need('onnxruntime')
     path = _existing(path)
     options = onnxruntime.SessionOptions()
@@ -136,12 +118,7 @@ def load_onnx(path: str | Path) -> Variant:
 
 
 def load_package(path: str | Path) -> Variant:
-    """Load a ``.pt2`` package of :mod:`.torch_export`, of either kind.
-
-    Raises:
-        OSError: If there is no such file.
-        RuntimeError: If the file is not such a package.
-    """
+    """Load either kind of :mod:`.torch_export`; raises as load_variant."""
     path = _existing(path)
     try:
         with ZipFile(path) as archive:
@@ -179,11 +156,8 @@ def _existing(path: str | Path) -> str:
 class Images:
     """Images of one shape, read one by one as ``(1, 3, H, W)``.
 
-    Attributes:
-        shape (tuple[int, int]): Height and width in pixels.
-        sources (Sequence): What each is made of, by ``read``.
-        read (Callable): Makes an image.
-        skipped (Sequence[str]): Why others are not among them. Default: ().
+    ``read`` makes one of each of ``sources``; ``skipped`` says why others are
+    not among them.
     """
 
     shape: tuple[int, int]
@@ -204,19 +178,14 @@ def load_images(
     num: int = 4,
     shape: Sequence[int] | None = None,
 ) -> Images:
-    """Images that all variants take.
+    """Images that all variants take, normalised as they say.
 
     Args:
-        variants (Sequence[Variant]): What they are for.
         folder (str, optional): A picture, or a folder of them. Default: None,
             random images.
-        num (int): How many, at most; evenly spaced in the order of their
-            names. Default: 4.
+        num (int): At most; evenly spaced in the order of their names.
         shape (Sequence[int], optional): Height and width in pixels. Default:
             of the first variant that says one, or 224 x 224.
-
-    Returns:
-        Images: Normalised as the first variant that says how wants them.
 
     Raises:
         LaunchError: If there are no images, or the variants want different

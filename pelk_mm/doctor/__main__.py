@@ -89,11 +89,7 @@ def report(
 ) -> dict[str, Any]:
     """Everything that is worth printing, as plain data.
 
-    Returns:
-        dict[str, Any]: ``ok``; ``pelk_mm``, ``python`` and ``platform``;
-        ``row``, the names of the rows that are installed; ``versions`` by
-        distribution; ``compiler``; ``gpus``; ``backends`` by device, None or
-        why one does not run; ``findings``.
+    ``backends`` has, by device, None or why one does not run.
     """
     packages, facts = environment.packages, environment.facts
     rows = [name for row in ROWS.values() for name in row.values()]

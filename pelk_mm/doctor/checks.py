@@ -29,13 +29,9 @@ _LIMIT = re.compile(
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that somebody should know.
+    """Something that somebody should know, and one line on what to do.
 
-    Args:
-        check (str): What it is about.
-        level (str): ``'trouble'``, or ``'note'`` for what may be intended.
-        text (str): What was found.
-        advice (str): One line on what to do.
+    ``level`` is ``'trouble'``, or ``'note'`` for what may be intended.
     """
 
     check: str
@@ -48,13 +44,8 @@ class Finding:
 class Environment:
     """All that is known about an environment.
 
-    Args:
-        packages (dict[str, str]): Versions by normalised distribution name.
-        outcomes (dict[str, Outcome]): What the probes found.
-        compiler (str | None): First line of the C++ compiler's ``--version``,
-            None if there is none.
-        gpus_of_driver (list[str]): GPUs that the driver lists.
-        python (tuple[int, int]): Default: the running one.
+    ``packages`` are versions by normalised distribution name; ``compiler`` is
+    the first line of its ``--version``, None if there is none.
     """
 
     packages: dict[str, str]
@@ -156,13 +147,8 @@ def limits(environment: Environment) -> Iterator[Finding]:
 def declared_limits(module: str) -> list[tuple[str, str, str]]:
     """Read a library's limits without importing it.
 
-    Args:
-        module (str): Its import name.
-
-    Returns:
-        list[tuple[str, str, str]]: Of each package that it names: import
-        name, lowest version, and the version below which it must be. Empty
-        if the library is not there or names none.
+    Of each package that it names: import name, lowest version, and the version
+    below which it must be. Empty if the library is absent or names none.
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:

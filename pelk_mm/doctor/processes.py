@@ -27,14 +27,11 @@ _START = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one probe.
+    """What became of one probe, with one line on why it does not work.
 
-    Args:
-        state (str): ``'works'``, ``'absent'`` (not installed), ``'fails'``
-            (an exception, a crash or no end) or ``'skipped'`` (something that
-            it needs does not work).
-        facts (dict): What it found, if it works.
-        message (str): One line on why it does not.
+    ``state`` is ``'works'``, ``'absent'`` (not installed), ``'fails'``
+    (an exception, a crash or no end) or ``'skipped'`` (something that it
+    needs does not work).
     """
 
     state: str
@@ -49,20 +46,11 @@ class Outcome:
 def run_probes(
     names: Sequence[str] = tuple(NEEDS), timeout: float = 600
 ) -> dict[str, Outcome]:
-    """Try everything in ``names``, in processes that may crash.
+    """Try keys of ``NEEDS`` in their order, in processes that may crash.
 
     As long as all goes well this takes one process; each that fails takes the
-    process with it, and the rest goes on in a new one.
-
-    Args:
-        names (Sequence[str]): Keys of ``NEEDS``, what is needed before what
-            needs it. Default: all.
-        timeout (float): Seconds after which a process is taken to hang.
-            The operator's backends may have to be compiled meanwhile.
-            Default: 600.
-
-    Returns:
-        dict[str, Outcome]: One for each name.
+    process with it, and the rest goes on in a new one. After ``timeout``
+    seconds it is taken to hang; backends may have to be compiled meanwhile.
     """
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(names):
