@@ -16,27 +16,15 @@ class ExportParser(argparse.ArgumentParser):
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=layout)
         self._suffix = suffix
-        self.add_argument(
-            'config', help='config of the training, or of the merged model'
-        )
-        self.add_argument(
-            'checkpoint', help='its weights; those of a training are merged'
-        )
-        self.add_argument(
-            '--shape',
-            nargs=2,
-            type=int,
-            required=True,
-            metavar=('H', 'W'),
-            help='image size in pixels, multiples of 32',
-        )
-        self.add_argument(
-            '--dynamic',
-            action='store_true',
-            help=f'take any number of images of {sizes} (default: one image '
-            'of --shape)',
-        )
-        self.add_argument('--out', required=True, metavar='FILE')
+        add = self.add_argument
+        add('config', help='config of the training, or of the merged model')
+        add('checkpoint', help='its weights; those of a training are merged')
+        text = 'image size in pixels, multiples of 32'
+        size = dict(type=int, metavar=('H', 'W'), help=text)
+        add('--shape', nargs=2, required=True, **size)
+        text = f'any number of images of {sizes} (default: one of --shape)'
+        add('--dynamic', action='store_true', help=text)
+        add('--out', required=True, metavar='FILE')
 
     def parse_args(self, *args, **kwargs) -> argparse.Namespace:
         parsed = super().parse_args(*args, **kwargs)

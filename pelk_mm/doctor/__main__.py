@@ -31,17 +31,13 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         epilog='Exit status: 0 if all is well, 1 if there is trouble.',
     )
-    parser.add_argument(
-        '--json', action='store_true', help='print JSON, for scripts'
+    add = parser.add_argument
+    add('--json', action='store_true', help='print JSON, for scripts')
+    text = (
+        f'only say whether a row of packages ({" or ".join(ROWS)}) can be '
+        'installed here without overwriting the files of another'
     )
-    parser.add_argument(
-        '--has-room-for',
-        metavar='ROW',
-        choices=ROWS,
-        help='only say whether a row of packages '
-        f'({" or ".join(ROWS)}) can be installed here without overwriting '
-        'the files of another',
-    )
+    add('--has-room-for', metavar='ROW', choices=ROWS, help=text)
     return parser.parse_args()
 
 

@@ -34,49 +34,33 @@ SCALES = {'M': 1e6, 'G MACs': 1e9}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add(
-        'config',
-        nargs='?',
-        help='config file, or one of an installed package, such as '
-        'mmpretrain::resnet/resnet50_8xb32_in1k.py',
+    text = (
+        'config file, or one of an installed package, such as '
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py'
     )
+    add('config', nargs='?', help=text)
     add('checkpoint', nargs='?', help='count the zeros of these weights')
-    add(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help='image size in pixels, multiples of 32 (default: 224 224 for '
-        'classifiers, 512 2048 for segmentors, 800 1280 for detectors, as in '
-        'the paper)',
+    text = (
+        'image size in pixels, multiples of 32 (default: 224 224 for '
+        'classifiers, 512 2048 for segmentors, 800 1280 for detectors)'
     )
-    add(
-        '--sparsity',
-        type=float,
-        help='without a checkpoint, the share of zeros to assume in the '
-        'sparse weights (default: 0.4 for PeLK, 0 for other backbones)',
+    add('--shape', nargs=2, type=int, metavar=('H', 'W'), help=text)
+    text = (
+        'without a checkpoint, the share of zeros to assume in the sparse '
+        'weights (default: 0.4 for PeLK, 0 for other backbones)'
     )
-    add(
-        '--paper-tables',
-        action='store_true',
-        help="count every model of the paper's Tables 2 to 4 instead",
-    )
+    add('--sparsity', type=float, help=text)
+    text = "count every model of the paper's Tables 2 to 4 instead"
+    add('--paper-tables', action='store_true', help=text)
     add('--json', metavar='FILE', help='write the counts here')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='override fields of the config',
-    )
+    fields = dict(metavar='KEY=VALUE', help='override fields of the config')
+    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
     args = parser.parse_args()
     if args.paper_tables == (args.config is not None):
         parser.error('give a config, or --paper-tables')
     if args.paper_tables and (args.shape or args.cfg_options):
-        parser.error(
-            '--paper-tables counts the models and shapes of the '
-            'paper: leave out --shape and --cfg-options'
-        )
+        text = 'leave out --shape and --cfg-options'
+        parser.error(f"--paper-tables has the paper's: {text}")
     return args
 
 

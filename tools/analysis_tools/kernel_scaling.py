@@ -29,53 +29,27 @@ from measure import environment, interleave
 
 
 def parse_args() -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, formatter_class=layout
     )
-    add = parser.add_argument
     default = '(default: %(default)s)'
-    add(
-        '--out',
-        default='work_dirs/kernel_scaling',
-        help=f'name of the files without ending {default}',
-    )
-    add(
-        '--kernel-sizes',
-        type=int,
-        nargs='+',
-        default=KERNEL_SIZES,
-        metavar='K',
-        help=f'odd, at least 5 {default}',
-    )
-    add(
-        '--shape',
-        type=int,
-        nargs=4,
-        default=(1, 16, 56, 56),
-        metavar=('N', 'C', 'H', 'W'),
-        help=f'map that is convolved for the time {default}',
-    )
-    add(
-        '--backends',
-        nargs='+',
-        metavar='NAME',
-        help='of the peripheral convolution (default: all that run)',
-    )
+    add = parser.add_argument
+    text = f'name of the files without ending {default}'
+    add('--out', default='work_dirs/kernel_scaling', help=text)
+    text = f'odd, at least 5 {default}'
+    sizes = dict(default=KERNEL_SIZES, metavar='K', help=text)
+    add('--kernel-sizes', type=int, nargs='+', **sizes)
+    text = f'map that is convolved for the time {default}'
+    shape = dict(default=(1, 16, 56, 56), metavar=tuple('NCHW'), help=text)
+    add('--shape', type=int, nargs=4, **shape)
+    text = 'of the peripheral convolution (default: all that run)'
+    add('--backends', nargs='+', metavar='NAME', help=text)
     add('--no-time', action='store_true', help='measure nothing')
-    add(
-        '--rounds',
-        type=int,
-        default=11,
-        help=f'measurements, of which the median is drawn {default}',
-    )
-    add(
-        '--budget',
-        type=float,
-        default=2.0,
-        metavar='SECONDS',
-        help=f'for each point {default}',
-    )
+    text = f'measurements, of which the median is drawn {default}'
+    add('--rounds', type=int, default=11, help=text)
+    seconds = dict(metavar='SECONDS', help=f'for each point {default}')
+    add('--budget', type=float, default=2.0, **seconds)
     return parser.parse_args()
 
 
@@ -99,19 +73,13 @@ def main() -> None:
             counts = count_convnext(args.kernel_sizes)
         with torch.no_grad():
             times = [] if args.no_time else measure(args)
-        result = dict(
-            environment=environment('wall'),
-            shape=list(args.shape),
-            counts=counts,
-            times=times,
-        )
+        result = dict(environment=environment('wall'), shape=list(args.shape))
+        result.update(counts=counts, times=times)
         write_json(out.with_name(f'{out.name}.json'), result)
         shape = ' × '.join(map(str, args.shape))
         threads = torch.get_num_threads()
-        what = f'{threads} thread{"s" * (threads > 1)}'
-        figure = draw_scaling(
-            counts, times, f'map of {shape}, float32, {what}'
-        )
+        what = f'map of {shape}, float32, {threads} thread'
+        figure = draw_scaling(counts, times, what + 's' * (threads > 1))
         print(save_figure(figure, out.with_name(f'{out.name}.png')))
     last = counts[-1]
     millions = {kind: n / 1e6 for kind, n in last['params'].items()}

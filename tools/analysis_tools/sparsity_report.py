@@ -28,18 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add('checkpoint', help='checkpoint file')
-    add(
-        '--plot',
-        metavar='FILE',
-        help='where to save the plot (default: beside the checkpoint, with '
-        'the ending .density.png)',
-    )
+    text = 'the plot (default: the checkpoint with the ending .density.png)'
+    add('--plot', metavar='FILE', help=text)
     add('--no-plot', action='store_true', help='leave the plot out')
-    add(
-        '--config',
-        help='config of the model: also report the kernels that merging '
-        '(switch_to_deploy) makes denser',
-    )
+    text = 'of the model: also report the kernels that merging makes denser'
+    add('--config', help=text)
     add('--json', metavar='FILE', help='write the counts here')
     return parser.parse_args()
 

@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.erf import (
@@ -43,45 +44,27 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        'config',
-        help='config of any of the three libraries, also of an installed '
+    text = (
+        'config of any of the three libraries, also of an installed '
         'package: mmpretrain::convnext/convnext-tiny_32xb128_in1k.py; '
-        'NAME=CONFIG to name it',
+        'NAME=CONFIG to name it'
     )
+    add('config', help=text)
     add('checkpoint', nargs='?', help='trained weights (default: random)')
-    add(
-        '--also',
-        nargs='+',
-        action='append',
-        default=[],
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='another network; may be given several times',
-    )
+    text = 'another network; may be given several times'
+    networks = dict(metavar=('CONFIG', 'CHECKPOINT'), help=text)
+    add('--also', nargs='+', action='append', default=[], **networks)
     add('--images', required=True, metavar='DIR', help='folder of images')
-    add('--num', type=int, default=50, help='images (default: %(default)s)')
-    add(
-        '--size',
-        type=int,
-        default=1024,
-        help='height and width that they are resized to, a multiple of 32 '
-        '(default: %(default)s)',
-    )
-    add(
-        '--out',
-        default='work_dirs/erf',
-        metavar='DIR',
-        help='where to write (default: %(default)s)',
-    )
+    default = '(default: %(default)s)'
+    add('--num', type=int, default=50, help=f'images {default}')
+    text = f'height and width that they are resized to {default}'
+    add('--size', type=int, default=1024, help=text)
+    text = f'where to write {default}'
+    add('--out', default='work_dirs/erf', metavar='DIR', help=text)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    add('--device', default=device, help='(default: %(default)s)')
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='override fields of every config',
-    )
+    add('--device', default=device, help=default)
+    fields = dict(metavar='KEY=VALUE', help='override fields of every config')
+    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
         parser.error(f'--size must be a multiple of 32, got {args.size}')
@@ -138,6 +121,10 @@ def finished(folder: Path, name: str, key: str) -> Field | None:
         return None
 
 
+def show(progress: Progress, task: TaskID, done: int) -> None:
+    progress.update(task, completed=done)
+
+
 def run(args: argparse.Namespace, progress: Progress) -> bool:
     """Whether all of the images could be read."""
     images, broken = sort_out(pick_images(args.images, args.num))
@@ -166,21 +153,14 @@ def run(args: argparse.Namespace, progress: Progress) -> bool:
         if field is None:
             running = FieldSum(folder / f'{name}.partial.npz', key)
             backbone = build_for_erf(config, checkpoint).to(args.device)
-            field = compute_field(
-                name,
-                backbone,
-                images,
-                read,
-                running,
-                trained=checkpoint is not None,
-                each=lambda done, task=task: progress.update(
-                    task, completed=done
-                ),
-            )
+            trained = checkpoint is not None
+            given = name, backbone, images, read, running, trained
+            each = partial(show, progress, task)
+            field = compute_field(*given, each)
             more = dict(checkpoint=checkpoint, fingerprint=key)
             save_field(field, folder, dict(size=args.size, **more))
             running.path.unlink(missing_ok=True)
-        progress.update(task, completed=len(images))
+        show(progress, task, len(images))
         fields.append(field)
     path = save_figure(draw_fields(fields), folder / 'erf.png')
     for field in fields:

@@ -23,56 +23,25 @@ def parse_args() -> argparse.Namespace:
     add('checkpoint', nargs='?', help='its weights, in training form')
     file = 'PNG file (default: %(default)s)'
     add('--out', default='kernels.png', help=file)
-    add(
-        '--grid',
-        type=int,
-        metavar='K',
-        help='draw the cells of a K x K kernel; needs no config',
-    )
-    add(
-        '--center-radius',
-        type=int,
-        metavar='R',
-        help='radius of the unshared centre, with --grid (default: 2)',
-    )
-    add(
-        '--sizes',
-        type=int,
-        nargs='+',
-        metavar='S',
-        help='draw a kernel with these cells, such as 2 1 2',
-    )
-    add(
-        '--per-stage',
-        type=int,
-        default=1,
-        metavar='N',
-        help='blocks of each stage, evenly spaced (default: %(default)s)',
-    )
-    add(
-        '--channels',
-        type=int,
-        default=6,
-        metavar='N',
-        help='kernels of each block, evenly spaced (default: %(default)s)',
-    )
-    add(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='override fields of the config; for merged weights '
-        'model.backbone.deploy=True',
-    )
+    text = 'draw the cells of a K x K kernel; needs no config'
+    add('--grid', type=int, metavar='K', help=text)
+    text = 'radius of the unshared centre, with --grid (default: 2)'
+    add('--center-radius', type=int, metavar='R', help=text)
+    text = 'draw a kernel with these cells, such as 2 1 2'
+    add('--sizes', type=int, nargs='+', metavar='S', help=text)
+    text = 'blocks of each stage, evenly spaced (default: %(default)s)'
+    add('--per-stage', type=int, default=1, metavar='N', help=text)
+    text = 'kernels of each block, evenly spaced (default: %(default)s)'
+    add('--channels', type=int, default=6, metavar='N', help=text)
+    text = 'fields to override; for merged weights model.backbone.deploy=True'
+    fields = dict(metavar='KEY=VALUE', help=text)
+    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
     args = parser.parse_args()
     ways = (args.grid, args.sizes, args.config)
     if sum(way is not None for way in ways) != 1:
         parser.error('give CONFIG and CHECKPOINT, or --grid, or --sizes')
     if args.config is not None and args.checkpoint is None:
-        parser.error(
-            'CONFIG needs a CHECKPOINT: what is not trained has '
-            'learned no kernels'
-        )
+        parser.error('CONFIG needs a CHECKPOINT: only training gives kernels')
     if args.center_radius is not None and args.grid is None:
         parser.error('--center-radius goes with --grid')
     return args

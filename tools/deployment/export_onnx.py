@@ -18,31 +18,23 @@ from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import need
 from pelk_mm.utils.output import Steps, quiet
 
+FORMS = {
+    'dense': 'one convolution a large kernel (default)',
+    'compact': 'large kernels as sums of boxes, by small convolutions: exact '
+    'too, faster in onnxruntime, see docs/deployment.md',
+}
+
 
 def parse_args() -> argparse.Namespace:
     parser = ExportParser(__doc__, '.onnx', 'any such size')
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        '--dense',
-        dest='form',
-        action='store_const',
-        const='dense',
-        default='dense',
-        help='one convolution a large kernel (default)',
-    )
-    form.add_argument(
-        '--compact',
-        dest='form',
-        action='store_const',
-        const='compact',
-        help='large kernels as sums of boxes, by small convolutions: exact '
-        'too, faster in onnxruntime, see docs/deployment.md',
-    )
-    parser.add_argument(
-        '--fp16',
-        action='store_true',
-        help='half precision inside; input and outputs stay float32',
-    )
+    for option, text in FORMS.items():
+        name = dict(dest='form', const=option, default='dense')
+        form.add_argument(
+            f'--{option}', action='store_const', help=text, **name
+        )
+    text = 'half precision inside; input and outputs stay float32'
+    parser.add_argument('--fp16', action='store_true', help=text)
     return parser.parse_args()
 
 
@@ -55,30 +47,17 @@ def main() -> None:
             steps.next(f'loading {args.checkpoint}')
             config = load_config(args.config)
             network = load_network(config, args.checkpoint)
-            exported = export_onnx(
-                network,
-                args.out,
-                args.shape,
-                kernels=args.form,
-                dynamic=args.dynamic,
-                half=args.fp16,
-                metadata=describe(config),
-                each=steps.next,
-            )
-    operators = ', '.join(
-        f'{count} {name}' for name, count in exported.operators.items()
-    )
-    print(f'opset {OPSET}: {operators}')
-    table = Table(
-        'output',
-        'largest difference',
-        'of its largest value',
-        title='onnxruntime to torch, random images',
-    )
+            options = dict(dynamic=args.dynamic, metadata=describe(config))
+            options.update(kernels=args.form, half=args.fp16, each=steps.next)
+            exported = export_onnx(network, args.out, args.shape, **options)
+    operators = [f'{num} {name}' for name, num in exported.operators.items()]
+    print(f'opset {OPSET}: {", ".join(operators)}')
+    table = Table(title='onnxruntime to torch, random images')
+    for column in ('output', 'largest difference', 'of its largest value'):
+        table.add_column(column)
     for found in exported.differences:
-        table.add_row(
-            found.name, f'{found.absolute:.1e}', f'{found.relative:.1e}'
-        )
+        far = f'{found.absolute:.1e}', f'{found.relative:.1e}'
+        table.add_row(found.name, *far)
     Console(highlight=False).print(table)
     print(exported.path)
 

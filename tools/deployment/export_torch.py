@@ -17,12 +17,8 @@ from pelk_mm.utils.output import Steps, quiet
 
 def parse_args() -> argparse.Namespace:
     parser = ExportParser(__doc__, '.pt2', 'any such size from 64 on')
-    parser.add_argument(
-        '--compile',
-        action='store_true',
-        help='compile with AOTInductor, for CPUs like this one (default: the '
-        'graph alone, for torch.export.load)',
-    )
+    text = 'compile with AOTInductor for CPUs like this one (default: do not)'
+    parser.add_argument('--compile', action='store_true', help=text)
     return parser.parse_args()
 
 
@@ -31,20 +27,14 @@ def main() -> None:
     with command(OSError, RuntimeError, ValueError), quiet(), Steps() as steps:
         steps.next(f'loading {args.checkpoint}')
         config = load_config(args.config)
-        exported = export_torch(
-            load_network(config, args.checkpoint),
-            args.out,
-            args.shape,
-            kind='compiled' if args.compile else 'exported',
-            dynamic=args.dynamic,
-            metadata=describe(config),
-            each=steps.next,
-        )
+        network = load_network(config, args.checkpoint)
+        options = dict(dynamic=args.dynamic, metadata=describe(config))
+        options['kind'] = 'compiled' if args.compile else 'exported'
+        options['each'] = steps.next
+        exported = export_torch(network, args.out, args.shape, **options)
     worst = max(exported.differences, key=lambda found: found.relative)
-    print(
-        f'largest difference: {worst.relative:.1e} of the largest value '
-        f'({worst.name})'
-    )
+    far = f'{worst.relative:.1e} of the largest value'
+    print(f'largest difference: {far} ({worst.name})')
     print(exported.path)
 
 

@@ -34,21 +34,13 @@ def parse_args() -> argparse.Namespace:
     add('--images', metavar='DIR', help=folder)
     most = 'images, at most (default: %(default)s)'
     add('--num', type=int, default=4, help=most)
-    add(
-        '--shape',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
-        help='size of the images in pixels, multiples of 32 (default: that '
-        'of the first file that says one, or 224 224)',
+    text = (
+        'size of the images in pixels, multiples of 32 (default: that of the '
+        'first file that says one, or 224 224)'
     )
-    add(
-        '--tolerance',
-        type=float,
-        default=1e-4,
-        help='largest difference, over the largest value of the output, that '
-        'passes (default: %(default)s)',
-    )
+    add('--shape', nargs=2, type=int, metavar=('H', 'W'), help=text)
+    text = 'most that passes, over the largest value (default: %(default)s)'
+    add('--tolerance', type=float, default=1e-4, help=text)
     args = parser.parse_args()
     for given in (args.reference, *args.candidate):
         if len(given) > 2:
