@@ -49,13 +49,8 @@ def build_backbone(
             known = _arguments(settings.type)
         except KeyError as error:
             raise ValueError(str(error.args[0])) from error
-        settings.update(
-            {
-                name: value
-                for name, value in (wishes or {}).items()
-                if name in known
-            }
-        )
+        wanted = (wishes or {}).items()
+        settings.update({k: v for k, v in wanted if k in known})
         # The weights are the caller's business.
         if 'Pretrained' in str(settings.get('init_cfg')):
             settings.init_cfg = None
@@ -84,12 +79,10 @@ def _arguments(kind: str | type) -> set[str]:
             'the type of the backbone is not registered; does the '
             'config have the custom_imports that it needs?'
         )
-    return {
-        name
-        for base in kind.__mro__
-        if base is not object
-        for name in inspect.signature(base.__init__).parameters
-    }
+    names: set[str] = set()
+    for base in kind.__mro__[:-1]:
+        names.update(inspect.signature(base.__init__).parameters)
+    return names
 
 
 def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
@@ -99,17 +92,12 @@ def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
     """
     state = weights_of(read_checkpoint(checkpoint), checkpoint)
     own = backbone.state_dict()
-    prefix = next(
-        (
-            prefix
-            for prefix in _PREFIXES
-            if any(prefix + name in state for name in own)
-        ),
-        None,
-    )
+    kind = type(backbone).__name__
+    fits = (p for p in _PREFIXES if any(p + name in state for name in own))
+    prefix = next(fits, None)
     if prefix is None:
         raise RuntimeError(
-            f'{checkpoint} has no weights of a {type(backbone).__name__}: '
+            f'{checkpoint} has no weights of a {kind}: '
             f"none of its {len(state)} entries is among the backbone's"
         )
     weights = {
@@ -119,11 +107,9 @@ def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
     }
     wrong = _misfits(own, weights, strict=bool(prefix))
     if wrong:
-        raise RuntimeError(
-            f'{checkpoint} is not of this {type(backbone).__name__}: '
-            f'{"; ".join(wrong[:3])}'
-            f'{f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""}'
-        )
+        more = [f'and {len(wrong) - 3} more'] * (len(wrong) > 3)
+        text = '; '.join(wrong[:3] + more)
+        raise RuntimeError(f'{checkpoint} is not of this {kind}: {text}')
     backbone.load_state_dict(weights, strict=False)
 
 
@@ -136,16 +122,11 @@ def _misfits(
         for name, value in own.items()
         if name in given and given[name].shape != value.shape
     ]
-    wrong += [
-        f'{name} is missing'
-        for name in own
-        if name not in given and not _OPTIONAL.match(name)
-    ]
+    missing = [name for name in own if name not in given]
+    wrong += [f'{x} is missing' for x in missing if not _OPTIONAL.match(x)]
     if strict:
         # Without a prefix there may be heads.
-        wrong += [
-            f'{name} is not in the backbone'
-            for name in given
-            if name not in own and not _OPTIONAL.match(name)
-        ]
+        more = [name for name in given if name not in own]
+        more = [name for name in more if not _OPTIONAL.match(name)]
+        wrong += [f'{name} is not in the backbone' for name in more]
     return wrong

@@ -112,10 +112,8 @@ def count_complexity(
             kind that cannot be counted.
     """
     if len(shape) != 2 or any(size < 32 or size % 32 for size in shape):
-        raise ValueError(
-            'the shape must be a height and a width, multiples '
-            f'of 32, got {tuple(shape)}'
-        )
+        text = 'the shape must be a height and a width, multiples of 32'
+        raise ValueError(f'{text}, got {tuple(shape)}')
     if sparsity is not None and checkpoint is not None:
         raise ValueError(
             'a sparsity is assumed where there is no checkpoint '
@@ -191,9 +189,8 @@ def _load(model: nn.Module, checkpoint: str) -> None:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         what = textwrap.shorten(str(error), 600, placeholder=' …')
-        raise RuntimeError(
-            f'{checkpoint} is not of this model: {what}'
-        ) from error
+        text = f'{checkpoint} is not of this model: {what}'
+        raise RuntimeError(text) from error
 
 
 def _part_name(backbone: nn.Module, name: str) -> str:
@@ -269,13 +266,8 @@ def _operations(model: nn.Module, shape: Sequence[int]) -> Iterator[_Count]:
             'segmentors that refine their own output '
             f'({type(model).__name__}) cannot be counted'
         )
-    for kind in (
-        'decode_head',
-        'auxiliary_head',
-        'rpn_head',
-        'bbox_head',
-        'head',
-    ):
+    kinds = ('decode_head', 'auxiliary_head', 'rpn_head', 'bbox_head')
+    for kind in (*kinds, 'head'):
         for name in _heads(model, kind):
             yield from _run(model, name, features)
     roi_head = getattr(model, 'roi_head', None)
@@ -320,11 +312,8 @@ def _run(
         if not list(module.children()) and key in by_module:
             executed = sum(by_module[key].values()) // 2
             rest -= executed
-            yield (
-                f'{name}.{path}'.rstrip('.'),
-                dense.get(module, executed),
-                executed,
-            )
+            where = f'{name}.{path}'.rstrip('.')
+            yield where, dense.get(module, executed), executed
     if rest:
         yield name, rest, rest
     return output

@@ -50,9 +50,8 @@ def layer_densities(
         shape, numel = tuple(weight.shape), weight.numel()
         if len(shape) in (2, 4) and weight.is_floating_point() and numel:
             live = int(masks.get(name, weight).count_nonzero())
-            layers.append(
-                LayerDensity(name, shape, numel, live, name in masks)
-            )
+            counts = numel, live, name in masks
+            layers.append(LayerDensity(name, shape, *counts))
     return layers
 
 
@@ -107,15 +106,11 @@ def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
     live = sum(layer.live for layer in layers)
     total = live / sum(layer.weights for layer in layers)
     axes.axhline(total, color='0.3', lw=1, ls='--', label=f'all {total:.3f}')
-    axes.set(
-        xlim=(-0.6, len(layers) - 0.4),
-        ylim=(0, 1.02),
-        xlabel='weight, in the order of the checkpoint',
-        ylabel='density',
-    )
-    axes.legend(
-        loc='lower left', bbox_to_anchor=(0, 1), ncols=4, frameon=False
-    )
+    axes.set(xlim=(-0.6, len(layers) - 0.4), ylim=(0, 1.02))
+    axes.set_xlabel('weight, in the order of the checkpoint')
+    axes.set_ylabel('density')
+    place = dict(loc='lower left', bbox_to_anchor=(0, 1))
+    axes.legend(ncols=4, frameon=False, **place)
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150)

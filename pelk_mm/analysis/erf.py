@@ -78,11 +78,8 @@ def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
     In an untrained network they hold means of 0 and variances of 1, which no
     training leaves there.
     """
-    norms = [
-        norm
-        for norm in backbone.modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats
-    ]
+    found = (m for m in backbone.modules() if isinstance(m, _BatchNorm))
+    norms = [norm for norm in found if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -146,10 +143,8 @@ class FieldSum:
         try:
             with np.load(self.path) as saved:
                 if str(saved['fingerprint']) == fingerprint:
-                    self.total, self.count = (
-                        saved['total'],
-                        int(saved['count']),
-                    )
+                    self.total = saved['total']
+                    self.count = int(saved['count'])
         except (OSError, ValueError, KeyError, BadZipFile):
             # None yet, or not one of ours: start from nothing.
             pass
@@ -289,19 +284,15 @@ def draw_fields(fields: Sequence[Field]) -> Figure:
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     for axis, field in zip(axes, fields, strict=True):
         _draw_field(axis, field)
-    bar = figure.colorbar(
-        axes[0].images[0], ax=axes, fraction=0.05, shrink=0.62
-    )
+    place = dict(ax=axes, fraction=0.05, shrink=0.62)
+    bar = figure.colorbar(axes[0].images[0], **place)
     bar.set_label('log10(x + 1), over its maximum', fontsize=8)
     bar.ax.tick_params(labelsize=8)
     states = {'trained' if field.trained else 'untrained' for field in fields}
     shape = ' × '.join(map(str, fields[0].matrix.shape))
-    figure.suptitle(
-        f'Effective receptive fields, {" and ".join(sorted(states))}: '
-        f'{fields[0].images} images of {shape} pixels',
-        fontsize=11,
-        color=INK,
-    )
+    what = f'Effective receptive fields, {" and ".join(sorted(states))}'
+    title = f'{what}: {fields[0].images} images of {shape} pixels'
+    figure.suptitle(title, fontsize=11, color=INK)
     return figure
 
 

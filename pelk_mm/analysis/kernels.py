@@ -107,14 +107,10 @@ def _mark_cell(small: Axes, large: Axes, grid: SharingGrid, cell: int) -> None:
     style = dict(fill=False, edgecolor=INK, linewidth=2, zorder=3)
     small.add_patch(Rectangle((cell, cell), 1, 1, **style))
     large.add_patch(Rectangle((start, start), size, size, **style))
-    large.annotate(
-        '',
-        (start, start + size / 2),
-        (cell + 1, cell + 0.5),
-        textcoords=small.transData,
-        arrowprops=dict(arrowstyle='-|>', color=INK, linewidth=1.4),
-        annotation_clip=False,
-    )
+    ends = (start, start + size / 2), (cell + 1, cell + 0.5)
+    arrow = dict(arrowstyle='-|>', color=INK, linewidth=1.4)
+    style = dict(arrowprops=arrow, annotation_clip=False)
+    large.annotate('', *ends, textcoords=small.transData, **style)
     text = f'one weight for\n{size} × {size} positions'
     style = dict(ha='center', va='top', color=INK, fontsize=9.5)
     small.text(1.36, 0.785, text, transform=small.transAxes, **style)
@@ -130,16 +126,9 @@ def _label_regions(figure: Figure, grid: SharingGrid) -> None:
     if focus < grid.num_cells:
         text = 'blur: cells that grow outwards, each with a weight'
         handles.append(Patch(color=_BLUR[0], label=text))
-    figure.legend(
-        handles=handles,
-        loc='upper left',
-        bbox_to_anchor=(0.02, 0.23),
-        borderpad=0,
-        handlelength=0.7,
-        fontsize=9.5,
-        labelcolor=INK,
-        frameon=False,
-    )
+    place = dict(loc='upper left', bbox_to_anchor=(0.02, 0.23), borderpad=0)
+    style = dict(handlelength=0.7, fontsize=9.5, labelcolor=INK)
+    figure.legend(handles=handles, frameon=False, **place, **style)
 
 
 @dataclass(frozen=True)
@@ -194,27 +183,19 @@ def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
     mean = dict(cmap='magma', norm=LogNorm(0.01, 1, clip=True))
     signed = dict(cmap='cividis', norm=SymLogNorm(0.03, vmin=-1, vmax=1))
     rows = 2 * len(blocks)
-    figure = Figure(
-        figsize=(1.25 * (channels + 1) + 1.6, 1.3 * rows + 1.1),
-        layout='constrained',
-    )
-    axes = figure.subplots(
-        rows,
-        channels + 1,
-        squeeze=False,
-        subplot_kw=dict(xticks=[], yticks=[], frame_on=False),
-    )
+    size = (1.25 * (channels + 1) + 1.6, 1.3 * rows + 1.1)
+    figure = Figure(figsize=size, layout='constrained')
+    bare = dict(subplot_kw=dict(xticks=[], yticks=[], frame_on=False))
+    axes = figure.subplots(rows, channels + 1, squeeze=False, **bare)
     small = dict(fontsize=8, color=INK)
-    for block, (upper, lower) in zip(
-        blocks, axes.reshape(-1, 2, channels + 1), strict=True
-    ):
+    pairs = axes.reshape(-1, 2, channels + 1)
+    for block, (upper, lower) in zip(blocks, pairs, strict=True):
         images = [('mean |w|', block.weight.abs().mean(0), mean)]
         for channel in evenly(range(len(block.weight)), channels):
             kernel = block.weight[channel]
             images.append((f'channel {channel}', kernel, signed))
-        for above, below, (caption, weight, style) in zip(
-            upper, lower, images, strict=False
-        ):
+        panels = zip(upper, lower, images, strict=False)
+        for above, below, (caption, weight, style) in panels:
             weight = weight / weight.abs().max().clamp(min=1e-30)
             above.imshow(weight, **style)
             below.imshow(block.grid.expand(weight), **style)
@@ -229,16 +210,10 @@ def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
         (0, 'mean |w| over its maximum', (0.01, 0.1, 1)),
         (1, 'w over its largest magnitude', (-1, -0.1, 0, 0.1, 1)),
     ):
-        bar = figure.colorbar(
-            axes[0, column].images[0],
-            ax=axes,
-            location='bottom',
-            shrink=0.4,
-            aspect=40,
-            pad=0.01,
-            ticks=ticks,
-            format='{x:g}',
-        )
+        image = axes[0, column].images[0]
+        place = dict(location='bottom', shrink=0.4, aspect=40, pad=0.01)
+        style = dict(ticks=ticks, format='{x:g}')
+        bar = figure.colorbar(image, ax=axes, **place, **style)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.minorticks_off()

@@ -24,20 +24,12 @@ class StripeConv2d(nn.Module):
     def __init__(self, channels: int, length: int, width: int = 5) -> None:
         super().__init__()
         shapes = {(length, width), (width, length), (width, width)}
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(
-                    channels,
-                    channels,
-                    shape,
-                    padding=tuple(side // 2 for side in shape),
-                    groups=channels,
-                    bias=False,
-                ),
-                nn.BatchNorm2d(channels),
-            )
-            for shape in sorted(shapes, reverse=True)
-        )
+        self.branches = nn.ModuleList()
+        options = dict(groups=channels, bias=False)
+        for shape in sorted(shapes, reverse=True):
+            padding = tuple(side // 2 for side in shape)
+            conv = nn.Conv2d(channels, channels, shape, 1, padding, **options)
+            self.branches.append(nn.Sequential(conv, nn.BatchNorm2d(channels)))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, C, H, W)``."""

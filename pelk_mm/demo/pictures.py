@@ -112,14 +112,10 @@ def draw_rows(
             axis.imshow(panel.image, interpolation='nearest')
             axis.set_title(panel.caption, fontsize=8)
     if legend:
-        figure.legend(
-            [Patch(color=np.divide(rgb, 255)) for rgb in legend.values()],
-            list(legend),
-            loc='outside lower center',
-            ncols=min(len(legend), 4 * abreast),
-            fontsize=8,
-            frameon=False,
-        )
+        patches = [Patch(color=np.divide(rgb, 255)) for rgb in legend.values()]
+        style = dict(loc='outside lower center', fontsize=8, frameon=False)
+        columns = min(len(legend), 4 * abreast)
+        figure.legend(patches, list(legend), ncols=columns, **style)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, dpi=110, format='png')
     return path

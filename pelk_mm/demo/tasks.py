@@ -77,13 +77,11 @@ def detection_panels(
     true = map(_numpy, (boxes, truth.labels, masks))
     detected = map(_numpy, (found.bboxes, found.labels, found.masks))
     scores = _numpy(found.scores)
+    drawn = draw_instances(image, *detected, *names, scores)
     return [
         Panel(image, 'input'),
         Panel(draw_instances(image, *true, *names), 'ground truth'),
-        Panel(
-            draw_instances(image, *detected, *names, scores),
-            f'detections, score at least {_SCORE}',
-        ),
+        Panel(drawn, f'detections, score at least {_SCORE}'),
     ]
 
 

@@ -102,29 +102,17 @@ def reparameterize(
             'could explain; nothing is written'
         )
     stem = f'{Path(config.filename or "config").stem}_deploy'
-    result = Merged(
-        Path(folder, f'{stem}.py'),
-        Path(folder, f'{stem}.pth'),
-        tuple(counts),
-        differences,
-    )
+    paths = Path(folder, f'{stem}.py'), Path(folder, f'{stem}.pth')
+    result = Merged(*paths, tuple(counts), differences)
+    meta = dict(kept_meta(contents), config=stem, pelk_mm_version=__version__)
+    weights = dict(meta=meta, state_dict=model.state_dict())
     merged_config = merge_config(config)
     # Whichever of the two fails, neither appears.
     with (
         atomic_path(result.checkpoint) as weights_path,
         atomic_path(result.config) as config_path,
     ):
-        torch.save(
-            dict(
-                meta=dict(
-                    kept_meta(contents),
-                    config=stem,
-                    pelk_mm_version=__version__,
-                ),
-                state_dict=model.state_dict(),
-            ),
-            weights_path,
-        )
+        torch.save(weights, weights_path)
         config_path.write_text(merged_config.pretty_text, encoding='utf-8')
         _check_written(config_path, weights_path)
     return result

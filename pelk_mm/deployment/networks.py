@@ -41,9 +41,7 @@ class Network(nn.Module):
 
     def backbones(self) -> list[PeLK]:
         """The PeLKs in it."""
-        return [
-            module for module in self.modules() if isinstance(module, PeLK)
-        ]
+        return [part for part in self.modules() if isinstance(part, PeLK)]
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
         """The outputs by name."""
@@ -61,9 +59,8 @@ class ClassifierNetwork(Network):
     def __init__(self, model: BaseModel) -> None:
         super().__init__(model)
         if not getattr(model, 'with_head', False):
-            raise LaunchError(
-                f'{type(model).__name__} has no head to give logits'
-            )
+            kind = type(model).__name__
+            raise LaunchError(f'{kind} has no head to give logits')
         self.names = ('logits',)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -86,14 +83,8 @@ class SegmentorNetwork(Network):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         head = self.model.decode_head
         logits = head(self.model.neck(self.model.backbone(image)))
-        return (
-            F.interpolate(
-                logits,
-                image.shape[2:],
-                mode='bilinear',
-                align_corners=head.align_corners,
-            ),
-        )
+        how = dict(mode='bilinear', align_corners=head.align_corners)
+        return (F.interpolate(logits, image.shape[2:], **how),)
 
 
 class DetectorNetwork(Network):
@@ -137,10 +128,8 @@ def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
     """
     check_weights(config, checkpoint, name)
     model = build_model(config)
-    weights = {
-        key.removeprefix('module.'): value
-        for key, value in weights_of(checkpoint, name).items()
-    }
+    items = weights_of(checkpoint, name).items()
+    weights = {key.removeprefix('module.'): value for key, value in items}
     # What check_weights lets pass is the counter of a BatchNorm, which only
     # training reads, and what other models have besides.
     model.load_state_dict(weights, strict=False)
@@ -228,10 +217,6 @@ def example(
     rows, columns = (max(size // STRIDE, 3) for size in shape)
     columns += columns == rows
     images = random_images((STRIDE * rows, STRIDE * columns), 2)
-    return images, (
-        {
-            0: torch.export.Dim('batch'),
-            2: STRIDE * torch.export.Dim('rows', min=2),
-            3: STRIDE * torch.export.Dim('columns', min=2),
-        },
-    )
+    height = STRIDE * torch.export.Dim('rows', min=2)
+    width = STRIDE * torch.export.Dim('columns', min=2)
+    return images, ({0: torch.export.Dim('batch'), 2: height, 3: width},)

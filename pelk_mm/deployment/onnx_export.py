@@ -97,29 +97,22 @@ def export_onnx(
         temporary.touch()
         each('exporting')
         with silent('torch.onnx', 'onnxscript'):
-            program = torch.onnx.export(
-                _Half(standard) if half else standard,
-                (images,),
-                input_names=[INPUT],
-                output_names=list(network.names),
-                dynamic_shapes=dimensions,
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            model = _Half(standard) if half else standard
+            names = dict(input_names=[INPUT], output_names=[*network.names])
+            how = dict(dynamo=True, opset_version=OPSET, verbose=False)
+            how.update(dynamic_shapes=dimensions, **names)
+            program = torch.onnx.export(model, (images,), **how)
         program.model.metadata_props[METADATA] = json.dumps(fields)
         each('writing')
         program.save(str(temporary), external_data=False)
-        del program, standard
+        del program, standard, model
         each('checking with onnxruntime')
         onnx.checker.check_model(str(temporary))
         operators = count_operators(temporary)
         foreign = [name for name in operators if '::' in name]
         if foreign:
-            raise RuntimeError(
-                'the network has operators that are not of ONNX: '
-                f'{", ".join(foreign)}; nothing is written'
-            )
+            text = f'the network has operators that are not of ONNX: {foreign}'
+            raise RuntimeError(f'{text}; nothing is written')
         written, tolerance = load_onnx(temporary), TOLERANCE[precision]
         differences = check_close(network, written, shape, dynamic, tolerance)
     return OnnxExport(Path(path), operators, differences)

@@ -85,13 +85,11 @@ class StandardPeripheralConv2d(nn.Module):
                     name = f'columns_{size}'
                     boxes = self._convolve(strips, name, (0, pad))
                 for row, column in product(rows, columns):
-                    taps = self._convolve(
-                        boxes,
-                        _taps(row, column),
-                        (row.padding, column.padding),
-                        (row.dilation, column.dilation),
-                        self.bias if output is None else None,
-                    )
+                    pads = row.padding, column.padding
+                    dilation = row.dilation, column.dilation
+                    bias = self.bias if output is None else None
+                    name = _taps(row, column)
+                    taps = self._convolve(boxes, name, pads, dilation, bias)
                     output = taps if output is None else output + taps
         return output
 

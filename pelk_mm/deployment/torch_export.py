@@ -87,10 +87,9 @@ def export_torch(
             torch.export.save(program, temporary, extra_files=extra)
         else:
             each('compiling')
+            options = {'aot_inductor.metadata': {METADATA: text}}
             torch._inductor.aoti_compile_and_package(
-                program,
-                package_path=str(temporary),
-                inductor_configs={'aot_inductor.metadata': {METADATA: text}},
+                program, package_path=str(temporary), inductor_configs=options
             )
         each('checking')
         written = load_package(temporary)

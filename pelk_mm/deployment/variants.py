@@ -56,9 +56,8 @@ class Variant:
             outputs = self.run(images)
         except Exception as error:
             shape = tuple(images.shape)
-            raise RuntimeError(
-                f'{self.name} does not take images {shape}: {error}'
-            ) from error
+            text = f'{self.name} does not take images {shape}: {error}'
+            raise RuntimeError(text) from error
         return dict(zip(self.outputs, outputs, strict=True))
 
 
@@ -74,9 +73,8 @@ def load_variant(model: str, checkpoint: str | None = None) -> Variant:
     load = loaders.get(osp.splitext(model)[1])
     if load is not None:
         if checkpoint is not None:
-            raise LaunchError(
-                f'{model} holds its weights: leave out {checkpoint}'
-            )
+            text = f'{model} holds its weights: leave out {checkpoint}'
+            raise LaunchError(text)
         return load(model)
     if checkpoint is None:
         raise LaunchError(
@@ -101,16 +99,14 @@ def load_onnx(path: str | Path) -> Variant:
         session = onnxruntime.InferenceSession(path, options, cpu)
     # Its own classes derive from nothing more telling.
     except Exception as error:
-        raise RuntimeError(
-            f'onnxruntime cannot run {path}: {error}'
-        ) from error
+        text = f'onnxruntime cannot run {path}: {error}'
+        raise RuntimeError(text) from error
     input = session.get_inputs()[0].name
     names = [output.name for output in session.get_outputs()]
 
     def run(images: Tensor) -> Iterable[Tensor]:
-        return map(
-            torch.from_numpy, session.run(names, {input: images.numpy()})
-        )
+        outputs = session.run(names, {input: images.numpy()})
+        return map(torch.from_numpy, outputs)
 
     properties = session.get_modelmeta().custom_metadata_map
     metadata = json.loads(properties.get(METADATA, '{}'))
@@ -134,9 +130,8 @@ def load_package(path: str | Path) -> Variant:
             network = torch.export.load(path, extra_files=extra).module()
             text = extra[METADATA]
     except Exception as error:
-        raise RuntimeError(
-            f'{path} cannot be loaded as a package of torch: {error}'
-        ) from error
+        text = f'{path} cannot be loaded as a package of torch: {error}'
+        raise RuntimeError(text) from error
     if not text:
         raise RuntimeError(
             f'{path} does not say what its outputs are called: it is not of '

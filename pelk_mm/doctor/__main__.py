@@ -45,11 +45,8 @@ def main() -> int:
     args = parse_args()
     if args.has_room_for:
         return _has_room_for(args.has_room_for)
-    print(
-        'trying what is installed, and compiling what has to be; this takes '
-        'up to some minutes',
-        file=sys.stderr,
-    )
+    text = 'trying what is installed, and compiling: up to some minutes'
+    print(text, file=sys.stderr)
     environment = survey()
     found = report(environment, examine(environment))
     print(json.dumps(found, indent=2) if args.json else as_text(found))
@@ -90,6 +87,8 @@ def report(
     packages, facts = environment.packages, environment.facts
     rows = [name for row in ROWS.values() for name in row.values()]
     listed = (*_BASE, *_OPENCV, *rows, *_LITE, *_OTHERS, *_DEPLOY)
+    there = [name for name in listed if name in packages]
+    cuda = (('torch', 'torch'), ('mmcv', 'mmcv_ops'))
     return {
         'ok': all(finding.level != TROUBLE for finding in findings),
         'pelk_mm': __version__,
@@ -97,14 +96,9 @@ def report(
         'python': platform.python_version(),
         'platform': platform.platform(),
         'row': installed_rows(packages),
-        'versions': {
-            name: packages[name] for name in listed if name in packages
-        },
+        'versions': {name: packages[name] for name in there},
         'compiler': environment.compiler,
-        'cuda': {
-            'torch': facts('torch').get('cuda'),
-            'mmcv': facts('mmcv_ops').get('cuda'),
-        },
+        'cuda': {name: facts(probe).get('cuda') for name, probe in cuda},
         'gpus': facts('torch').get('gpus', []),
         'gpus_of_driver': environment.gpus_of_driver,
         'mmcv_ops': environment.works('mmcv_ops'),
@@ -152,12 +146,12 @@ def _has_room_for(wanted: str) -> int:
         for row, names in rows.items():
             others += names if row != wanted else []
     if others:
-        print(
+        text = (
             f'the packages of {wanted} would overwrite the files of '
             f'{", ".join(others)}, which are installed here; use another '
-            'environment',
-            file=sys.stderr,
+            'environment'
         )
+        print(text, file=sys.stderr)
     return 1 if others else 0
 
 

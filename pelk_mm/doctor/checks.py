@@ -104,9 +104,8 @@ def forks(environment: Environment) -> Iterator[Finding]:
             yield Finding(module, TROUBLE, text, advice)
     rows = installed_rows(environment.packages)
     if len(rows) > 1 and not clash:
-        text = (
-            f'packages of {" and ".join(rows)} are mixed, which is not tested'
-        )
+        mixed = ' and '.join(rows)
+        text = f'packages of {mixed} are mixed, which is not tested'
         advice = 'install all of them from one file of requirements/'
         yield Finding('rows', NOTE, text, advice)
 

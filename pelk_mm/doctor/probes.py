@@ -56,13 +56,9 @@ def torch() -> Facts:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
         gpu = torch.cuda.get_device_properties(index)
-        facts['gpus'].append(
-            {
-                'name': gpu.name,
-                'capability': [gpu.major, gpu.minor],
-                'memory_gib': round(gpu.total_memory / 2**30, 1),
-            }
-        )
+        found = dict(name=gpu.name, capability=[gpu.major, gpu.minor])
+        found['memory_gib'] = round(gpu.total_memory / 2**30, 1)
+        facts['gpus'].append(found)
     return facts
 
 
@@ -144,9 +140,8 @@ def pelk_mm() -> Facts:
     from mmengine.registry import MODELS
 
     if MODELS.get('pelk_mm.PeLK') is None:
-        raise RuntimeError(
-            'it is imported, but pelk_mm.PeLK is not registered'
-        )
+        text = 'it is imported, but pelk_mm.PeLK is not registered'
+        raise RuntimeError(text)
     return facts
 
 
@@ -163,9 +158,8 @@ def operator() -> Facts:
     input = torch.randn(1, 2, 16, 16, generator=generator)
     cells = grid.num_cells
     weight = torch.randn(2, 1, cells, cells, generator=generator)
-    expected = peripheral_conv2d(
-        input.double(), weight.double(), grid, backend='dense'
-    )
+    exact = input.double(), weight.double()
+    expected = peripheral_conv2d(*exact, grid, backend='dense')
 
     def run(device: str, name: str) -> str | None:
         """What is wrong with a backend."""

@@ -55,11 +55,8 @@ def run_probes(
     outcomes: dict[str, Outcome] = {}
     while len(outcomes) < len(names):
         for name in names:
-            lacking = [
-                need
-                for need in NEEDS[name]
-                if need in outcomes and not outcomes[need].works
-            ]
+            tried = [need for need in NEEDS[name] if need in outcomes]
+            lacking = [need for need in tried if not outcomes[need].works]
             if name not in outcomes and lacking:
                 why = f'{lacking[0]} does not work'
                 outcomes[name] = Outcome('skipped', message=why)

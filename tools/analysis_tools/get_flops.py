@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('give a config, or --paper-tables')
     if args.paper_tables and (args.shape or args.cfg_options):
         text = 'leave out --shape and --cfg-options'
-        parser.error(f"--paper-tables has the paper's: {text}")
+        parser.error(f'--paper-tables sets models and shapes: {text}')
     return args
 
 
@@ -70,10 +70,9 @@ def default_shape(config) -> tuple[int, int]:
 
 
 def in_units(values: Iterable[float]) -> list[str]:
-    units = [unit for _, unit in COLUMNS.values()]
+    scales = [SCALES[unit] for _, unit in COLUMNS.values()]
     return [
-        f'{value / SCALES[unit]:.2f}'
-        for value, unit in zip(values, units, strict=True)
+        f'{x / scale:.2f}' for x, scale in zip(values, scales, strict=True)
     ]
 
 
