@@ -84,7 +84,8 @@ def grow_checkpoint(
     result = dict(meta=kept_meta(checkpoint), state_dict=grown)
     state = _grown_state(checkpoint, weights, prefix, old, new)
     result[STATE_KEY] = state
-    return result, list(map(GrownStage, old, new, errors))
+    stages = zip(old, new, errors, strict=True)
+    return result, [GrownStage(*stage) for stage in stages]
 
 
 def publish_checkpoint(

@@ -375,8 +375,9 @@ def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
 
     For the ``after_load_checkpoint`` of a hook that is always there.
     """
-    there = any(isinstance(h, DynamicSparsityHook) for h in runner.hooks)
-    if STATE_KEY in checkpoint and runner._resume and not there:
+    if STATE_KEY not in checkpoint or not runner._resume:
+        return
+    if not any(isinstance(hook, DynamicSparsityHook) for hook in runner.hooks):
         runner.logger.warning(
             'The checkpoint comes from a sparse training, and this run has '
             'no DynamicSparsityHook: its zero weights will grow and the '

@@ -38,8 +38,7 @@ class PeLKBlock(nn.Module):
         grid (SharingGrid): The cells of the large kernel.
         drop_path_rate (float): Stochastic depth. Default: 0.
         layer_scale_init_value (float): 0 for no LayerScale. Default: 1e-6.
-        with_cp (bool): Recompute activations in the backward pass instead of
-            keeping them. Default: False.
+        with_cp (bool): Recompute activations going backward. Default: False.
         **conv_cfg: Arguments of
             :class:`~pelk_mm.models.layers.PartialPeripheralConv2d`.
     """
