@@ -71,8 +71,7 @@ def peripheral_conv2d(
             than the kernel.
         weight (Tensor): ``(C, 1, k', k')``, dtype and device of ``input``.
         grid (SharingGrid): The k' x k' cells of the K x K kernel.
-        bias (Tensor, optional): ``(C,)``, dtype and device of ``input``.
-            Default: None.
+        bias (Tensor, optional): ``(C,)``, like ``weight``. Default: None.
         backend (str, optional): One of the names in
             :func:`available_backends`: it runs or the call raises. None
             takes the fastest that can run. Default: None.

@@ -162,9 +162,8 @@ class PeLK(BaseModule):
         drop_path_rate (float): Stochastic depth of the last block, below 1;
             the rate grows linearly from 0 at the first. Default: 0.
         layer_scale_init_value (float): 0 for no LayerScale. Default: 1e-6.
-        out_indices (int | Sequence[int]): Stages whose output is returned;
-            -1 is the last. Stages behind the last one asked for are not
-            built. Default: -1.
+        out_indices (int | Sequence[int]): Stages whose output is returned, -1
+            for the last; those behind them are not built. Default: -1.
         frozen_stages (int): How many of the first stages, with the stem and
             downsampling before them, stay fixed, in eval mode. Default: 0.
         gap_before_final_norm (bool): Return normalised global averages, for
