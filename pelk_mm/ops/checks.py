@@ -10,12 +10,7 @@ from typing import Any
 def check_integer(
     name: str, value: object, least: int, most: int | None = None
 ) -> int:
-    """Return ``value`` as an int, or raise naming what was expected.
-
-    Raises:
-        TypeError: If it is not an integer (a bool is none).
-        ValueError: If it is not within ``[least, most]``.
-    """
+    """An int within ``[least, most]``, or TypeError (a bool), ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
             f'{name} must be an integer, got {_short(value)} '
@@ -28,12 +23,7 @@ def check_integer(
 def check_number(
     name: str, value: object, least: float, most: float | None = None
 ) -> float:
-    """Return ``value`` as a float, or raise naming what was expected.
-
-    Raises:
-        TypeError: If it is not a real number (a bool is none).
-        ValueError: If it is not within ``[least, most]``, or not finite.
-    """
+    """A finite float within ``[least, most]``; errors as for integers."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(
             f'{name} must be a number, got {_short(value)} '

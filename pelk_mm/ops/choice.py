@@ -20,11 +20,6 @@ def order(
     Box sums come first: ``cpp`` on CPUs, ``triton`` elsewhere. Then a small
     kernel is written out and a large one transformed. The weight's gradient
     of a written-out kernel is slow on CPUs.
-
-    Args:
-        device (torch.device): Where the input is.
-        kernel_size (int): K.
-        weight_grad (bool): Whether it is for the weight's gradient.
     """
     if device.type == 'cpu':
         first, last = 'cpp', 'triton'
@@ -44,23 +39,10 @@ def select_backend(
     kernel_size: int,
     weight_grad: bool = False,
 ) -> Backend:
-    """The named backend, or the first in :func:`order` that can run.
+    """The named backend, or the first in :func:`order` that runs; prepared.
 
-    Args:
-        name (str | None): A key of ``BACKENDS``; None or '' chooses.
-        device (torch.device): Where the input is.
-        dtype (torch.dtype): The input's dtype.
-        kernel_size (int): K.
-        weight_grad (bool): Choose for the weight's gradient instead of for
-            the convolution. Default: False.
-
-    Returns:
-        Backend: One that is prepared.
-
-    Raises:
-        ValueError: If there is no backend of that name.
-        RuntimeError: If the named backend, or without a name every backend,
-            cannot run there; the message says why.
+    None or '' chooses. Raises ValueError for an unknown name, RuntimeError if
+    the named backend, or without a name every backend, cannot run there.
     """
     if name:
         backend = named(name)

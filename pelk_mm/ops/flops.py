@@ -19,9 +19,7 @@ from .sharing_grid import SharingGrid
 def dense_flops(shape: Sequence[int], grid: SharingGrid) -> int:
     """Operations with the kernel written out: K^2 multiply-adds an output.
 
-    Args:
-        shape (Sequence[int]): ``(N, C, H, W)`` of the output.
-        grid (SharingGrid): The kernel's cells.
+    ``shape`` is the output's, ``(N, C, H, W)``.
     """
     return 2 * prod(shape) * grid.kernel_size**2
 
@@ -29,12 +27,9 @@ def dense_flops(shape: Sequence[int], grid: SharingGrid) -> int:
 def box_sum_flops(shape: Sequence[int], grid: SharingGrid) -> int:
     """Operations of the box-sum form: k'^2 multiply-adds an output, and sums.
 
-    The sums of ``s`` neighbours are built by doubling: along the columns once
-    for all sizes, along the rows once for every distinct size.
-
-    Args:
-        shape (Sequence[int]): ``(N, C, H, W)`` of the output.
-        grid (SharingGrid): The kernel's cells.
+    ``shape`` is the output's, ``(N, C, H, W)``. The sums of ``s`` neighbours
+    are built by doubling: along the columns once for all sizes, along the
+    rows once for every distinct size.
     """
     sizes = set(grid.sizes)
     doublings = [size.bit_length() - 1 for size in sizes]

@@ -54,9 +54,8 @@ class Backend(ABC):
     def prepare(self) -> None:
         """Build what the backend needs, once in this process.
 
-        Raises:
-            BackendError: If it cannot be built, now or when it was tried.
-                ``why_not`` gives the reason from then on.
+        Raises BackendError if that fails or has failed, and ``why_not`` gives
+        the reason from then on.
         """
         if self._ready:
             return

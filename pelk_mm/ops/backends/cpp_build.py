@@ -27,17 +27,8 @@ def load_library(verbose: bool = False) -> Path:
     ``~/.cache/torch_extensions``, in a folder named after everything that it
     was made from. It holds kernels for several instruction sets and picks
     among them when it is loaded, so machines with different CPUs may share
-    that folder.
-
-    Args:
-        verbose (bool): Print the compiler's commands. Default: False.
-
-    Returns:
-        Path: The library.
-
-    Raises:
-        Exception: Whatever stood in the way: no compiler, no ninja, a folder
-            that cannot be written, a library that cannot be loaded.
+    that folder. Raises whatever stood in the way: no compiler, no ninja, a
+    folder that cannot be written, a library that cannot be loaded.
     """
     folder = cache_root() / f'{_NAME}_{_key()}'
     library = folder / f'{_NAME}.so'

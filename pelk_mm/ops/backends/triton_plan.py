@@ -26,19 +26,14 @@ _PROGRAMS = 2048
 class Plan:
     """Every row cell of a grid as a sum of shifted boxes.
 
-    Args:
-        sizes (tuple[int, ...]): The grid's cell sizes.
-        narrow (bool): A 16-bit dtype: a box of more than one row takes two
-            maps.
-        boxes (tuple[int, ...]): Rows per box, descending, the last one 1.
-        cells (tuple): For every level of ``boxes`` the cells that use it, as
-            ``(cell, shift, count)``: boxes of ``count`` consecutive runs of
-            rows, the first one ``shift`` rows from the output's row.
+    ``cells`` has for every level of ``boxes`` the cells that use it, as
+    ``(cell, shift, count)``: boxes of ``count`` consecutive runs of rows, the
+    first one ``shift`` rows from the output's row.
     """
 
-    sizes: tuple[int, ...]
-    narrow: bool
-    boxes: tuple[int, ...]
+    sizes: tuple[int, ...]  # of the grid's cells
+    narrow: bool  # 16 bits: a box of more than one row takes two maps
+    boxes: tuple[int, ...]  # rows per box, descending, the last one 1
     cells: tuple[tuple[tuple[int, int, int], ...], ...]
 
     @property
@@ -69,17 +64,10 @@ class Plan:
 def make_plan(
     sizes: tuple[int, ...], height: int, columns: int, narrow: bool
 ) -> Plan:
-    """The cheapest plan for a kernel on maps of this height.
+    """The plan of least estimated cost, over all ladders.
 
-    Args:
-        sizes (tuple[int, ...]): The grid's cell sizes.
-        height (int): Rows of the map. Rows of the kernel that never meet it
-            are left out.
-        columns (int): Columns that one product contracts over.
-        narrow (bool): Whether the dtype has 16 bits.
-
-    Returns:
-        Plan: The one of least estimated cost over all ladders.
+    Rows of the kernel that never meet a map of ``height`` rows are left out;
+    ``columns`` are those that one product contracts over.
     """
     spans = _row_spans(sizes, height)
     longest = max(last - first for _, first, last in spans)
@@ -133,23 +121,14 @@ def _split(
 
 @dataclass(frozen=True)
 class Tables:
-    """A plan as the kernels read it; int32 but for ``column_cells``.
+    """A plan as the kernels read it; int32 but for ``column_cells``."""
 
-    Args:
-        ladder (Tensor): ``(levels, 4)``: box, maps, first map, box over next.
-        cells (Tensor): ``(entries, 3)``: cell, shift, count; level by level.
-        level_ends (Tensor): ``(levels + 1,)``: where a level's entries begin.
-        boxes_of (Tensor): ``(levels, k', 2)``: shift and count, 0 for none.
-        cell_starts (Tensor): ``(k' + 1,)``: first column of each cell, and K.
-        column_cells (Tensor): ``(K,)`` int64: the cell of each column.
-    """
-
-    ladder: Tensor
-    cells: Tensor
-    level_ends: Tensor
-    boxes_of: Tensor
-    cell_starts: Tensor
-    column_cells: Tensor
+    ladder: Tensor  # (levels, 4): box, maps, first map, box over next
+    cells: Tensor  # (entries, 3): cell, shift, count; level by level
+    level_ends: Tensor  # (levels + 1,): where a level's entries begin
+    boxes_of: Tensor  # (levels, k', 2): shift and count, 0 for none
+    cell_starts: Tensor  # (k' + 1,): first column of each cell, and K
+    column_cells: Tensor  # (K,) int64: the cell of each column
 
 
 @lru_cache(maxsize=512)
@@ -190,21 +169,13 @@ def make_tables(plan: Plan, device: torch.device) -> Tables:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block sizes; all are powers of two of at least 16, but ``padded``.
+    """Block sizes: the first three are powers of two of at least 16."""
 
-    Args:
-        lines (int): Image rows of a tile, one image behind the other.
-        columns (int): Columns of a tile.
-        chunk (int): Input columns that a product contracts over.
-        padded (int): The map's width rounded up to whole chunks.
-        warps (int): Warps per program.
-    """
-
-    lines: int
-    columns: int
-    chunk: int
-    padded: int
-    warps: int
+    lines: int  # image rows of a tile, one image behind the other
+    columns: int  # of a tile
+    chunk: int  # input columns that a product contracts over
+    padded: int  # the map's width rounded up to whole chunks
+    warps: int  # per program
 
     @staticmethod
     def forward(lines: int, channels: int, width: int, narrow: bool) -> Tiles:
@@ -252,11 +223,9 @@ class Tiles:
         return -(-width // self.columns) * chunks, chunks
 
     def splits(self, lines: int, programs: int) -> tuple[int, int]:
-        """How often to split the lines, and the lines of one split.
+        """How often to split a channel's lines, and the lines of one split.
 
-        Args:
-            lines (int): All lines of a channel.
-            programs (int): Programs without a split.
+        ``programs`` are those without a split.
         """
         wanted = min(_PROGRAMS // programs, lines // (4 * self.lines))
         size = _round_up(-(-lines // max(wanted, 1)), self.lines)
