@@ -10,12 +10,9 @@ from typing import Any
 def check_integer(
     name: str, value: object, least: int, most: int | None = None
 ) -> int:
-    """An int within ``[least, most]``, or TypeError (a bool), ValueError."""
+    """``value`` as an int, or TypeError (a bool is none) or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f'{name} must be an integer, got {_short(value)} '
-            f'of type {type(value).__name__}'
-        )
+        raise TypeError(f'{name} must be an integer, got {_typed(value)}')
     _check_range(name, value, least, most)
     return int(value)
 
@@ -23,12 +20,9 @@ def check_integer(
 def check_number(
     name: str, value: object, least: float, most: float | None = None
 ) -> float:
-    """A finite float within ``[least, most]``; errors as for integers."""
+    """``value`` as a finite float; errors as of :func:`check_integer`."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(
-            f'{name} must be a number, got {_short(value)} '
-            f'of type {type(value).__name__}'
-        )
+        raise TypeError(f'{name} must be a number, got {_typed(value)}')
     _check_range(name, value, least, most)
     try:
         number = float(value)
@@ -42,10 +36,7 @@ def check_number(
 def check_bool(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool, else raise TypeError."""
     if not isinstance(value, bool):
-        raise TypeError(
-            f'{name} must be True or False, got '
-            f'{_short(value)} of type {type(value).__name__}'
-        )
+        raise TypeError(f'{name} must be True or False, got {_typed(value)}')
     return value
 
 
@@ -53,10 +44,8 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     """Return ``value`` if it is among ``choices``, else raise ValueError."""
     choices = list(choices)
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(
-            f'{name} must be one of {choices}, got '
-            f'{_short(value)}{did_you_mean(value, choices)}'
-        )
+        got = _short(value) + did_you_mean(value, choices)
+        raise ValueError(f'{name} must be one of {choices}, got {got}')
     return value
 
 
@@ -75,6 +64,10 @@ def _check_range(
         bound = f'at least {least}' if most is None else f'{least} to {most}'
         got = _short(value) if isinstance(value, int) else value
         raise ValueError(f'{name} must be {bound}, got {got}')
+
+
+def _typed(value: object) -> str:
+    return f'{_short(value)} of type {type(value).__name__}'
 
 
 def _short(value: object) -> str:

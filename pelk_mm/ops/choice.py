@@ -48,10 +48,8 @@ def select_backend(
         backend = named(name)
         reason = backend.why_not(device, dtype)
         if reason is not None:
-            raise RuntimeError(
-                f'backend {name!r} cannot run with {dtype} on {device}: '
-                f'{reason}'
-            ) from backend.failure
+            text = f'backend {name!r} cannot run with {dtype} on {device}: '
+            raise RuntimeError(text + reason) from backend.failure
         backend.prepare()
         return backend
     reasons = []
@@ -61,10 +59,8 @@ def select_backend(
         if reason is None:
             return backend
         reasons.append(f'{candidate}: {reason}')
-    raise RuntimeError(
-        f'no backend of peripheral_conv2d runs with {dtype} on {device}: '
-        + '; '.join(reasons)
-    )
+    text = f'no backend of peripheral_conv2d runs with {dtype} on {device}: '
+    raise RuntimeError(text + '; '.join(reasons))
 
 
 def get_ready(

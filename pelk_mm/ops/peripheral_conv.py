@@ -107,14 +107,12 @@ def _check(
         arguments['bias'] = bias
     for name, tensor in arguments.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f'{name} must be a Tensor, got {type(tensor).__name__}'
-            )
-        if tensor.dtype not in _DTYPES:
+            kind = type(tensor).__name__
+            raise TypeError(f'{name} must be a Tensor, got {kind}')
+        dtype = tensor.dtype
+        if dtype not in _DTYPES:
             known = ', '.join(map(str, _DTYPES))
-            raise TypeError(
-                f'{name} must be one of {known}, got {tensor.dtype}'
-            )
+            raise TypeError(f'{name} must be one of {known}, got {dtype}')
         if tensor.device != input.device:
             raise ValueError(
                 f'{name} must be on the device of input, {input.device}, '
@@ -128,10 +126,8 @@ def _check(
                 f'{tensor.dtype}'
             )
     if input.ndim != 4 or 0 in input.shape:
-        raise ValueError(
-            'input must be (N, C, H, W) with no empty '
-            f'dimension, got shape {tuple(input.shape)}'
-        )
+        text = 'input must be (N, C, H, W) with no empty dimension, got shape'
+        raise ValueError(f'{text} {tuple(input.shape)}')
     cells = grid.num_cells
     expected = (input.shape[1], 1, cells, cells)
     if tuple(weight.shape) != expected:
@@ -141,10 +137,8 @@ def _check(
             f'cells, got shape {tuple(weight.shape)}'
         )
     if bias is not None and tuple(bias.shape) != expected[:1]:
-        raise ValueError(
-            f'bias must be (C,) = {expected[:1]}, got shape '
-            f'{tuple(bias.shape)}'
-        )
+        text = f'bias must be (C,) = {expected[:1]}, got shape'
+        raise ValueError(f'{text} {tuple(bias.shape)}')
 
 
 _grid = lru_cache(maxsize=256)(SharingGrid.from_sizes)

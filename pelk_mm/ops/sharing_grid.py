@@ -75,21 +75,17 @@ class SharingGrid:
     def __init__(
         self, kernel_size: int, center_radius: int = 2, base: int = 2
     ) -> None:
-        kernel_size = check_integer(
-            'kernel_size', kernel_size, 1, LARGEST_KERNEL
-        )
-        center_radius = check_integer(
-            'center_radius', center_radius, 0, LARGEST_KERNEL // 2
-        )
+        most = LARGEST_KERNEL
+        kernel_size = check_integer('kernel_size', kernel_size, 1, most)
+        radius = check_integer('center_radius', center_radius, 0, most // 2)
         base = check_integer('base', base, 1)
         if kernel_size % 2 == 0:
             raise ValueError(
                 f'kernel_size must be odd, got {kernel_size}; use '
                 f'{kernel_size - 1} or {kernel_size + 1}'
             )
-        object.__setattr__(
-            self, 'sizes', _exponential_sizes(kernel_size, center_radius, base)
-        )
+        sizes = _exponential_sizes(kernel_size, radius, base)
+        object.__setattr__(self, 'sizes', sizes)
 
     @classmethod
     def from_sizes(cls, sizes: Sequence[int]) -> SharingGrid:
@@ -108,10 +104,8 @@ class SharingGrid:
                 adds up to an even kernel.
         """
         if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Sequence):
-            raise TypeError(
-                'sizes must be a sequence of integers, got '
-                f'{type(sizes).__name__}'
-            )
+            got = type(sizes).__name__
+            raise TypeError(f'sizes must be a sequence of integers, got {got}')
         if not sizes:
             raise ValueError(
                 'a sharing grid needs at least one cell, got an empty sequence'
@@ -184,12 +178,9 @@ class SharingGrid:
         """
         self._check_plane('weight', weight, self.num_cells)
         repeats = torch.tensor(self.sizes, device=weight.device)
-        rows = weight.repeat_interleave(
-            repeats, -2, output_size=self.kernel_size
-        )
-        return rows.repeat_interleave(
-            repeats, -1, output_size=self.kernel_size
-        )
+        size = self.kernel_size
+        rows = weight.repeat_interleave(repeats, -2, output_size=size)
+        return rows.repeat_interleave(repeats, -1, output_size=size)
 
     def reduce(self, kernel: Tensor) -> Tensor:
         """Sum a full kernel over every cell: the adjoint of :meth:`expand`.

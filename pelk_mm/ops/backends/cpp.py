@@ -40,13 +40,9 @@ class CppBackend(Backend):
     ) -> Tensor:
         if bias is not None:
             bias = _widen(bias)
-        output = torch.ops.pelk_mm_cpp.forward(
-            _widen(input),
-            _widen(weight),
-            bias,
-            grid.sizes,
-            layout == torch.channels_last,
-        )
+        last = layout == torch.channels_last
+        run = torch.ops.pelk_mm_cpp.forward
+        output = run(_widen(input), _widen(weight), bias, grid.sizes, last)
         return output.to(input.dtype)
 
     def weight_grad(
@@ -65,14 +61,10 @@ class CppBackend(Backend):
         grid: SharingGrid,
         layout: torch.memory_format,
     ) -> tuple[Tensor, Tensor]:
-        grad_input, grad_weight = torch.ops.pelk_mm_cpp.backward(
-            _widen(input),
-            _widen(weight),
-            _widen(grad_output),
-            grid.sizes,
-            layout == torch.channels_last,
-        )
-        return grad_input.to(input.dtype), grad_weight.to(input.dtype)
+        tensors = map(_widen, (input, weight, grad_output))
+        last = layout == torch.channels_last
+        grads = torch.ops.pelk_mm_cpp.backward(*tensors, grid.sizes, last)
+        return grads[0].to(input.dtype), grads[1].to(input.dtype)
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -49,10 +49,8 @@ def cache_root() -> Path:
     root = os.environ.get('TORCH_EXTENSIONS_DIR')
     if root:
         return Path(root)
-    cache = os.environ.get('XDG_CACHE_HOME')
-    return (
-        Path(cache) if cache else Path.home() / '.cache'
-    ) / 'torch_extensions'
+    cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(cache) / 'torch_extensions'
 
 
 def _flags() -> list[str]:

@@ -29,13 +29,9 @@ class DenseBackend(Backend):
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         kernel = grid.expand(weight.to(dtype))
-        output = F.conv2d(
-            input.to(dtype),
-            kernel,
-            None if bias is None else bias.to(dtype),
-            padding=grid.kernel_size // 2,
-            groups=input.shape[1],
-        )
+        bias = None if bias is None else bias.to(dtype)
+        how = dict(padding=grid.kernel_size // 2, groups=input.shape[1])
+        output = F.conv2d(input.to(dtype), kernel, bias, **how)
         return output.to(input.dtype)
 
     def weight_grad(
@@ -43,11 +39,8 @@ class DenseBackend(Backend):
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         channels, size = input.shape[1], grid.kernel_size
-        kernel_grad = conv2d_weight(
-            input.to(dtype),
-            (channels, 1, size, size),
-            grad_output.to(dtype),
-            padding=size // 2,
-            groups=channels,
-        )
+        x, grad = input.to(dtype), grad_output.to(dtype)
+        shape = channels, 1, size, size
+        how = dict(padding=size // 2, groups=channels)
+        kernel_grad = conv2d_weight(x, shape, grad, **how)
         return grid.reduce(kernel_grad).to(input.dtype)

@@ -86,7 +86,5 @@ def _shifts_and_period(
 def _met(kernel: Tensor, shifts: tuple[int, int]) -> Tensor:
     """The middle: offsets beyond the map only ever meet padding."""
     radius = kernel.shape[-1] // 2
-    rows, columns = (
-        slice(radius - reach, radius + reach + 1) for reach in shifts
-    )
+    rows, columns = (slice(radius - n, radius + n + 1) for n in shifts)
     return kernel[..., rows, columns]

@@ -161,9 +161,8 @@ class TritonBackend(Backend):
                 maps = _fill_maps(input[:, group], plan, tiles)
                 grad_group = grad_output[:, group]
                 count = maps.shape[1]
-                splits, split_lines = tiles.splits(
-                    batch * height, count * cells * pairs
-                )
+                programs = count * cells * pairs
+                splits, split_lines = tiles.splits(batch * height, programs)
                 sizes = batch, count, height, width, plan.top, maps.stride(0)
                 shape = splits * pairs, count, cells, cells
                 partial_sums = _scratch(input, *shape, dtype=torch.float32)
@@ -205,14 +204,10 @@ def _why_not_on(device: torch.device) -> str | None:
         return f'there is no {device}'
     capability = torch.cuda.get_device_capability(device)
     if capability < _MIN_CAPABILITY:
-        least, has = (
-            '.'.join(map(str, version))
-            for version in (_MIN_CAPABILITY, capability)
-        )
-        return (
-            'its tensor-core instructions need compute capability '
-            f'{least}, {device} has {has}'
-        )
+        versions = _MIN_CAPABILITY, capability
+        least, has = ('.'.join(map(str, version)) for version in versions)
+        why = 'its tensor-core instructions need compute capability'
+        return f'{why} {least}, {device} has {has}'
     return None
 
 
@@ -273,9 +268,8 @@ def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
 def _interleave(planes: Tensor, target: Tensor, tiles: Tiles) -> None:
     """Copy ``planes``, ``(N, C, H, padded)``, into the output."""
     batch, channels, height, _ = target.shape
-    launch = _turn(
-        _kernels().interleave_kernel, batch * height, channels, tiles
-    )
+    kernel = _kernels().interleave_kernel
+    launch = _turn(kernel, batch * height, channels, tiles)
     launch(planes, target, *target.shape, *target.stride())
 
 

@@ -135,17 +135,9 @@ class Tables:
 def make_tables(plan: Plan, device: torch.device) -> Tables:
     """Copy a plan to the device, once."""
     # Maps lie smallest box first.
-    first_maps = accumulate(reversed(plan.parts[1:]), initial=0)
+    first_maps = [*accumulate(reversed(plan.parts[1:]), initial=0)][::-1]
     steps = [box // below for box, below in pairwise((*plan.boxes, 1))]
-    ladder = list(
-        zip(
-            plan.boxes,
-            plan.parts,
-            reversed(list(first_maps)),
-            steps,
-            strict=True,
-        )
-    )
+    ladder = list(zip(plan.boxes, plan.parts, first_maps, steps, strict=True))
     boxes_of = torch.zeros(len(plan.boxes), len(plan.sizes), 2)
     for index, level in enumerate(plan.cells):
         for cell, shift, count in level:
@@ -190,26 +182,16 @@ class Tiles:
             most, warps = min(256, 128 * 64 // columns), 8
         else:
             most, warps = 64, 4
-        return Tiles(
-            _power_of_two(lines, most),
-            columns,
-            chunk,
-            _round_up(width, chunk),
-            warps,
-        )
+        rows, padded = _power_of_two(lines, most), _round_up(width, chunk)
+        return Tiles(rows, columns, chunk, padded, warps)
 
     @staticmethod
     def weight_grad(lines: int, width: int, narrow: bool) -> Tiles:
         """For ``weight_grad_kernel``, which contracts over the lines."""
         columns = _power_of_two(width, 64)
         most = (64 if narrow else 16) * 64 // columns
-        return Tiles(
-            _power_of_two(lines, most),
-            columns,
-            columns,
-            _round_up(width, columns),
-            4,
-        )
+        rows, padded = _power_of_two(lines, most), _round_up(width, columns)
+        return Tiles(rows, columns, columns, padded, 4)
 
     def reach(self, width: int, kernel_size: int) -> int:
         """Columns of the input that the widest met tile contracts over."""
