@@ -80,10 +80,7 @@ def _lines(*command: str) -> list[str]:
 def report(
     environment: Environment, findings: list[Finding]
 ) -> dict[str, Any]:
-    """Everything that is worth printing, as plain data.
-
-    ``backends`` has, by device, None or why one does not run.
-    """
+    """What to print, as plain data; of backends, None or why not."""
     packages, facts = environment.packages, environment.facts
     rows = [name for row in ROWS.values() for name in row.values()]
     listed = (*_BASE, *_OPENCV, *rows, *_LITE, *_OTHERS, *_DEPLOY)

@@ -29,28 +29,21 @@ _LIMIT = re.compile(
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that somebody should know, and one line on what to do.
-
-    ``level`` is ``'trouble'``, or ``'note'`` for what may be intended.
-    """
+    """Something that somebody should know, and one line on what to do."""
 
     check: str
-    level: str
+    level: str  # 'trouble', or 'note' for what may be intended
     text: str
     advice: str
 
 
 @dataclass(frozen=True)
 class Environment:
-    """All that is known about an environment.
+    """All that is known about an environment."""
 
-    ``packages`` are versions by normalised distribution name; ``compiler`` is
-    the first line of its ``--version``, None if there is none.
-    """
-
-    packages: dict[str, str]
+    packages: dict[str, str]  # versions by normalised distribution name
     outcomes: dict[str, Outcome]
-    compiler: str | None
+    compiler: str | None  # the first line of its --version
     gpus_of_driver: list[str] = field(default_factory=list)
     python: tuple[int, int] = sys.version_info[:2]
 
@@ -144,10 +137,9 @@ def limits(environment: Environment) -> Iterator[Finding]:
 
 
 def declared_limits(module: str) -> list[tuple[str, str, str]]:
-    """Read a library's limits without importing it.
+    """``(import name, least version, version to be below)`` of a library.
 
-    Of each package that it names: import name, lowest version, and the version
-    below which it must be. Empty if the library is absent or names none.
+    It is not imported. Empty if it is absent or names none.
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:
