@@ -114,17 +114,13 @@ def _check(
             known = ', '.join(map(str, _DTYPES))
             raise TypeError(f'{name} must be one of {known}, got {dtype}')
         if tensor.device != input.device:
-            raise ValueError(
-                f'{name} must be on the device of input, {input.device}, '
-                f'got {tensor.device}'
-            )
+            where = f'the device of input, {input.device}'
+            raise ValueError(f'{name} must be on {where}, got {tensor.device}')
         # Autocast gives both one dtype, if it casts both.
         casts = map(autocast_dtype, (input, tensor))
         if tensor.dtype != input.dtype and None in casts:
-            raise TypeError(
-                f'{name} must have the dtype of input, {input.dtype}, got '
-                f'{tensor.dtype}'
-            )
+            wanted = f'the dtype of input, {input.dtype}'
+            raise TypeError(f'{name} must have {wanted}, got {dtype}')
     if input.ndim != 4 or 0 in input.shape:
         text = 'input must be (N, C, H, W) with no empty dimension, got shape'
         raise ValueError(f'{text} {tuple(input.shape)}')

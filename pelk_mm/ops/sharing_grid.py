@@ -80,10 +80,8 @@ class SharingGrid:
         radius = check_integer('center_radius', center_radius, 0, most // 2)
         base = check_integer('base', base, 1)
         if kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size must be odd, got {kernel_size}; use '
-                f'{kernel_size - 1} or {kernel_size + 1}'
-            )
+            text = f'kernel_size must be odd, got {kernel_size}; use'
+            raise ValueError(f'{text} {kernel_size - 1} or {kernel_size + 1}')
         sizes = _exponential_sizes(kernel_size, radius, base)
         object.__setattr__(self, 'sizes', sizes)
 
@@ -115,20 +113,16 @@ class SharingGrid:
             for i, size in enumerate(sizes)
         )
         if sum(whole) > LARGEST_KERNEL:
-            raise ValueError(
-                f'the sizes must add up to {LARGEST_KERNEL} at '
-                f'most, got {sum(whole)}'
-            )
+            text = f'the sizes must add up to {LARGEST_KERNEL} at most, got'
+            raise ValueError(f'{text} {sum(whole)}')
         if whole != whole[::-1]:
             raise ValueError(
                 'a sharing grid must be symmetric (the same sizes from both '
                 f'ends), got {list(whole)}'
             )
         if sum(whole) % 2 == 0:
-            raise ValueError(
-                f'the sizes must add up to an odd kernel size, got '
-                f'{sum(whole)} from {list(whole)}'
-            )
+            text = 'the sizes must add up to an odd kernel size, got'
+            raise ValueError(f'{text} {sum(whole)} from {list(whole)}')
         grid = cls.__new__(cls)
         object.__setattr__(grid, 'sizes', whole)
         return grid
@@ -222,7 +216,5 @@ class SharingGrid:
     @staticmethod
     def _check_plane(name: str, tensor: Tensor, expected: int) -> None:
         if tensor.ndim < 2 or tuple(tensor.shape[-2:]) != (expected, expected):
-            raise ValueError(
-                f'{name} must end in {expected} x {expected}, got shape '
-                f'{tuple(tensor.shape)}'
-            )
+            text = f'{name} must end in {expected} x {expected}, got shape'
+            raise ValueError(f'{text} {tuple(tensor.shape)}')

@@ -14,10 +14,8 @@ def main() -> None:
     try:
         library = load_library(verbose=True)
     except Exception as error:
-        print(
-            f"backend 'cpp' could not be built, others will be used: "
-            f'{type(error).__name__}: {error}'
-        )
+        why = f'{type(error).__name__}: {error}'
+        print(f"backend 'cpp' could not be built, others will be used: {why}")
     else:
         print(f"backend 'cpp' is ready: {library}")
 

@@ -75,10 +75,8 @@ class Backend(ABC):
         lines = str(self.failure).strip().splitlines() or ['no message']
         # A failed build repeats the compiler's commands, which say little.
         telling = [line for line in lines[1:] if _TELLING.search(line)]
-        return (
-            f'backend {self.name!r} could not be built: '
-            f'{type(self.failure).__name__}: {(telling or lines)[0]}'
-        )
+        why = f'{type(self.failure).__name__}: {(telling or lines)[0]}'
+        return f'backend {self.name!r} could not be built: {why}'
 
     @abstractmethod
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
