@@ -28,11 +28,8 @@ def build_backbone(
 ) -> nn.Module:
     """Build the backbone of a model's config, in training mode, on the CPU.
 
-    Args:
-        checkpoint (str, optional): Path or URL of trained weights, of the
-            whole model or of the backbone. Default: None, random ones.
-        wishes (Mapping[str, Any], optional): Arguments to set where the
-            backbone has them.
+    ``checkpoint`` is of the model or the backbone, None for random weights;
+    ``wishes`` are arguments to set where the backbone has them.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -86,10 +83,7 @@ def _arguments(kind: str | type) -> set[str]:
 
 
 def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
-    """Load weights, and refuse those of another network.
-
-    mmengine only logs what does not fit, and goes on with random weights.
-    """
+    """Load weights, and refuse those of another network, unlike mmengine."""
     state = weights_of(read_checkpoint(checkpoint), checkpoint)
     own = backbone.state_dict()
     kind = type(backbone).__name__

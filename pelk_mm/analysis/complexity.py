@@ -64,9 +64,8 @@ class Part:
 class Complexity:
     """Counts of a model for one image of ``shape``, whole and by part.
 
-    ``sparsity`` is the share of zeros in the 2-D and 4-D weights of the
-    backbone and of a classifier's head; ``measured`` says whether they are
-    those of a checkpoint, not assumed.
+    ``measured``: whether ``sparsity``, the share of zeros in 2-D and 4-D
+    weights of backbone and classifier head, is a checkpoint's.
     """
 
     shape: tuple[int, int]
@@ -95,10 +94,9 @@ def count_complexity(
     Multiply-accumulates are those of convolutions and matrix products, of
     PeLK as it is deployed, merged; parameters are those that are trained.
     Each stage of a detector's box head sees 1000 boxes, its mask head 100.
+    Only PeLK is split into parts.
 
     Args:
-        config (Config): Of any of the three libraries, with any backbone;
-            only PeLK's is split into parts.
         shape (Sequence[int]): Height and width in pixels, multiples of 32.
         sparsity (float, optional): Share of zeros to assume in every 2-D and
             4-D weight of the backbone and of a classifier's head, 0 to 1.

@@ -15,11 +15,7 @@ from ..utils.files import atomic_path
 
 @dataclass(frozen=True)
 class LayerDensity:
-    """Live weights of one layer, by the name of its parameter.
-
-    Those are live that its mask lets live; without a mask, those that are not
-    zero.
-    """
+    """Live weights of a layer: by its mask or, without one, not zero."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,11 +36,7 @@ class LayerDensity:
 def layer_densities(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> list[LayerDensity]:
-    """Count live weights in every 2-D and 4-D weight, in their order.
-
-    ``masks`` are bool, by the same names; weights without one are counted by
-    their zeros.
-    """
+    """Count live weights, 2-D and 4-D, by their bool masks where given."""
     layers = []
     for name, weight in weights.items():
         shape, numel = tuple(weight.shape), weight.numel()
@@ -58,8 +50,7 @@ def layer_densities(
 def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
     """Count live weights in a checkpoint, by its masks where it has them.
 
-    Takes mmengine's checkpoints and bare state dicts; raises ValueError if
-    there is no 2-D or 4-D weight, or the masks are damaged.
+    ValueError if there is no 2-D or 4-D weight, or the masks are damaged.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     state = checkpoint.get(STATE_KEY)

@@ -40,10 +40,7 @@ _CALIBRATION = 4
 
 
 def pick_images(folder: str | Path, num: int) -> list[Path]:
-    """Pick images of a folder and the folders in it, evenly spaced by name.
-
-    At most ``num``, in order; none at all is a FileNotFoundError.
-    """
+    """At most ``num`` images of a folder, evenly spaced; at least one."""
     check_integer('the number of images', num, 1)
     found = list(find_images(folder))
     if not found:
@@ -58,8 +55,7 @@ def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
     """Build a backbone that returns maps, in eval mode, its parameters frozen.
 
     Without a checkpoint the weights are random, the same on each call, and
-    LayerScale starts at 1: at the 1e-6 of the recipes the blocks would do
-    nothing, and the field would be that of the stem and the downsampling.
+    LayerScale starts at 1: with the recipes' 1e-6 blocks would do nothing.
     """
     wishes = _MAPS if checkpoint else {**_MAPS, **_UNTRAINED}
     with torch.random.fork_rng(devices=[]):
@@ -73,11 +69,7 @@ def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
 
 @torch.no_grad()
 def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
-    """Give the BatchNorms of a backbone in eval mode statistics of images.
-
-    In an untrained network they hold means of 0 and variances of 1, which no
-    training leaves there.
-    """
+    """Give BatchNorms statistics of images; untrained they have 0 and 1."""
     found = (m for m in backbone.modules() if isinstance(m, _BatchNorm))
     norms = [norm for norm in found if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -95,14 +87,9 @@ def calibrate(backbone: nn.Module, images: Sequence[Tensor]) -> None:
 
 
 def input_gradient(backbone: nn.Module, image: Tensor) -> np.ndarray:
-    """How much each pixel raises the centre of the last feature map.
+    """How much each pixel of ``(1, 3, H, W)`` raises the centre of the map.
 
-    Args:
-        backbone (nn.Module): Returns maps, the last one last.
-        image (Tensor): ``(1, 3, H, W)``.
-
-    Returns:
-        np.ndarray: ``(H, W)``, float64, not negative.
+    ``(H, W)``, float64, not negative.
     """
     image = image.clone().requires_grad_(True)
     output = backbone(image)
@@ -129,10 +116,8 @@ def input_gradient(backbone: nn.Module, image: Tensor) -> np.ndarray:
 class FieldSum:
     """A sum of gradients over images that can be interrupted.
 
-    Args:
-        path (str | Path): File of the sum so far, ``.npz``.
-        fingerprint (str): Of all that the sum depends on. A file with
-            another one is not gone on with.
+    ``path`` is its ``.npz`` file. It is continued only if ``fingerprint``, of
+    all that the sum depends on, is the same.
     """
 
     def __init__(self, path: str | Path, fingerprint: str) -> None:
@@ -163,14 +148,8 @@ def area_ratios(
 ) -> dict[str, float]:
     """Area of the smallest centred square that holds a share of the mass.
 
-    Args:
-        mass (np.ndarray): ``(H, W)``, not negative, not all zero.
-        shares (Sequence[float]): Of the whole, 0 to 1.
-
-    Returns:
-        dict[str, float]: Area over that of the whole, by the share, such as
-        ``'0.5'``; squares have odd sides around the position ``(H // 2,
-        W // 2)``, the largest is everything.
+    By the share, such as ``'0.5'``, over the whole area. Squares have odd
+    sides around ``(H // 2, W // 2)``; the largest is everything.
     """
     total = mass.sum()
     if not total > 0:
@@ -202,10 +181,7 @@ def describe(mass: np.ndarray) -> list[str]:
 
 @dataclass(frozen=True)
 class Field:
-    """An effective receptive field.
-
-    ``matrix`` is ``(H, W)``, the mean gradient per pixel over ``images``.
-    """
+    """A receptive field: ``(H, W)``, the mean gradient over ``images``."""
 
     name: str
     matrix: np.ndarray
@@ -241,15 +217,10 @@ def compute_field(
     trained: bool,
     each: Callable[[int], None] = lambda count: None,
 ) -> Field:
-    """Average the gradient over images, from where it was left.
+    """Average the gradient over images, from where ``running`` was left.
 
-    Args:
-        read (Callable[[Path], Tensor]): Makes an input of one image.
-        running (FieldSum): The sum so far.
-        trained (bool): Whether the weights are; BatchNorms of others are
-            calibrated.
-        each (Callable[[int], None]): Called with the number of images done,
-            before the first and after each.
+    BatchNorms are calibrated unless ``trained``; ``each`` is called with the
+    number of images done, before the first and after each.
     """
     device = next(backbone.parameters(), torch.empty(0)).device
     each(running.count)
@@ -274,11 +245,7 @@ def save_field(
 
 
 def draw_fields(fields: Sequence[Field]) -> Figure:
-    """Draw fields side by side, at least one.
-
-    Each panel has squares around 50 and 99 % of the mass, and all area ratios
-    below.
-    """
+    """Draw fields side by side, with squares of 50 and 99 % of the mass."""
     size = (2.7 * len(fields) + 0.9, 4.0)
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(1, len(fields), squeeze=False)[0]

@@ -16,10 +16,7 @@ FAINT = '#8a8a8a'
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> Path:
-    """Write a figure as PNG, whole or not at all.
-
-    The folder is made if need be; another suffix is a ValueError.
-    """
+    """Write a PNG whole or not at all; another suffix is a ValueError."""
     path = Path(path)
     if path.suffix.lower() != '.png':
         raise ValueError(f'figures are PNG files, got the name {path}')

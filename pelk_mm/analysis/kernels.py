@@ -25,10 +25,7 @@ _BLUR = ('#6ea8dc', '#dbe9f6')
 
 
 def draw_grid(grid: SharingGrid) -> Figure:
-    """Draw the K x K cells of a kernel beside the compact k' x k' weight.
-
-    A cell has the same colour in both, and one blur cell is marked in both.
-    """
+    """Draw the K x K cells of a kernel beside the compact k' x k' weight."""
     cells, size = grid.num_cells, grid.kernel_size
     figure = Figure(figsize=(8, 4.6))
     # Drawn smaller, because it is.
@@ -133,10 +130,7 @@ def _label_regions(figure: Figure, grid: SharingGrid) -> None:
 
 @dataclass(frozen=True)
 class BlockKernels:
-    """The large kernels of a block, named such as ``'stage 1, block 3'``.
-
-    ``weight`` is compact, ``(g, k', k')``, float32.
-    """
+    """The large kernels of a block: compact, ``(g, k', k')``, float32."""
 
     name: str
     grid: SharingGrid
@@ -144,14 +138,9 @@ class BlockKernels:
 
 
 def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
-    """Take the large kernels out of a backbone, as they are executed.
+    """Take large kernels as executed, BatchNorm and small kernel merged in.
 
-    BatchNorm and the small kernel are merged in, in a copy; a kernel's scale
-    then is that of its effect.
-
-    Args:
-        per_stage (int): Blocks of each stage, evenly spaced, the last always
-            among them; a stage of fewer gives all.
+    ``per_stage`` blocks of each stage, evenly spaced, the last among them.
     """
     if not isinstance(backbone, PeLK):
         raise TypeError(
@@ -173,11 +162,10 @@ def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
 
 
 def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:
-    """Draw learned kernels on a contact sheet, two rows a block.
+    """Draw learned kernels, two rows a block: compact, and written out.
 
-    Compact above and written out below: the mean magnitude of all channels
-    first, then ``channels`` single kernels, evenly spaced among them, each
-    divided by its largest magnitude.
+    The mean magnitude of all channels first, then ``channels`` single kernels,
+    evenly spaced, each divided by its largest magnitude.
     """
     check_integer('channels', channels, 1)
     mean = dict(cmap='magma', norm=LogNorm(0.01, 1, clip=True))

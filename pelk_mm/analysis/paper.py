@@ -7,11 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of the paper's Tables 2, 3 and 4.
-
-    ``shape`` is the image, in pixels; ``params`` are millions; ``gmacs``,
-    which the paper calls FLOPs, are 10^9 multiply-accumulates.
-    """
+    """A row of Tables 2 to 4: pixels, millions, 10^9 multiply-accumulates."""
 
     table: str
     shape: tuple[int, int]

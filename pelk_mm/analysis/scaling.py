@@ -37,15 +37,9 @@ def count_convnext(
 ) -> list[dict[str, Any]]:
     """Count ConvNeXt-T with every kernel replaced, for the paper's Fig. 6.
 
-    Args:
-        kernel_sizes (Sequence[int]): Odd, at least 5.
-        image (int): Height and width of the image, in pixels.
-
-    Returns:
-        list[dict[str, Any]]: For each size ``kernel_size``, ``cells`` (k'),
-        and ``params`` and ``macs``, dictionaries with ``'dense'`` and
-        ``'peripheral'``: of the whole classifier of 1000 classes,
-        multiply-accumulates of one image.
+    For each size ``kernel_size``, ``cells`` (k'), and ``params`` and ``macs``
+    of the classifier of 1000 classes, each with ``'dense'`` and
+    ``'peripheral'``; multiply-accumulates are of one image.
     """
     grids = [paper_grid(size) for size in kernel_sizes]
     convnext = dict(type='ConvNeXt', arch='tiny', _scope_='mmpretrain')
@@ -92,14 +86,9 @@ def candidates(
 ) -> dict[str, Callable[[], Tensor]]:
     """Ways to compute one convolution, checked against each other, by name.
 
-    ``'dense'`` is torch's own depthwise convolution with the kernel written
-    out beforehand.
-
-    Args:
-        shape (Sequence[int]): ``(N, C, H, W)`` of the map, float32 on the
-            CPU, laid out channels-last as ConvNeXt's activations are.
-        backends (Sequence[str], optional): Of the peripheral convolution.
-            Default: all but the dense one that run here.
+    ``'dense'`` is torch's own with the kernel written out beforehand. Maps of
+    ``shape`` ``(N, C, H, W)`` are float32, channels-last, on the CPU;
+    ``backends`` are all but the dense one that run here unless given.
     """
     if backends is None:
         reasons = available_backends('cpu')
@@ -148,13 +137,10 @@ def draw_scaling(
     times: Sequence[Mapping[str, Any]],
     subtitle: str,
 ) -> Figure:
-    """Draw parameters, operations and, if measured, time over K.
+    """Draw parameters, operations and, if ``times`` has any, time over K.
 
-    Args:
-        counts (Sequence[Mapping[str, Any]]): From :func:`count_convnext`.
-        times (Sequence[Mapping[str, Any]]): ``kernel_size`` and
-            ``median_ms`` by name, of each size; may be empty.
-        subtitle (str): What was timed, and on what.
+    ``counts`` are from :func:`count_convnext`; ``times`` hold ``kernel_size``
+    and ``median_ms`` by name.
     """
     panels = [
         ('params', 1e6, 'Parameters', 'millions'),

@@ -56,10 +56,8 @@ class Scene:
 def load_handwritings() -> dict[str, Handwritings]:
     """scikit-learn's digits, 1433 samples 'train' and 364 'val'.
 
-    The split depends on no seed, so that no network trained on pictures of
-    one seed has seen a validation handwriting of another. The samples'
-    writers are not recorded: a writer may appear in both. ImportError says
-    that scikit-learn is not installed.
+    The split depends on no seed, so that no network has seen a validation
+    handwriting of another seed. A writer may appear in both.
     """
     try:
         from sklearn.datasets import load_digits
@@ -207,13 +205,11 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def draw_glyph(rng: Generator, handwriting: np.ndarray, size: float) -> Glyph:
-    """Draw a sample (8, 8) large, slightly turned and slanted.
+    """Draw a sample (8, 8), ``size`` pixels large, slightly turned, slanted.
 
-    It is interpolated smoothly and cut at half-ink, which gives back a pen
-    stroke with a sharp edge. `size` is the side of the sample in pixels; the
-    ink is about as high, and seldom as wide. A pixel belongs to the digit
-    where the stroke covers at least one half of it; the maps are cropped to
-    these pixels.
+    Cut at half-ink, which gives back a pen stroke with a sharp edge. A pixel
+    belongs to the digit where the stroke covers at least one half of it; the
+    maps are cropped to these pixels.
     """
     samples = _sharpen(np.pad(handwriting, 2)).astype(np.float32)
     angle, slant = rng.uniform(-0.15, 0.15, 2)
@@ -257,11 +253,7 @@ def _ink_color(
 def _paint(
     rng: Generator, window: np.ndarray, glyph: Glyph, beside: list[np.ndarray]
 ) -> np.ndarray:
-    """Lay a glyph (h, w) over a window (h, w, 3); return its colour.
-
-    It is full colour where the pen was pressed, and lets what lies beneath
-    shine through a little where it was not.
-    """
+    """Lay a glyph (h, w) over a window (h, w, 3); return its colour."""
     stroke, pressure = glyph
     color = _ink_color(rng, window, beside)
     cover = stroke * (0.65 + 0.35 * pressure)

@@ -125,19 +125,10 @@ def make_digit_scenes(
 ) -> Path:
     """Write a data set of digit scenes, or find it already there.
 
-    The files are made in a folder beside ``root`` which takes its name once
-    it is complete, so that ``root`` never holds half a data set, and a failure
-    leaves nothing behind. They are the same to the byte for the same recipe
-    (None is ``Recipe()``), :data:`FORMAT_VERSION` and versions of NumPy,
-    Pillow and scikit-learn.
-
-    Args:
-        overwrite (bool): Whether to make anew digit scenes that stand at
-            ``root`` already. Anything else that stands there is never
-            touched. Default: False.
-
-    Returns:
-        Path: The absolute path of ``root``.
+    A failure leaves nothing behind, as ``root`` takes its name once complete.
+    Files are the same to the byte for the same recipe (None is ``Recipe()``),
+    :data:`FORMAT_VERSION` and versions of NumPy, Pillow and scikit-learn.
+    ``overwrite`` makes digit scenes anew, and never touches anything else.
 
     Raises:
         FileExistsError: If ``root`` holds digit scenes of another recipe and

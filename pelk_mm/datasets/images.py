@@ -21,10 +21,7 @@ _BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def find_images(folder: str | Path) -> Iterator[Path]:
-    """Files that are named as images, subfolders included, in order.
-
-    Links to folders are followed. The first few cost little.
-    """
+    """Files named as images, in order; links to folders are followed."""
     for path, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for name in sorted(files):
@@ -33,14 +30,11 @@ def find_images(folder: str | Path) -> Iterator[Path]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image to its end, as the libraries' pipelines would.
+    """Read an image to its end, as the pipelines would: ``(H, W, 3)``, BGR.
 
-    Colours come from grey, palette, CMYK and 16-bit images, transparency is
-    ignored, and the image is turned as its EXIF orientation says. OpenCV does
-    this, which the libraries read with; but of a truncated file it returns
-    the upper part without an error, so that Pillow reads it first. The result
-    is ``(H, W, 3)``, uint8 BGR; a ValueError names the file and says why it
-    cannot be read.
+    OpenCV returns the upper part of a truncated file without an error, so
+    that Pillow reads it first. Transparency is ignored, EXIF orientation is
+    not; a ValueError names the file and says why it cannot be read.
     """
     path = Path(path)
     try:
