@@ -100,13 +100,9 @@ class FullStateFSDPStrategy(FSDPStrategy):
         return state
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Give each rank its part.
+        """Give each rank its part of what :meth:`optim_state_dict` returned.
 
-        Args:
-            state_dict (dict): From :meth:`optim_state_dict`.
-
-        Raises:
-            ValueError: If it comes from a training without FSDP.
+        A ValueError if it comes from a training without FSDP.
         """
         if any(not isinstance(name, str) for name in state_dict['state']):
             raise ValueError(
@@ -134,13 +130,7 @@ def plain_name(name: str) -> str:
 def whole_parameters(model: nn.Module) -> Iterator[None]:
     """Give parameters their shapes back where FSDP has cut them to pieces.
 
-    Every rank has to take part.
-
-    Args:
-        model (nn.Module): Any model, wrapped or not.
-
-    Raises:
-        ValueError: If FSDP has joined several parameters into flat ones.
+    Every rank has to take part. A ValueError if FSDP has made flat ones.
     """
     if not FullyShardedDataParallel.fsdp_modules(model):
         yield

@@ -34,12 +34,7 @@ _DEFAULT_INIT = dict(
 
 
 def check_arch(arch: object, known: Mapping[str, dict]) -> dict[str, Any]:
-    """An arch as a dict of tuples and ``center_radius``.
-
-    Args:
-        arch (object): A name or a dict, see :class:`~pelk_mm.models.PeLK`.
-        known (Mapping[str, dict]): The arch of each name.
-    """
+    """An arch as a dict of tuples and ``center_radius``."""
     if isinstance(arch, str):
         if arch not in known:
             raise ValueError(

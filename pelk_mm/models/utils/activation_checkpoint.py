@@ -17,17 +17,8 @@ def checkpoint_keeping_stats(
 ) -> Tensor:
     """Run ``function`` now, and again in the backward pass.
 
-    Unlike :func:`torch.utils.checkpoint.checkpoint` alone, the second run
-    leaves the running statistics of the module's BatchNorms as they are, so
-    that training is the same with and without it.
-
-    Args:
-        module (nn.Module): Whose norms ``function`` uses.
-        function (Callable): What to run.
-        *args: Its arguments.
-
-    Returns:
-        Tensor: What ``function`` returns.
+    Unlike in torch's ``checkpoint`` alone, the second run leaves the running
+    statistics of the module's BatchNorms as they are.
     """
     options: dict[str, Any] = {}
     # The compiler recomputes operations, not statements: it updates the

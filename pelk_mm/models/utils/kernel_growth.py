@@ -15,33 +15,19 @@ _POS_EMBED = r'stages\.(\d+)\.pos_embed'
 
 
 def regrid(weight: Tensor, old: SharingGrid, new: SharingGrid) -> Tensor:
-    """Write a compact kernel in the cells of another grid.
+    """Write ``(..., k', k')`` in the cells of another grid.
 
     The kernel is expanded, padded with zeros (or cut) to the new size around
     its centre, and averaged over every new cell. Of all kernels that the new
     grid can write this is the nearest one in the least-squares sense, and the
     same one wherever the old cells are unions of new ones.
-
-    Args:
-        weight (Tensor): ``(..., k', k')`` in the cells of ``old``.
-        old (SharingGrid): The grid of ``weight``.
-        new (SharingGrid): The grid to write it in.
-
-    Returns:
-        Tensor: ``(..., k', k')`` in the cells of ``new``, same dtype.
     """
     kernel = resize_centred(old.expand(weight.double()), new.kernel_size)
     return new.project(kernel).to(weight.dtype)
 
 
 def resize_centred(kernel: Tensor, size: int, value: float = 0.0) -> Tensor:
-    """Pad or cut ``(..., K, K)`` around its centre to ``(..., size, size)``.
-
-    Args:
-        kernel (Tensor): K and ``size`` are odd.
-        size (int): The new K.
-        value (float): What to pad with. Default: 0.
-    """
+    """Pad or cut ``(..., K, K)`` around its centre; all sizes are odd."""
     # A negative margin cuts.
     return F.pad(kernel, [(size - kernel.shape[-1]) // 2] * 4, value=value)
 
@@ -52,17 +38,7 @@ def read_grids(
     """Tell the grids of a backbone's stages by the shapes of its entries.
 
     The positional embedding shows K and the kernel k'; together they leave
-    one centre radius that fits all stages.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): May hold other modules' entries.
-        prefix (str): What the backbone's names start with in it.
-
-    Returns:
-        list[SharingGrid]: One for each stage.
-
-    Raises:
-        RuntimeError: If the entries do not tell.
+    one centre radius that fits all stages, else it is a RuntimeError.
     """
 
     def sizes_of(pattern: str) -> dict[int, int]:
@@ -100,19 +76,9 @@ def move_kernels(
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Write all large kernels of a backbone in the cells of other grids.
 
-    Positional embeddings are padded with zeros (or cut). Everything else,
-    small kernels and norms included, stays.
-
-    Args:
-        state_dict (Mapping[str, Tensor]): May hold other modules' entries.
-        prefix (str): What the backbone's names start with in it.
-        old (Sequence[SharingGrid]): Its grids, one for each stage.
-        new (Sequence[SharingGrid]): The grids to have.
-
-    Returns:
-        tuple[dict[str, Tensor], list[float]]: The state dict with the new
-        kernels, and per stage the relative error that this left: the norm of
-        the change over the norm of the kernels, both written out as K x K.
+    Positional embeddings are padded with zeros (or cut); all else stays.
+    Grids are one for each stage. Also returns the relative error per stage:
+    the norm of the change over that of the kernels, written out as K x K.
 
     Raises:
         ValueError: If the grids do not go with the state dict, or nothing
@@ -158,19 +124,10 @@ def move_masks(
     old: Sequence[SharingGrid],
     new: Sequence[SharingGrid],
 ) -> dict[str, Tensor]:
-    """Write the masks of large kernels in the cells of other grids.
+    """Write the bool masks of large kernels in the cells of other grids.
 
     A new cell lives if any of its positions did, or is new: what lies outside
     of the old kernel is zero only because it was not there.
-
-    Args:
-        masks (Mapping[str, Tensor]): Bool masks by parameter name.
-        prefix (str): What the backbone's names start with in them.
-        old (Sequence[SharingGrid]): Its grids, one for each stage.
-        new (Sequence[SharingGrid]): The grids to have.
-
-    Returns:
-        dict[str, Tensor]: All masks, those of large kernels changed.
     """
     moved = dict(masks)
     for stage, name, mask in _entries(masks, prefix, _LARGE):

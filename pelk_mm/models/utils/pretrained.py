@@ -40,16 +40,11 @@ _OUTPUT_NORM = re.compile(r'norm\d+\.')
 def check_state_dict(
     model: PeLK, state_dict: Mapping[str, Tensor], prefix: str
 ) -> None:
-    """Raise unless the state dict is one of this backbone, as it is built.
+    """Raise a RuntimeError unless the state dict is one of this backbone.
 
     Missing entries are left to the caller's ``strict``; what is refused here
     would otherwise load little or nothing, or weights that mean another
     thing. Entries of other modules, without ``prefix``, may be in it.
-
-    Raises:
-        RuntimeError: If no entry belongs to the backbone, or the entries are
-            of another arch, merged where the model is not or the reverse, or
-            of convolutions with other parts.
     """
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {
@@ -153,15 +148,8 @@ def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
     Takes mmengine checkpoints and bare state dicts, of the backbone or of a
     whole model, with or without ``module.`` in front. An exponential moving
     average needs nothing special: mmengine saves it as the ``state_dict``.
-    Logs how many entries were loaded, and which are missing or unexpected; a
-    warning if more is missing than output norms, which a checkpoint of
-    another task does not have.
-
-    Args:
-        checkpoint: Path or URL.
-        prefix: Where the backbone is in the checkpoint, such as
-            ``'backbone.'``. If it is not there but at exactly one other
-            place, that one is taken.
+    If ``prefix`` is not there but at exactly one other place, that is taken.
+    Warns if more is missing than output norms, which differ between tasks.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -230,10 +218,7 @@ def _select(
 
 
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
-    """What the names of each PeLK backbone in a state dict start with.
-
-    Such as ``['backbone.']``; ``''`` is a bare backbone.
-    """
+    """What each PeLK's names start with: ``'backbone.'``, ``''`` if bare."""
     return [key[: -len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
 
 

@@ -46,16 +46,12 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 def read_checkpoint(checkpoint: str | Path, trust: bool = False) -> dict:
-    """Read a checkpoint onto the CPU without running code that may be in it.
+    """Read a checkpoint, or a URL, without running code that may be in it.
 
     Its checksums are compared, which torch does not do: a bit that flipped
     on a disk would otherwise be another weight. Files that torch wrote in
     the format before 1.6, or with ``compute_crc32`` off, have none.
-
-    Args:
-        checkpoint: A local path, or a URL that mmengine loads.
-        trust: Run that code after all. Default: False, unless the
-            environment says ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
+    ``trust``, or ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, runs it after all.
 
     Raises:
         OSError: If there is no such file, or it cannot be opened.
@@ -73,12 +69,6 @@ class Checkpoints:
 
     A run looks into its checkpoints before mmengine, or a backbone with its
     ``init_cfg``, loads them by their names.
-
-    Example:
-        >>> checkpoints = Checkpoints()
-        >>> contents = checkpoints.read('iter_5.pth')
-        >>> with checkpoints.shared():
-        ...     runner.load_checkpoint('iter_5.pth')
     """
 
     def __init__(self) -> None:
@@ -206,10 +196,7 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
 
 
 def weights_of(checkpoint: Mapping, name: str) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, or the mapping itself if it is one.
-
-    A RuntimeError, which calls it ``name``, if there are no tensors in it.
-    """
+    """The state dict of a checkpoint, or of itself; else a RuntimeError."""
     for key in ('state_dict', 'model'):
         if isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
