@@ -29,11 +29,7 @@ def main() -> None:
 
 
 def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
-    """In one line what ended the run, without what only followed from it.
-
-    `failures` are those of this machine by rank; `training` says whether there
-    are checkpoints to go on from.
-    """
+    """In one line what ended the run; failures are this machine's by rank."""
     rank, first = min(failures.items(), key=_order)
     where = f'process {rank} (pid {first.pid})'
     if first.exitcode < 0:

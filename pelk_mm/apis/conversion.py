@@ -55,16 +55,10 @@ def grow_checkpoint(
     zeros, and written into the checkpoint, so that the zeros with which new
     positions start are not mistaken for weights that sparse training removed.
 
-    Args:
-        checkpoint: As read from a file.
-        arch: The arch to have, a name or a dict as for PeLK; depths and
-            channels may be left out of the dict.
-        from_arch: The arch that it has. Default: told by the shapes.
-
-    Raises:
-        RuntimeError: If it holds no PeLK backbone, or another arch.
-        ValueError: If an arch is wrong, has other depths or channels, or the
-            same kernels.
+    ``arch`` is as for PeLK; a dict may leave depths and channels out.
+    ``from_arch`` is what the checkpoint has, None if its shapes tell. Raises
+    RuntimeError if it holds no PeLK or another arch, and ValueError if an
+    arch is wrong, has other depths or channels, or the same kernels.
     """
     weights = weights_of(checkpoint, 'the checkpoint')
     prefixes = backbone_prefixes(weights)
@@ -102,15 +96,10 @@ def publish_checkpoint(
     file is ``CONFIG-HASH.pth``, HASH being the first eight digits of its
     SHA-256. Nothing is written if the weights do not fit the config's model.
 
-    Args:
-        weights: ``'average'`` for the exponential moving average where there
-            is one, ``'raw'`` for the weights that it was taken of, ``'both'``
-            for both, as mmengine saves them.
-        trust: Also read pickled objects, which runs code that is in them.
-
-    Raises:
-        OSError: If there is no such checkpoint.
-        RuntimeError: If it cannot be read, does not fit, or has no average.
+    ``weights`` is ``'average'`` for the moving average where there is one,
+    ``'raw'`` for what it was taken of, or ``'both'``. ``trust`` reads pickled
+    objects too, which runs code that is in them. Raises OSError if there is no
+    checkpoint, and RuntimeError if it is unreadable, unfit or has no average.
     """
     loaded = read_checkpoint(checkpoint, trust)
     state = weights_of(loaded, checkpoint)

@@ -203,9 +203,8 @@ def build_predictor(
 ) -> Predictor:
     """Build the predictor of a config's task, its ``default_scope``.
 
-    Raises:
-        LaunchError: If the task is none of the three, or a local checkpoint
-            cannot be read or does not hold every weight of the model.
+    A LaunchError says that the task is none of the three, or that a local
+    checkpoint cannot be read or lacks a weight of the model.
     """
     scope = config.get('default_scope')
     if scope not in PREDICTORS:

@@ -42,14 +42,9 @@ def prepare_training(
 ) -> Config:
     """Turn the options of ``tools/train.py`` into fields of the config.
 
-    Args:
-        config: Changed in place, and returned.
-        resume: ``'auto'`` for the newest whole checkpoint of the work dir, or
-            a checkpoint's path. Default: None, from scratch.
-        checkpoints: Keeps what is read, for :func:`train`.
-
-    Raises:
-        LaunchError: If an option cannot be followed; the message says why.
+    The config is changed in place. ``resume`` is a path, ``'auto'`` for the
+    newest whole checkpoint of the work dir, or None; ``checkpoints`` keeps
+    what is read, for :func:`train`. A LaunchError says what cannot be done.
     """
     if work_dir is not None:
         config.work_dir = work_dir
@@ -83,15 +78,9 @@ def prepare_testing(
 ) -> Config:
     """Turn the options of ``tools/test.py`` into fields of the config.
 
-    Args:
-        config: Changed in place, and returned.
-        show_dir: Where to save drawn predictions, if anywhere.
-        out: A ``.pkl`` file for the raw predictions.
-        checkpoints: Keeps what is read, for :func:`test`.
-
-    Raises:
-        LaunchError: If the checkpoint cannot be read, or an option cannot be
-            followed.
+    The config is changed in place. Drawn predictions go to ``show_dir``, raw
+    ones to ``out``, a ``.pkl`` file; ``checkpoints`` keeps what is read, for
+    :func:`test`. A LaunchError says what cannot be done.
     """
     if work_dir is not None:
         config.work_dir = work_dir
@@ -150,13 +139,9 @@ def _loading(config: Config, read: Checkpoints | None) -> Iterator[Runner]:
 def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     """Train as a config from :func:`prepare_training` describes.
 
-    ``checkpoints``, what was read, is empty when the training begins.
-
-    Raises:
-        LaunchError: If the disk is full or has become read-only. The logs go
-            to the same disk as the checkpoints, so a run could not go on
-            without being able to save; and one that seems to train, and saves
-            nothing, would lose more than one that ends.
+    ``checkpoints``, what was read, is empty when the training begins. A full
+    or read-only disk ends it with a LaunchError: a run that seems to train,
+    and saves nothing, would lose more than one that ends.
     """
     try:
         with _loading(config, checkpoints) as runner:

@@ -50,12 +50,8 @@ def draw_instances(
 ) -> np.ndarray:
     """Draw boxes, masks and class names onto an enlarged uint8 RGB image.
 
-    Args:
-        boxes (np.ndarray): ``(N, 4)``, left, top, right and bottom in pixels.
-        masks (np.ndarray): ``(N, H, W)``, bool or 0 and 1.
-        palette (Sequence[Sequence[int]]): Red, green and blue of each class,
-            0 to 255.
-        scores (np.ndarray, optional): ``(N,)``, written behind the names.
+    Boxes are ``(N, 4)``, left, top, right and bottom in pixels; masks
+    ``(N, H, W)``, bool or 0 and 1; scores ``(N,)``; colours 0 to 255.
     """
     shaded = image.astype(np.float32)
     for mask, label in zip(masks, labels, strict=True):

@@ -44,22 +44,11 @@ def run_demo(
     recipe: Recipe | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Make the data, train, evaluate and draw.
+    """Make the data if need be, train, evaluate and draw.
 
-    A demo that starts from another one's weights runs that first, unless it
-    was run before.
-
-    Args:
-        name (str): A task of :data:`~pelk_mm.demo.TASKS`.
-        configs (str | Path): The folder of configs.
-        data_root (str | Path): Digit scenes, made if they are not there.
-        work_dir (str | Path, optional): Logs, checkpoints and the picture.
-            Default: ``work_dirs/`` and the config's name.
-        options (Mapping, optional): Fields of the config to override.
-
-    Raises:
-        FileExistsError: If something else is in ``data_root``.
-        LaunchError: If the config cannot be run.
+    ``name`` is one of :data:`~pelk_mm.demo.TASKS`. A demo that starts from
+    another one's weights runs that first, unless it was run before. Raises
+    FileExistsError if something else is in ``data_root``.
     """
     start = time.monotonic()
     recipe = recipe or Recipe()

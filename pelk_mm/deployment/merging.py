@@ -64,14 +64,9 @@ def reparameterize(
 
     Writes ``CONFIG_deploy.py`` and ``CONFIG_deploy.pth`` to the folder, both
     or none. ``shape`` is that of the random image, in pixels, that outputs are
-    compared on.
-
-    Raises:
-        LaunchError: If there is nothing to merge, or config and checkpoint
-            do not go together.
-        OSError: If the folder cannot be written to.
-        RuntimeError: If the checkpoint cannot be read, or the outputs differ
-            by more than rounding explains.
+    compared on. Raises LaunchError if there is nothing to merge or config and
+    checkpoint do not go together, and RuntimeError if outputs differ by more
+    than rounding explains.
     """
     check_shape(shape)
     found = list(_backbone_configs(config.model))

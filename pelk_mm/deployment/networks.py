@@ -40,11 +40,9 @@ class Network(nn.Module):
         return all(backbone.deploy for backbone in self.backbones())
 
     def backbones(self) -> list[PeLK]:
-        """The PeLKs in it."""
         return [part for part in self.modules() if isinstance(part, PeLK)]
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The outputs by name."""
         return dict(zip(self.names, self(images), strict=True))
 
     def merge(self) -> None:
@@ -121,10 +119,8 @@ def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
     """Build the model of a config with the weights of a checkpoint.
 
     The checkpoint is merged or not, as the config describes; an error calls it
-    ``name``. The model is in eval mode, without gradients, on the CPU.
-
-    Raises:
-        LaunchError: If it does not hold exactly this model's weights.
+    ``name``, and is a LaunchError if it does not hold the model's weights. The
+    model is in eval mode, without gradients, on the CPU.
     """
     check_weights(config, checkpoint, name)
     model = build_model(config)
@@ -141,9 +137,8 @@ def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
 def make_network(config: Config, model: BaseModel) -> Network:
     """See a model, in eval mode, as a function of its images.
 
-    Raises:
-        LaunchError: If ``default_scope`` names none of the three tasks, or
-            the model has parts that take more than images.
+    A LaunchError says that ``default_scope`` names none of the three tasks, or
+    that the model has parts that take more than images.
     """
     scope = config.get('default_scope')
     if scope not in _NETWORKS:
@@ -155,20 +150,13 @@ def make_network(config: Config, model: BaseModel) -> Network:
 
 
 def load_network(config: Config, checkpoint: str) -> Network:
-    """Read a checkpoint, :func:`load_model` and :func:`make_network`.
-
-    Raises:
-        LaunchError: If the checkpoint cannot be read, or does not fit.
-    """
+    """Read a checkpoint, :func:`load_model` and :func:`make_network`."""
     contents = require_checkpoint(checkpoint)
     return make_network(config, load_model(config, contents, checkpoint))
 
 
 def describe(config: Config) -> dict[str, object]:
-    """What those need to know who have an exported file and no config.
-
-    The library that it is a model of, and how its images are normalised.
-    """
+    """The library and the normalisation, for users of an exported file."""
     read = Preprocessor.from_config(config, STRIDE)
     return dict(
         library=config.default_scope,
@@ -179,11 +167,7 @@ def describe(config: Config) -> dict[str, object]:
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """Raise unless height and width are ones that no stride cuts off.
-
-    Raises:
-        LaunchError: If either is not a positive multiple of 32.
-    """
+    """A LaunchError unless both are positive multiples of the stride, 32."""
     height, width = shape
     if min(shape) < STRIDE or height % STRIDE or width % STRIDE:
         raise LaunchError(
@@ -203,11 +187,9 @@ def random_images(shape: Sequence[int], num: int = 1, seed: int = 0) -> Tensor:
 def example(
     shape: Sequence[int], dynamic: bool
 ) -> tuple[Tensor, tuple | None]:
-    """What an exporter is shown of a network's input.
+    """Images for an exporter, and torch's description of what may change.
 
-    Images, and torch's description of the dimensions that may change. With
-    ``dynamic``, any number of images of any size that no stride cuts off is
-    to be taken, else one image of that shape.
+    With ``dynamic`` that is their number and, in steps of 32, their size.
     """
     if not dynamic:
         return random_images(shape), None

@@ -67,21 +67,17 @@ def export_onnx(
     its name; one that computes something else never does.
 
     Args:
-        network (Network): Merged if it is not yet.
-        shape (Sequence[int]): Height and width of the images in pixels,
-            multiples of 32.
-        kernels (str): ``'dense'`` or ``'compact'``, see
+        network: Merged if it is not yet.
+        shape: Height and width of images in pixels, multiples of 32.
+        kernels: ``'dense'`` or ``'compact'``, see
             :func:`~pelk_mm.deployment.standard_layers.to_standard_layers`.
-        dynamic (bool): Take any number of images of any size that is a
-            multiple of 32. Default: False, one image of ``shape``.
-        half (bool): Weights and activations in float16; input and outputs
-            stay float32.
-        metadata (Mapping[str, object], optional): Put into the file as JSON.
-        each (Callable): Called with what is about to be done.
+        dynamic: Take any number of images of any size in steps of 32.
+        half: Compute in float16; input and outputs stay float32.
+        metadata: Put into the file as JSON.
+        each: Called with what is about to be done.
 
     Raises:
         LaunchError: If the shape is none, or packages are missing.
-        OSError: If the file cannot be written.
         RuntimeError: If onnxruntime computes something else than torch.
     """
     check_shape(shape)

@@ -173,16 +173,10 @@ def _bins(size: int, bins: int, like: Tensor) -> Tensor:
 
 
 def to_standard_layers(model: nn.Module, kernels: str) -> nn.Module:
-    """Copy a merged network with torch's own layers in place of ours.
+    """Copy a network, merged or a ValueError, with torch's layers for ours.
 
-    Args:
-        kernels (str): ``'dense'`` writes large ones out as single K x K
-            convolutions, ``'compact'`` computes them by box sums. Both are
-            exact.
-
-    Raises:
-        ValueError: If the network is in training form, or ``kernels`` is
-            neither.
+    Kernels ``'dense'`` writes large ones out as single K x K convolutions,
+    ``'compact'`` computes them by box sums. Both are exact.
     """
     check_choice('kernels', kernels, KERNELS)
     model = copy.deepcopy(model).eval()

@@ -47,20 +47,16 @@ def export_torch(
     such a file.
 
     Args:
-        network (Network): Merged if it is not yet.
-        shape (Sequence[int]): Height and width of the images in pixels,
-            multiples of 32.
-        kind (str): ``'exported'``, a graph for ``torch.export.load``, or
+        network: Merged if it is not yet.
+        shape: Height and width of images in pixels, multiples of 32.
+        kind: ``'exported'``, a graph for ``torch.export.load``, or
             ``'compiled'``, a package of AOTInductor for
             ``torch._inductor.aoti_load_package``, made for this kind of CPU.
-        dynamic (bool): Take any number of images of any size that is a
-            multiple of 32 and at least 64. Default: False, one image of
-            ``shape``.
-        metadata (Mapping[str, object], optional): Put into the file.
-        each (Callable): Called with what is about to be done.
+        dynamic: Take any number of images of any size in steps of 32 from 64.
+        metadata: Put into the file as JSON.
+        each: Called with what is about to be done.
 
     Raises:
-        OSError: If the file cannot be written.
         RuntimeError: If the package computes something else.
         ValueError: If an argument is none of the above.
     """

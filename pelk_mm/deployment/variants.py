@@ -47,11 +47,7 @@ class Variant:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Run ``(N, 3, H, W)``, normalised, float32; outputs by name.
-
-        Raises:
-            RuntimeError: If it does not take images of that shape.
-        """
+        """Run ``(N, 3, H, W)``, normalised, float32; outputs by name."""
         try:
             outputs = self.run(images)
         except Exception as error:
@@ -64,10 +60,8 @@ class Variant:
 def load_variant(model: str, checkpoint: str | None = None) -> Variant:
     """Load a config, with its checkpoint, or an ``.onnx`` or ``.pt2`` file.
 
-    Raises:
-        LaunchError: If config and checkpoint do not go together.
-        OSError: If there is no such file.
-        RuntimeError: If it cannot be run.
+    Raises LaunchError if config and checkpoint do not go together, OSError if
+    there is no such file, and RuntimeError if it cannot be run.
     """
     loaders = {'.onnx': load_onnx, '.pt2': load_package}
     load = loaders.get(osp.splitext(model)[1])
@@ -175,16 +169,10 @@ def load_images(
 ) -> Images:
     """Images that all variants take, normalised as they say.
 
-    Args:
-        folder (str, optional): A picture, or a folder of them. Default: None,
-            random images.
-        num (int): At most; evenly spaced in the order of their names.
-        shape (Sequence[int], optional): Height and width in pixels. Default:
-            of the first variant that says one, or 224 x 224.
-
-    Raises:
-        LaunchError: If there are no images, or the variants want different
-            ones.
+    ``folder`` may be a picture, and None is for random ones; at most ``num``
+    are taken, evenly spaced by name. ``shape`` is by default that of the first
+    variant that says one, or 224 x 224. A LaunchError says that there are no
+    images, or that the variants want different ones.
     """
     fixed = [each for each in variants if 'shape' in each.metadata]
     if shape is None:

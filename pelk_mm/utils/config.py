@@ -17,18 +17,11 @@ from .errors import LaunchError
 
 
 def load_config(path: str, options: Mapping | None = None) -> Config:
-    """Read a config file and override some of its fields.
+    """Read a config file, override some of its fields, and set ``work_dir``.
 
-    Args:
-        path: The ``.py`` file, or one that comes with an installed package,
-            such as ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``.
-        options: Values by dotted name, as from ``--cfg-options``.
-
-    Returns:
-        With ``work_dir`` set, by default after the file's name.
-
-    Raises:
-        LaunchError: If there is no such file, or it is not a config.
+    It may come with a package:
+    ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``. Options are by
+    dotted name. A LaunchError says that there is no such file or config.
     """
     file, lazy_import = _find_config(path)
     try:

@@ -31,10 +31,7 @@ LIKELY = (
 
 
 def from_config(error: BaseException) -> bool:
-    """Whether an error was raised while something was built from a config.
-
-    False also for errors that no config explains.
-    """
+    """Whether a config explains it: raised while building from one."""
     return isinstance(error, LIKELY) and _innermost_build(error) is not None
 
 
@@ -71,8 +68,7 @@ def explain(error: BaseException) -> str:
 def _innermost_build(error: BaseException) -> dict | None:
     """Variables of the mmengine call that was building what failed, if any.
 
-    Nothing else tells what was built: mmengine lets errors through as they
-    are.
+    Nothing else tells: mmengine lets errors through as they are.
     """
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):

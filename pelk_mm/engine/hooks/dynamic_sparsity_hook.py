@@ -173,9 +173,7 @@ class DynamicSparsityHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Restore, read or draw the masks and start to enforce them.
 
-        ``init='snip'`` waits for the first batch. A RuntimeError says that
-        parameters or optimizer are sharded, a ValueError that masks cannot be
-        had as configured.
+        ``init='snip'`` waits for the first batch.
         """
         if sum(isinstance(h, DynamicSparsityHook) for h in runner.hooks) > 1:
             raise ValueError(
@@ -371,10 +369,7 @@ class DynamicSparsityHook(Hook):
 
 
 def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
-    """Warn where a sparse run is resumed without its hook.
-
-    For the ``after_load_checkpoint`` of a hook that is always there.
-    """
+    """Warn where a sparse run is resumed without its hook."""
     if STATE_KEY not in checkpoint or not runner._resume:
         return
     if not any(isinstance(hook, DynamicSparsityHook) for hook in runner.hooks):

@@ -205,10 +205,8 @@ def check_resumable(
 ) -> int:
     """The iterations behind a checkpoint that a run can go on from.
 
-    Raises:
-        OSError: If there is none, or it cannot be opened.
-        ValueError: If it is not whole, does not load safely, or holds weights
-            without the state of a run; the message says what to do.
+    An OSError says that it cannot be opened, a ValueError that it is not
+    whole, does not load safely, or holds weights without the state of a run.
     """
     try:
         checkpoint = (checkpoints or Checkpoints()).read(str(path))

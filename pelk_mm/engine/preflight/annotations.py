@@ -40,16 +40,13 @@ class Findings:
     warnings: dict[str, list] = field(default_factory=dict)
 
     def error(self, kind: str, example: str) -> None:
-        """Count an error."""
         self.errors.setdefault(kind, [0, example])[0] += 1
 
     def warn(self, kind: str, example: str) -> None:
-        """Count a warning."""
         self.warnings.setdefault(kind, [0, example])[0] += 1
 
     @staticmethod
     def lines(found: Mapping[str, Sequence]) -> Iterator[str]:
-        """One line a kind."""
         for kind, (count, example) in found.items():
             times = f'{count} times, first' if count > 1 else 'once,'
             yield f'{kind}: {times} {example}'
@@ -64,12 +61,8 @@ def check_coco(
 ) -> Findings:
     """Look for mistakes in annotations in the format of COCO.
 
-    Args:
-        content: The file's, with its three lists.
-        classes: Names of the categories that are used. Default: None, all.
-        folder: Where the images are. Default: None, not looked for.
-        masks: Whether masks are learned from.
-        samples: Of how many images the size is compared.
+    ``classes`` are those used, None for all; images are looked for in
+    ``folder``, if given, and the sizes of ``samples`` of them compared.
     """
     found = Findings()
     for key in ('images', 'annotations', 'categories'):
@@ -314,13 +307,9 @@ def check_labels(
     ignore_index: int = 255,
     reduce_zero_label: bool = False,
 ) -> Findings:
-    """Look for mistakes in images of labels.
+    """Look for mistakes in images of labels; pairs are (image, labels).
 
-    Args:
-        pairs: Paths of images and of their labels.
-        num_classes: Labels are below it; None is not known.
-        ignore_index: The label that is left out.
-        reduce_zero_label: Whether 0 is left out too, and 1 the first class.
+    With ``reduce_zero_label`` 0 is ignored too and 1 is the first class.
     """
     found = Findings()
     most, allowed = None, 'up to 255'

@@ -44,11 +44,7 @@ def preflight(
 
     A checkpoint's head with another number of classes is refused, unless the
     config has ``new_head = True``: then that head starts anew. To test, the
-    checkpoint must hold every weight. Missing files are the business of
-    :func:`~pelk_mm.engine.preflight.data_paths.check_data`.
-
-    Raises:
-        LaunchError: Naming everything that is wrong.
+    checkpoint must hold every weight. A LaunchError names all that is wrong.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     splits = ('train', 'val') if training else ('test',)

@@ -13,10 +13,8 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
 
     Knows what the data sets of mmpretrain, mmsegmentation and mmdetection
     have in common: ``data_root``, ``data_prefix`` and ``ann_file``, also of
-    data sets inside others. What is not local is not looked at.
-
-    Raises:
-        FileNotFoundError: Naming what is missing and its fields.
+    data sets inside others. What is not local is not looked at. A
+    FileNotFoundError names what is missing and its fields.
     """
     missing: dict[str, list[str]] = {}
     for loader in [f'{split}_dataloader' for split in splits]:

@@ -46,20 +46,11 @@ class MaskEnforcer:
       with zero gradients, they stay zero.
     - On moments and averaged models, whenever masks change.
 
-    Args:
-        masks: Bool masks by parameter name, on their weights' devices.
-        weights: At least those of ``masks``. Frozen ones never move.
-        optimizers: Those whose moments are kept masked.
-        averaged: Averaged copies of the model.
-
-    Raises:
-        RuntimeError: If the moments of an optimizer are out of reach.
-
-    Attributes:
-        stepped: Whether an optimizer stepped; the reader resets it.
-        gathering: Whether to catch the dense gradients of the next step for
-            growth by momentum.
-        momentum: Average of the dense gradients caught.
+    Masks are on their weights' devices, and those of frozen weights never
+    move. ``stepped`` says that an optimizer stepped, and the reader resets
+    it; ``gathering`` asks to catch the dense gradients of the next step, of
+    which ``momentum`` is the average. A RuntimeError says that the moments
+    of an optimizer are out of reach.
     """
 
     def __init__(
@@ -103,9 +94,8 @@ class MaskEnforcer:
         """Drop the smallest live weights of each layer and grow as many.
 
         Layers with an average of dense gradients grow by its magnitude,
-        others at random. ``rate`` is the share of live weights to drop;
-        returned is the share dropped over all layers, less than ``rate``
-        where a layer has fewer dead weights.
+        others at random. Returns the share dropped over all layers, less
+        than ``rate`` where a layer has fewer dead weights.
         """
         live = dropped = 0
         for name, weight in self._trainable():
@@ -127,8 +117,7 @@ class MaskEnforcer:
     def fold_gradients(self, scale: float = 1.0) -> None:
         """Average a step's dense gradients, which carry the loss scale.
 
-        Dead weights feed no moments, so that the optimizer's own momentum
-        knows nothing of them. Every rank has to call this.
+        The optimizer's momentum knows no dead weights. Call on every rank.
         """
         for name, weight in self._trainable():
             unused = torch.zeros_like(weight)

@@ -28,10 +28,7 @@ from ...utils.text import first_few
 
 
 def check_patterns(name: str, value: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one or several regular expressions as a tuple.
-
-    A TypeError or a ValueError, which calls them ``name``, if they are none.
-    """
+    """One or several regular expressions as a tuple; raises if not any."""
     patterns = (value,) if isinstance(value, str) else value
     listed = isinstance(patterns, (list, tuple))
     if not listed or not all(isinstance(p, str) for p in patterns):
@@ -57,10 +54,8 @@ def select_weights(
 
     Only 2-D and 4-D parameters (linear layers and 2-D convolutions) qualify;
     biases, norms, layer scales and positional maps do not. ``include`` and
-    ``exclude``, which takes out again, are searched in parameter names.
-
-    Raises:
-        ValueError: If a pattern, of either kind, matches no weight.
+    ``exclude``, which takes out again, are searched in parameter names; a
+    ValueError names one that matches no weight.
     """
     weights = {n: p for n, p in model.named_parameters() if p.dim() in (2, 4)}
 
@@ -156,11 +151,7 @@ def live_count(density: float, numel: int) -> int:
 def spawn_generator(
     parent: torch.Generator, device: torch.device | str
 ) -> torch.Generator:
-    """Seed a generator on ``device`` with the next number of ``parent``.
-
-    One generator on the CPU can then be saved and resumed whatever device
-    draws the numbers.
-    """
+    """Seed a generator on a device by ``parent``, which alone is saved."""
     seed = torch.randint(2**31 - 1, (), generator=parent)
     return torch.Generator(device).manual_seed(int(seed))
 
@@ -178,10 +169,7 @@ def draw_masks(
     densities: Mapping[str, float],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Draw a mask for every density, on its weight's device.
-
-    ``generator`` is on the CPU; weights without a density get no mask.
-    """
+    """Draw a mask for every density; ``generator`` is on the CPU."""
     masks = {}
     for name, density in densities.items():
         weight = weights[name]
@@ -208,10 +196,7 @@ def turnover(mask: Tensor, rate: float) -> int:
 
 
 def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Take the ``count`` live weights of smallest magnitude off a new mask.
-
-    Among equal magnitudes the first in memory order go, on every device.
-    """
+    """Take the smallest live weights, of equal ones the first, off a copy."""
     live = mask.flatten().nonzero().squeeze(1)
     order = weight.detach().flatten()[live].abs().sort(stable=True).indices
     return _set(mask, live[order[:count]], False)
@@ -245,10 +230,7 @@ def _set(mask: Tensor, index: Tensor, value: bool) -> Tensor:
 
 
 def silence_(tensors: Iterable[Tensor], mask: Tensor) -> None:
-    """Set the dead positions of tensors of a mask's shape to zero, in place.
-
-    Tensors of another shape (step counters, factored moments) are left.
-    """
+    """Zero what is dead in tensors of the mask's shape; others are left."""
     with torch.no_grad():
         for tensor in tensors:
             if tensor.shape == mask.shape:

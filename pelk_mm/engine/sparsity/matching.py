@@ -18,12 +18,7 @@ _SPARSE_SHARE = 1e-3
 def fit_masks(
     masks: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Bring saved masks to the devices of the weights that they are for.
-
-    Raises:
-        ValueError: If a mask is for no weight or for one of another shape, or
-            a weight is not zero where its mask says so.
-    """
+    """Saved masks on the devices of their weights; a ValueError if unfit."""
     misfits = []
     for name, mask in masks.items():
         weight = weights.get(name)
@@ -55,11 +50,8 @@ def masks_at_hand(
 ) -> tuple[dict[str, Tensor], str]:
     """Masks of weights that were loaded sparse, and what they come from.
 
-    Where the checkpoint ``saved`` none, the zeros of the weights count.
-
-    Raises:
-        ValueError: If the masks do not fit the weights, are for none of them,
-            or nothing is sparse.
+    Where the checkpoint ``saved`` none, the zeros of the weights count. A
+    ValueError says that the masks do not fit, or that nothing is sparse.
     """
     if saved:
         origin = 'kept from the checkpoint'

@@ -12,8 +12,7 @@ from ...ops.checks import check_integer, check_number
 class Schedule:
     """Updates at even distances that exchange less and less.
 
-    The arguments are those of ``DynamicSparsityHook``, and checked; ``end``
-    is None while the length of the training is not known.
+    As for ``DynamicSparsityHook``; ``end`` is None while it is not known.
     """
 
     prune_rate: float

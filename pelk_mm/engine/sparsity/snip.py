@@ -92,15 +92,9 @@ def probe_snip_scores(
     autocasting as in training, and an optimizer wrapper that never steps.
     Weights, gradients, buffers (BatchNorm statistics), the batch and the
     random generators are as before afterwards. Scores are zero where the loss
-    does not depend on a weight.
-
-    Args:
-        model: mmengine model, unwrapped, in training mode.
-        optim_wrapper: The run's; lends its autocast context.
-        scale: Factor on the loss, against underflow in fp16; scores carry it.
-
-    Raises:
-        RuntimeError: If ``train_step`` hands no loss to the wrapper.
+    does not depend on a weight, and carry ``scale``, a factor on the loss
+    against underflow in fp16. ``model`` is unwrapped and in training mode. A
+    RuntimeError says that its ``train_step`` hands no loss to the wrapper.
     """
     probe = _BackwardOnly(optim_wrapper, scale)
     with _untouched(model):
@@ -131,8 +125,7 @@ def mean_snip_scores(
 ) -> dict[str, Tensor]:
     """Average the scores of all ranks' batches, for comparison only.
 
-    They carry a factor where the run scales its loss. Every rank has to call
-    this; arguments and errors as for :func:`probe_snip_scores`.
+    They carry a factor where the run scales its loss. Call on every rank.
     """
     scaled = getattr(optim_wrapper, 'loss_scaler', None) is not None
     for scale in _FP16_SCALES if scaled else (1.0,):
@@ -149,12 +142,9 @@ def mean_snip_scores(
 def snip_densities(
     scores: Mapping[str, Tensor], density: float
 ) -> dict[str, float]:
-    """Share of each layer among the best-scored weights of the network.
+    """Share of each layer among the best-scored weights; it may be 0.
 
-    ``density`` is the share of all that lives; a layer's may be 0.
-
-    Raises:
-        ValueError: If a score is not finite, or all of them are zero.
+    A ValueError says that a score is not finite, or that all are zero.
     """
     for name, score in scores.items():
         if not bool(score.isfinite().all()):

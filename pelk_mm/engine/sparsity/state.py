@@ -63,8 +63,7 @@ def unpack_masks(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def pretrained_masks(model: nn.Module) -> dict[str, Tensor]:
     """Masks in the checkpoints that ``init_cfg`` of type 'Pretrained' loads.
 
-    By parameter name of ``model``; empty if there are none. That way of
-    loading passes no hook, so the files are read once more.
+    That way of loading passes no hook, so the files are read once more.
     """
     masks: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
