@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ _HISTORY = 'history_buffer'
 _DTYPES = ('bool', 'uint8', 'int8', 'int16', 'int32', 'int64',
            'float16', 'float32', 'float64')
 # fmt: on
-_SCALARS = [(str, str.__str__), (int, int)]
-_SCALARS += [(float, float), (np.longdouble, float)]
+_SCALARS: dict[type, Callable] = {str: str.__str__, int: int, float: float}
+_SCALARS[np.longdouble] = float
 
 
 def to_plain(value: Any, name: str = 'value') -> Any:
@@ -38,7 +38,7 @@ def to_plain(value: Any, name: str = 'value') -> Any:
     if value is None or isinstance(value, (bool, bytes, torch.Tensor)):
         return value
     # Subclasses of str and of numbers are Python objects to the unpickler.
-    for scalar, convert in _SCALARS:
+    for scalar, convert in _SCALARS.items():
         if isinstance(value, scalar):
             return convert(value)
     if isinstance(value, Path):
