@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pelk_mm.ops import available_backends
-from tests.doctor.conftest import ROOT
+from tests.conftest import ROOT
 
 CRASH = 'import os, signal; os.kill(os.getpid(), signal.SIGSEGV)'
 
