@@ -24,6 +24,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help=text)
     text = 'scale the learning rate by batch size / its base_batch_size'
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)
+    text = 'start at once, without trying the loop out on real batches first'
+    parser.add_argument('--no-rehearsal', action='store_true', help=text)
     add_run_options(parser)
     return parser.parse_args()
 
@@ -41,6 +43,8 @@ def main() -> None:
         launcher=args.launcher,
         checkpoints=checkpoints,
     )
+    if args.no_rehearsal:
+        config.rehearse = False
     preflight(config, checkpoints=checkpoints)
     train(config, checkpoints)
 

@@ -21,6 +21,8 @@ from mmengine.runner import Runner
 
 from ..engine.hooks.safe_checkpoint_hook import check_resumable, find_resumable
 from ..engine.preflight.data_paths import check_data
+from ..engine.rehearsal import RehearsalHook
+from ..engine.rehearsal.failures import why, with_cause
 from ..engine.strategies import SHARDING, type_name
 from ..models.utils import Checkpoints
 from ..utils.errors import LaunchError
@@ -144,7 +146,9 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     and saves nothing, would lose more than one that ends.
     """
     try:
-        with _loading(config, checkpoints) as runner:
+        with _loading(config, checkpoints) as runner, _explained(runner):
+            if config.get('rehearse', True):
+                runner.register_hook(RehearsalHook())
             runner.train()
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -162,8 +166,21 @@ def test(
     config: Config, checkpoints: Checkpoints | None = None
 ) -> dict[str, float]:
     """Test as a config from :func:`prepare_testing` describes; the metrics."""
-    with _loading(config, checkpoints) as runner:
+    with _loading(config, checkpoints) as runner, _explained(runner):
         return runner.test()
+
+
+@contextmanager
+def _explained(runner: Runner) -> Iterator[None]:
+    """A LaunchError for a failure that the runner's objects explain."""
+    try:
+        yield
+    except Exception as error:
+        told = isinstance(error, LaunchError)
+        line = None if told else why(error, runner.model, runner.cfg)
+        if line is None:
+            raise
+        raise LaunchError(with_cause(line, error)) from error
 
 
 @contextmanager

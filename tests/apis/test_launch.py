@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
+from torch import nn
 
 from pelk_mm.apis import launch, strategy_checks
 from pelk_mm.apis.launch import (
@@ -327,6 +328,8 @@ def test_a_training_does_not_hold_what_it_has_loaded(config, monkeypatch):
 
 def test_a_full_disk_is_one_line(config, monkeypatch):
     class FullDisk(Mock):
+        model = nn.Identity()
+
         def train(self):
             raise OSError(errno.ENOSPC, 'No space left on device', 'x.pth')
 
@@ -341,6 +344,8 @@ def test_a_full_disk_is_one_line(config, monkeypatch):
 
 def test_other_errors_pass(config, monkeypatch):
     class Missing(Mock):
+        model = nn.Identity()
+
         def train(self):
             raise FileNotFoundError(errno.ENOENT, 'No such file', 'x.jpg')
 

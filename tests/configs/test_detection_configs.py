@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 
-from pelk_mm.engine import check_channels
 from pelk_mm.models import PeLK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +202,7 @@ def test_demo_model_and_optimizer():
     )
     init_default_scope(config.default_scope)
     model = build(config)
-    check_channels(model)
+    assert list(model.neck.in_channels) == list(model.backbone.channels)
     groups = build_optim_wrapper(
         model, config.optim_wrapper
     ).optimizer.param_groups

@@ -2,6 +2,7 @@
 
 import torch
 from mmengine.dataset import BaseDataset
+from mmengine.dist import get_rank
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
@@ -28,15 +29,25 @@ class ToyDataset(BaseDataset):
 
 @MODELS.register_module()
 class ToyModel(BaseModel):
-    """Two linear layers with a norm between."""
+    """Two linear layers with a norm between.
 
-    def __init__(self) -> None:
+    One more takes no part, if ``unused``; rank ``fails_on`` cannot be trained.
+    """
+
+    def __init__(
+        self, unused: bool = False, fails_on: int | None = None
+    ) -> None:
         super().__init__()
         self.hidden = nn.Linear(3, 8)
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 2)
+        if unused:
+            self.unused = nn.Linear(3, 3)
+        self.fails_on = fails_on
 
     def forward(self, inputs, label, mode='tensor', **kwargs):
+        if self.fails_on == get_rank():
+            raise RuntimeError('this rank fails')
         inputs = torch.stack(list(inputs))
         label = torch.as_tensor(label)
         logits = self.head(self.norm(self.hidden(inputs)).relu())

@@ -36,6 +36,7 @@ from tests.conftest import ROOT
 from tests.helpers.distributed_configs import BATCH, ITERS, write_config
 from tests.helpers.killable_runs import finish, log_of, start
 from tests.helpers.sparse_task import differences
+from tests.helpers.toy_task import TOY_CONFIG
 
 #: Losses agree so closely. Ranks and one process sum the same numbers in
 #: another order, 6e-8 relative a sum, and AdamW turns differences of gradients
@@ -565,3 +566,40 @@ def test_deepspeed_equals_one_process_and_goes_on(
         torch.testing.assert_close(
             weight, plain_weights[name], rtol=1e-3, atol=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            'unused=True',
+            '2 trainable parameters get no gradient: unused.weight, '
+            'unused.bias. On several processes the second iteration would',
+        ),
+        ('fails_on=1', 'process 1 .* RuntimeError: this rank fails'),
+    ],
+)
+def test_a_rank_that_fails_in_the_rehearsal_ends_all(
+    change, message, tmp_path
+):
+    """Over 5 s, for torchrun and two processes that import torch."""
+    config = tmp_path / 'toy.py'
+    config.write_text(
+        TOY_CONFIG.replace("type='ToyModel'", f"type='ToyModel', {change}")
+    )
+    with dist_train(config, 2, tmp_path / 'work') as process:
+        assert process.wait(PATIENCE) != 0
+    said = process.errors.read_text()
+    assert re.search(f'error: .*{message}', said), said
+    assert not find_resumable(str(tmp_path / 'work'))
+
+
+def test_unused_parameters_may_be_looked_for(tmp_path):
+    """Over 5 s, for torchrun and two processes that import torch."""
+    config = tmp_path / 'toy.py'
+    config.write_text(
+        TOY_CONFIG.replace("type='ToyModel'", "type='ToyModel', unused=True")
+        + 'find_unused_parameters = True\n'
+    )
+    with dist_train(config, 2, tmp_path / 'work') as process:
+        assert process.wait(PATIENCE) == 0, process.errors.read_text()

@@ -1,4 +1,4 @@
-"""Mistakes that would cost training time, found before it starts."""
+"""Models that cannot be built, and weights that do not fit them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import OPTIMIZERS, init_default_scope
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ...models import PeLK
-from ...models.channels import check_channels
 from ...models.utils import (
     Checkpoints,
     check_pretrained,
     check_state_dict,
     weights_of,
 )
-from ...ops.checks import did_you_mean
 from ...utils.config import build_model
-from ...utils.errors import LIKELY, LaunchError, explain, registered
+from ...utils.errors import LIKELY, LaunchError, explain
 from ...utils.text import first_few
-from ..optimizers import LayerDecayOptimWrapperConstructor
-from .data import class_problems, data_problems
-
-_LAYER_DECAY = LayerDecayOptimWrapperConstructor.__name__
 
 
 def preflight(
@@ -32,40 +26,25 @@ def preflight(
     training: bool = True,
     checkpoints: Checkpoints | None = None,
 ) -> None:
-    """Raise unless data, model and weights of a config go together.
+    """Raise unless a config's model can be built, and its weights fit it.
 
-    Looked for are data folders that hold no image, or images that cannot be
-    decoded (the first few are), annotations that would end the training or
-    teach the wrong thing (those that the libraries leave out are counted in
-    the log), heads whose number of classes is not the data set's, necks and
-    heads whose channels are not the backbone's, weights (``load_from`` and
-    the backbone's ``init_cfg``) of another arch or number of classes, and
-    fields of the model or the layer decay that cannot be.
+    Looked for are fields of the model that cannot be, and weights
+    (``load_from`` and the backbone's ``init_cfg``) of another arch or number
+    of classes.
 
     A checkpoint's head with another number of classes is refused, unless the
     config has ``new_head = True``: then that head starts anew. To test, the
     checkpoint must hold every weight. A LaunchError names all that is wrong.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
-    splits = ('train', 'val') if training else ('test',)
-    loaders = [f'{split}_dataloader' for split in splits]
-    problems: list[str] = []
-    for loader in loaders:
-        problems += data_problems(config.get(loader), loader)
-    problems += class_problems(config, loaders[0])
     try:
         model = _build(config)
     except LIKELY as error:
         text = f'the model cannot be built: {explain(error)}'
-        if problems:
-            _report([*problems, text])
         raise LaunchError(text) from error
-    problems += _channel_problems(model)
     checkpoints = checkpoints or Checkpoints()
-    problems += _pretrained_problems(model, checkpoints)
+    problems = [*_pretrained_problems(model, checkpoints)]
     problems += _load_problems(config, model, checkpoints, training)
-    if training:
-        problems += _optimizer_problems(config, model)
     _report(problems)
 
 
@@ -102,13 +81,6 @@ def _backbones(model: nn.Module) -> Iterator[tuple[str, PeLK]]:
             yield f'{name}.' if name else '', module
 
 
-def _channel_problems(model: nn.Module) -> Iterator[str]:
-    try:
-        check_channels(model)
-    except ValueError as error:
-        yield str(error)
-
-
 def _pretrained_problems(
     model: nn.Module, checkpoints: Checkpoints
 ) -> Iterator[str]:
@@ -117,28 +89,6 @@ def _pretrained_problems(
             check_pretrained(backbone, checkpoints)
         except (OSError, RuntimeError) as error:
             yield f'model.{prefix}init_cfg: {error}'
-
-
-def _optimizer_problems(config: Config, model: nn.Module) -> Iterator[str]:
-    """What the runner finds only after reading the data."""
-    wrapper = config.get('optim_wrapper') or {}
-    if not isinstance(wrapper, Mapping) or 'strategy' in config:
-        return
-    optimizer = wrapper.get('optimizer')
-    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
-    if isinstance(kind, str):
-        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-            if registry.get(kind) is None:
-                hint = did_you_mean(kind, registered(registry))
-                yield f'optim_wrapper.optimizer: there is no {kind!r}{hint}'
-    if wrapper.get('constructor') != _LAYER_DECAY:
-        return
-    try:
-        LayerDecayOptimWrapperConstructor(
-            wrapper, wrapper.get('paramwise_cfg')
-        ).make_groups(model)
-    except (TypeError, ValueError) as error:
-        yield f'optim_wrapper: {error}'
 
 
 def _load_problems(

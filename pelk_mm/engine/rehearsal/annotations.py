@@ -6,13 +6,14 @@ without a word. A warning, with a count, is what the libraries leave out.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import os.path as osp
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,27 +30,76 @@ _TURNED, _ORIENTATION = (5, 6, 7, 8), 0x0112
 _SLACK = 1
 #: What an image and an annotation cannot be without.
 _IMAGE_KEYS = ('id', 'file_name', 'width', 'height')
+_KEYS = {'images', 'annotations', 'categories'}
+#: Bytes of a file that is looked at; larger ones are left to the library.
+_LARGEST = 64 << 20
 _ANNOTATION_KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area')
 
 
-@dataclass
 class Findings:
     """What is wrong: count and first example, by kind."""
 
-    errors: dict[str, list] = field(default_factory=dict)
-    warnings: dict[str, list] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._errors: dict[str, list] = {}
+        self._warnings: dict[str, list] = {}
 
     def error(self, kind: str, example: str) -> None:
-        self.errors.setdefault(kind, [0, example])[0] += 1
+        self._errors.setdefault(kind, [0, example])[0] += 1
 
     def warn(self, kind: str, example: str) -> None:
-        self.warnings.setdefault(kind, [0, example])[0] += 1
+        self._warnings.setdefault(kind, [0, example])[0] += 1
 
-    @staticmethod
-    def lines(found: Mapping[str, Sequence]) -> Iterator[str]:
-        for kind, (count, example) in found.items():
-            times = f'{count} times, first' if count > 1 else 'once,'
-            yield f'{kind}: {times} {example}'
+    def errors(self) -> list[str]:
+        """A line for each kind of error."""
+        return _lines(self._errors)
+
+    def warnings(self) -> list[str]:
+        """A line for each kind of warning."""
+        return _lines(self._warnings)
+
+
+def _lines(found: Mapping[str, Sequence]) -> list[str]:
+    lines = []
+    for kind, (count, example) in found.items():
+        times = f'{count} times, first' if count > 1 else 'once,'
+        lines.append(f'{kind}: {times} {example}')
+    return lines
+
+
+def reads_coco(dataset: Any) -> bool:
+    """Whether a data set of mmdetection reads annotations of objects.
+
+    That of panoptic segments inherits from it, and reads others.
+    """
+    api = getattr(type(dataset), 'COCOAPI', None)
+    return getattr(api, '__name__', None) == 'COCO'
+
+
+def read_coco(
+    path: str,
+    classes: Sequence[str] | None = None,
+    folder: str | None = None,
+    masks: bool = False,
+) -> Findings | None:
+    """Look for mistakes in a file; None if it is too large or not local.
+
+    Arguments are as for :func:`check_coco`.
+    """
+    if not osp.isfile(path) or osp.getsize(path) > _LARGEST:
+        return None
+    found = Findings()
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        found.error('it is no JSON', str(error))
+        return found
+    given = content.keys() if isinstance(content, dict) else set()
+    missing = ', '.join(sorted(_KEYS - given))
+    if missing:
+        found.error('it is no annotation file of COCO', f'it has no {missing}')
+        return found
+    folder = folder if folder and osp.isdir(folder) else None
+    return check_coco(content, classes, folder, masks)
 
 
 def check_coco(
@@ -69,7 +119,7 @@ def check_coco(
         items = content[key]
         if not _is_list(items, Mapping):
             found.error(f'{key} is not a list of objects', str(items)[:60])
-    if found.errors:
+    if found.errors():
         return found
     sizes = _check_images(content['images'], found)
     if folder is not None:
@@ -91,7 +141,7 @@ def check_coco(
             if masks:
                 mask = annotation.get('segmentation')
                 _check_mask(mask, sizes[annotation['image_id']], name, found)
-    if content['annotations'] and not kept and not found.errors:
+    if content['annotations'] and not kept and not found.errors():
         found.error('no annotation is left', 'nothing could be learned')
     return found
 
@@ -299,48 +349,3 @@ def _check_polygons(
         detail = f'image {size[0]} x {size[1]}'
         kind = 'polygons reach outside the image and are cut off'
         found.warn(kind, f'{name}, {detail}')
-
-
-def check_labels(
-    pairs: Iterable[tuple[str, str]],
-    num_classes: int | None,
-    ignore_index: int = 255,
-    reduce_zero_label: bool = False,
-) -> Findings:
-    """Look for mistakes in images of labels; pairs are (image, labels).
-
-    With ``reduce_zero_label`` 0 is ignored too and 1 is the first class.
-    """
-    found = Findings()
-    most, allowed = None, 'up to 255'
-    if num_classes is not None:
-        most = num_classes - 1 + reduce_zero_label
-        allowed = f'0 to {most}, or {ignore_index} for what is ignored'
-    for image, label in pairs:
-        try:
-            with Image.open(label) as file:
-                values, mode = np.asarray(file), file.mode
-        except Exception:
-            # Whether it can be decoded is asked elsewhere.
-            continue
-        if values.ndim != 2:
-            text = 'save the class of each pixel, in a mode as L or P'
-            kind = f'labels are no single numbers but colours; {text}'
-            found.error(kind, f'{label}, mode {mode}')
-            continue
-        size, stored = _sizes(image)
-        own = values.shape[::-1]
-        if size not in (None, own):
-            text = f'{label} has {own}, {image} {size}'
-            if stored == own:
-                text += ': the image is turned as its EXIF says, these are not'
-            kind = 'labels have another width and height than the image'
-            found.error(kind, text)
-        labels = np.unique(values)
-        wrong = labels[(labels < 0) | (labels > 255)]
-        if most is not None and not len(wrong):
-            wrong = labels[(labels > most) & (labels != ignore_index)]
-        if len(wrong):
-            text = f'{label} has {first_few(wrong.tolist())}'
-            found.error(f'labels are expected to be {allowed}', text)
-    return found

@@ -2,14 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from pelk_mm.engine.preflight.annotations import (
+from pelk_mm.engine.rehearsal.annotations import (
     Findings,
     check_coco,
-    check_labels,
+    read_coco,
 )
 
 SQUARE = [2, 2, 12, 2, 12, 12, 2, 12]
@@ -61,7 +60,7 @@ def findings(content: dict, **kwargs) -> Findings:
 
 def test_nothing_wrong():
     found = findings(good())
-    assert not found.errors and not found.warnings
+    assert not found.errors() and not found.warnings()
 
 
 ERRORS = [
@@ -117,7 +116,7 @@ WARNINGS = [
 @pytest.mark.parametrize('where, fields, message', ERRORS)
 def test_errors(where, fields, message):
     found = findings(change(where, **fields))
-    line, *_ = Findings.lines(found.errors)
+    line, *_ = found.errors()
     assert message in line
     assert 'once, ' in line
 
@@ -125,8 +124,8 @@ def test_errors(where, fields, message):
 @pytest.mark.parametrize('where, fields, message', WARNINGS)
 def test_warnings(where, fields, message):
     found = findings(change(where, **fields))
-    assert not found.errors
-    (line,) = Findings.lines(found.warnings)
+    assert not found.errors()
+    (line,) = found.warnings()
     assert message in line and 'once, annotation 1' in line
 
 
@@ -183,7 +182,7 @@ def test_counts_and_the_first():
         dict(content['annotations'][0], id=i, bbox=[0, 0, 0, 0])
         for i in range(10, 15)
     ]
-    (line,) = Findings.lines(findings(content).warnings)
+    (line,) = findings(content).warnings()
     assert '5 times, first annotation 10' in line
 
 
@@ -191,30 +190,29 @@ def test_all_left_out_is_an_error():
     content = good()
     for annotation in content['annotations']:
         annotation['category_id'] = 99
-    assert 'no annotation is left' in findings(content).errors
+    (line,) = findings(content).errors()
+    assert 'no annotation is left' in line
     # None at all are a data set for a test, say.
-    assert not findings(dict(good(), annotations=[])).errors
+    assert not findings(dict(good(), annotations=[])).errors()
 
 
 def test_masks_are_looked_at_only_where_they_are_learned():
     content = change('annotations', segmentation=...)
-    assert not check_coco(content, ('a', 'b')).errors
-    assert check_coco(content, ('a', 'b'), masks=True).errors
+    assert not check_coco(content, ('a', 'b')).errors()
+    assert check_coco(content, ('a', 'b'), masks=True).errors()
 
 
 @pytest.mark.parametrize('key', ['images', 'annotations', 'categories'])
 @pytest.mark.parametrize('value', [{}, None, 'x', [1], [[]]])
 def test_lists_of_something_else(key, value):
-    assert (
-        f'{key} is not a list of objects'
-        in findings(dict(good(), **{key: value})).errors
-    )
+    (line,) = findings(dict(good(), **{key: value})).errors()
+    assert f'{key} is not a list of objects' in line
 
 
 def test_order_of_the_categories():
     content = good()
     content['categories'].reverse()
-    (line,) = Findings.lines(findings(content).warnings)
+    (line,) = findings(content).warnings()
     assert 'another order' in line and 'b, a instead of a, b' in line
 
 
@@ -228,79 +226,37 @@ def save(path, size, orientation=None):
 def test_files_and_their_sizes(tmp_path):
     save(tmp_path / '1.jpg', (40, 30))
     found = findings(good(), folder=str(tmp_path))
-    (line,) = Findings.lines(found.errors)
+    (line,) = found.errors()
     assert 'not in the folder: once' in line and '2.jpg' in line
     save(tmp_path / '2.jpg', (40, 31))
-    (line,) = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
+    (line,) = findings(good(), folder=str(tmp_path)).errors()
     assert '(40, 31), the annotations say (40, 30)' in line
     # What is on disk as annotated is turned where it is loaded.
     save(tmp_path / '2.jpg', (40, 30), orientation=6)
-    (line,) = Findings.lines(findings(good(), folder=str(tmp_path)).errors)
+    (line,) = findings(good(), folder=str(tmp_path)).errors()
     assert 'EXIF' in line
     save(tmp_path / '2.jpg', (30, 40), orientation=6)
-    assert not findings(good(), folder=str(tmp_path)).errors
+    assert not findings(good(), folder=str(tmp_path)).errors()
 
 
-class TestLabels:
-    def found(
-        self,
-        tmp_path,
-        values,
-        mode=None,
-        size=(40, 30),
-        classes=3,
-        orientation=None,
-        **kwargs,
-    ) -> list[str]:
-        save(tmp_path / '0.jpg', size, orientation)
-        label = Image.fromarray(np.asarray(values))
-        (label if mode is None else label.convert(mode)).save(
-            tmp_path / '0.png'
-        )
-        found = check_labels(
-            [(str(tmp_path / '0.jpg'), str(tmp_path / '0.png'))],
-            classes,
-            **kwargs,
-        )
-        assert not found.warnings
-        return list(Findings.lines(found.errors))
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        ('not json', 'it is no JSON'),
+        ('[]', 'it has no annotations, categories, images'),
+        ('{"images": [], "annotations": []}', 'it has no categories'),
+        (
+            '{"images": [{}], "annotations": [], '
+            '"categories": [{"name": "a"}]}',
+            'no category b of the classes',
+        ),
+    ],
+)
+def test_files_of_something_else(content, message, tmp_path):
+    (tmp_path / 'coco.json').write_text(content)
+    found = read_coco(str(tmp_path / 'coco.json'), ('a', 'b'))
+    assert any(message in line for line in found.errors())
 
-    def plane(self, value=0, dtype=np.uint8):
-        values = np.zeros((30, 40), dtype)
-        values[3:5] = value
-        return values
 
-    @pytest.mark.parametrize('value', [0, 2, 255])
-    def test_right_ones(self, tmp_path, value):
-        assert not self.found(tmp_path, self.plane(value))
-        assert not self.found(tmp_path, self.plane(value), mode='P')
-
-    def test_black_and_white(self, tmp_path):
-        assert not self.found(tmp_path, self.plane(255), mode='1')
-
-    def test_labels_beyond_the_classes(self, tmp_path):
-        (line,) = self.found(tmp_path, self.plane(3))
-        assert 'expected to be 0 to 2, or 255' in line and 'has 3' in line
-        assert not self.found(tmp_path, self.plane(3), reduce_zero_label=True)
-        (line,) = self.found(tmp_path, self.plane(4), reduce_zero_label=True)
-        assert 'expected to be 0 to 3' in line
-        assert not self.found(tmp_path, self.plane(9), ignore_index=9)
-        assert not self.found(tmp_path, self.plane(200), classes=None)
-
-    def test_16_bits_would_be_cut_to_8(self, tmp_path):
-        (line,) = self.found(
-            tmp_path, self.plane(300, np.uint16), classes=None
-        )
-        assert 'up to 255' in line and 'has 300' in line
-        assert not self.found(tmp_path, self.plane(2, np.uint16))
-
-    @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'LA'])
-    def test_colours(self, tmp_path, mode):
-        (line,) = self.found(tmp_path, self.plane(1), mode=mode)
-        assert f'mode {mode}' in line and 'mode as L or P' in line
-
-    def test_another_size(self, tmp_path):
-        (line,) = self.found(tmp_path, self.plane(), size=(41, 30))
-        assert '(40, 30)' in line and '(41, 30)' in line
-        (line,) = self.found(tmp_path, self.plane(), orientation=6)
-        assert 'EXIF' in line
+def test_a_file_that_is_not_there():
+    assert read_coco('s3://bucket/coco.json') is None

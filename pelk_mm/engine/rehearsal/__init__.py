@@ -1,0 +1,5 @@
+"""A run tried out on real batches before it starts, and what went wrong."""
+
+from .hook import RehearsalHook
+
+__all__ = ['RehearsalHook']
