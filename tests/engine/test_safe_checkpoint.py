@@ -378,6 +378,18 @@ class TestSaving:
         ]
         assert 'optimizer' not in load(tmp_path / 'best_acc_iter_12.pth')
 
+    @pytest.mark.parametrize('best', [None, 'acc', 'auto'])
+    def test_a_validation_alone_saves_nothing(self, tmp_path, best):
+        """Nothing was trained; what is trained afterwards is saved."""
+        runner = run(tmp_path, 8, val=True, train=False, save_best=best)
+        assert runner.val().keys() == {'acc'}
+        assert files(tmp_path) == []
+        assert 'best_score' not in runner.message_hub.runtime_info
+        runner.train()
+        saved = files(tmp_path)
+        assert ('best_acc_iter_8.pth' in saved) == (best is not None)
+        runner.val()
+
     def test_published_ones_hold_what_was_asked_for(self, tmp_path):
         run(tmp_path, 5, published_keys=['meta', 'state_dict'])
         published = [name for name in files(tmp_path) if '-' in name]

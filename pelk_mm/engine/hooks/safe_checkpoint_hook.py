@@ -63,6 +63,8 @@ class SafeCheckpointHook(CheckpointHook):
       loading them can run code, and mmengine 0.10 can then not resume. These
       checkpoints resume, and everybody can load them safely.
     - Resuming turns the histories back into mmengine's own.
+    - ``runner.val()`` alone saves nothing; with ``save_best`` mmengine's
+      ends in an AttributeError.
 
     Args:
         *args, **kwargs: As for :class:`mmengine.hooks.CheckpointHook`.
@@ -103,6 +105,9 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
+        if not hasattr(self, 'file_backend'):
+            # A validation alone: nothing was trained, nothing is to be saved.
+            return
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
 
