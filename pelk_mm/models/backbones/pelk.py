@@ -165,7 +165,8 @@ class PeLK(BaseModule):
         out_indices (int | Sequence[int]): Stages whose output is returned, -1
             for the last; those behind them are not built. Default: -1.
         frozen_stages (int): How many of the first stages, with the stem and
-            downsampling before them, stay fixed, in eval mode. Default: 0.
+            downsampling before them, stay fixed, in eval mode; 0 or -1 for
+            none. Default: 0.
         gap_before_final_norm (bool): Return normalised global averages, for
             classification. False returns normalised maps. Default: True.
         with_cp (bool): Recompute blocks in the backward pass. Default: False.

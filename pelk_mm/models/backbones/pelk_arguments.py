@@ -99,8 +99,8 @@ def check_in_channels(value: object) -> int:
 
 
 def check_frozen_stages(value: object) -> int:
-    """How many stages are frozen."""
-    return check_integer('frozen_stages', value, 0, NUM_STAGES)
+    """How many stages are frozen; for none the libraries write -1 too."""
+    return max(check_integer('frozen_stages', value, -1, NUM_STAGES), 0)
 
 
 def check_out_indices(out_indices: Any) -> tuple[int, ...]:

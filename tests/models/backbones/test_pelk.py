@@ -365,7 +365,7 @@ class TestTraining:
             buffers[name] is buffer for name, buffer in model.named_buffers()
         )
 
-    @pytest.mark.parametrize('stages', range(5))
+    @pytest.mark.parametrize('stages', range(-1, 5))
     def test_frozen_stages(self, stages):
         model = small(frozen_stages=stages)
         for mode in (None, True, False, True):
@@ -388,7 +388,7 @@ class TestTraining:
             for name, value in model.state_dict().items()
             if 'running' in name and not torch.equal(value, before[name])
         }
-        assert moved == set(range(stages, 4))
+        assert moved == set(range(max(stages, 0), 4))
 
     def test_frozen_stages_beyond_those_built(self):
         model = small(out_indices=1, frozen_stages=4)
@@ -637,7 +637,7 @@ class TestArguments:
             ('out_indices', None, TypeError),
             ('out_indices', '0123', TypeError),
             ('out_indices', (1.0,), TypeError),
-            ('frozen_stages', -1, ValueError),
+            ('frozen_stages', -2, ValueError),
             ('frozen_stages', 5, ValueError),
             ('frozen_stages', None, TypeError),
             ('gap_before_final_norm', None, TypeError),
