@@ -3,11 +3,14 @@
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 from pelk_mm.engine import LayerDecayOptimWrapperConstructor
 from pelk_mm.models import PeLK
+from pelk_mm.models.layers import PartialPeripheralConv2d
+from pelk_mm.ops import SharingGrid
 
 LR, WD = 1e-3, 0.05
 
@@ -264,13 +267,14 @@ class TestEveryParameter:
         )
         assert len(placed) < len(list(model.parameters()))
 
-    def test_is_not_listed_twice_when_it_is_shared(self):
+    @pytest.mark.parametrize('bypass', [False, True])
+    def test_is_not_listed_twice_when_it_is_shared(self, bypass):
         model = segmentor(pelk(self.SMALL))
         model.auxiliary_head = nn.Sequential(
             model.decode_head[0], model.decode_head[2]
         )
         model.tied = model.decode_head[2].weight
-        groups = groups_of(model)
+        groups = groups_of(model, bypass_duplicate=bypass)
         placed = [id(p) for group in groups.values() for p in group['params']]
         assert len(placed) == len(set(placed))
         assert set(placed) == {id(p) for p in model.parameters()}
@@ -344,6 +348,88 @@ class TestMultipliers:
         assert settings['backbone.stages.0.pos_embed'][1] == WD
         # 'stages.3' and 'pos_embed': the longer one.
         assert settings['backbone.stages.3.pos_embed'][1] == WD
+
+    def test_other_fields_of_custom_keys_reach_the_optimizer(self):
+        """As mmpretrain's SimSiam fixes the rate of its predictor."""
+        model = segmentor(pelk(self.SMALL))
+        keys = {
+            'decode_head.2': dict(fix_lr=True, decay_mult=0.5),
+            'stages.0': dict(betas=(0.5, 0.9), lr=0.3),
+        }
+        groups = groups_of(model, custom_keys=keys)
+        fixed = {n: g for n, g in groups.items() if 'fix_lr' in g}
+        assert list(fixed) == ['layer_5_decay_x0.5_decode_head.2']
+        assert next(iter(fixed.values()))['param_names'] == [
+            'decode_head.2.weight',
+            'decode_head.2.bias',
+        ]
+        for group in groups.values():
+            own = {'stages.0' in name for name in group['param_names']}
+            assert len(own) == 1
+            changed = group['betas'] == (0.5, 0.9), group['lr'] == 0.3
+            assert changed == (own.pop(),) * 2
+
+    def test_a_likely_slip_in_custom_keys_is_warned_about(self, caplog):
+        """mmseg's DNLNet has a wd_mult, which mmengine hands on as well."""
+        logger = MMLogger.get_current_instance()
+        logger.addHandler(caplog.handler)
+        groups_of(
+            segmentor(pelk(self.SMALL)),
+            custom_keys=dict(head=dict(lr_mul=10.0), theta=dict(fix_lr=True)),
+        )
+        logger.removeHandler(caplog.handler)
+        warned = [r for r in caplog.records if r.levelname == 'WARNING']
+        assert [r.getMessage() for r in warned] == [
+            "custom_keys['head']: 'lr_mul' scales nothing, it goes into the "
+            "optimizer's group as it is (did you mean 'lr_mult'?)"
+        ]
+
+    @pytest.mark.parametrize(
+        ('field', 'who'),
+        [
+            ('bias_lr_mult', {'conv', 'dcn', 'large', 'linear'}),
+            ('dcn_offset_lr_mult', {'offset'}),
+            ('dwconv_decay_mult', {'depthwise', 'large_weight'}),
+        ],
+    )
+    def test_the_other_multipliers_of_mmengine(self, field, who):
+        from mmcv.ops import ModulatedDeformConv2dPack
+
+        part = PartialPeripheralConv2d(8, SharingGrid(7), deploy=True)
+        model = segmentor(pelk(self.SMALL))
+        model.decode_head = nn.ModuleDict(
+            dict(
+                conv=nn.Conv2d(8, 8, 3),
+                depthwise=nn.Conv2d(8, 8, 3, groups=8, bias=False),
+                dcn=ModulatedDeformConv2dPack(8, 8, 3),
+                part=part,
+                norm=nn.BatchNorm2d(8),
+                linear=nn.Linear(2, 2),
+            )
+        )
+        names = {
+            'decode_head.conv.bias': 'conv',
+            'decode_head.depthwise.weight': 'depthwise',
+            'decode_head.dcn.bias': 'dcn',
+            'decode_head.dcn.conv_offset.weight': 'offset',
+            'decode_head.dcn.conv_offset.bias': 'offset',
+            'decode_head.part.large.weight': 'large_weight',
+            'decode_head.part.large.bias': 'large',
+            'decode_head.linear.bias': 'linear',
+        }
+        rate = 'lr' if 'lr' in field else 'weight_decay'
+        plain, changed = (
+            {
+                name: group[rate]
+                for group in groups_of(model, **multiplier).values()
+                for name in group['param_names']
+                if name.startswith('decode_head')
+            }
+            for multiplier in ({}, {field: 0.5})
+        )
+        moved = {n for n in plain if changed[n] == plain[n] / 2 != 0}
+        assert {names[name] for name in moved} == who
+        assert all(changed[n] == plain[n] for n in plain if n not in moved)
 
     @pytest.mark.parametrize(
         ('field', 'who'),
@@ -438,10 +524,12 @@ class TestBuilding:
             ),
             (dict(decay_rate=0.9, custom_keys=dict(x=2)), TypeError, "'x'"),
             (
-                dict(decay_rate=0.9, custom_keys=dict(x=dict(lr=2))),
-                ValueError,
-                "'x'.*lr_mult.*lr",
+                dict(decay_rate=0.9, bypass_duplicate=1),
+                TypeError,
+                'bypass_duplicate',
             ),
+            # mmpretrain's name for it.
+            (dict(layer_decay_rate=0.9), ValueError, "mean 'decay_rate'"),
             (
                 dict(decay_rate=0.9, custom_keys=dict(x=dict(lr_mult=-1))),
                 ValueError,

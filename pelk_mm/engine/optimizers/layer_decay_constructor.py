@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
@@ -13,16 +14,34 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
+from ...models.layers import PeripheralConv2d
 from ...ops import checks
 from ..strategies import plain_name, whole_parameters
 
 _NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 #: Not 1-D, yet no weights that decay should draw to zero.
 _EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
-_DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
+#: Factors of the weight decay by kind of parameter, where nothing is said.
+_DECAYS = dict(norm=0, bias=0, flat=0, dwconv=1, dcn_offset=1, weight=1)
+#: mmengine's names, made of a kind and what is scaled.
+_MULTS = (
+    'norm_decay_mult',
+    'bias_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'bias_lr_mult',
+    'dcn_offset_lr_mult',
+)
+_CUSTOM_MULTS = ('lr_mult', 'decay_mult')
 #: Deeper than any backbone.
 _MOST_LAYERS = 10_000
-_FIELDS = ('decay_rate', 'decay_type', 'num_layers', 'custom_keys')
+_FIELDS = (
+    'decay_rate',
+    'decay_type',
+    'num_layers',
+    'custom_keys',
+    'bypass_duplicate',
+)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -48,11 +67,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       backbone says.
     - ``custom_keys`` (dict): as in mmengine: for the longest key that is part
       of a parameter's name, ``lr_mult`` (on top of the decay) and
-      ``decay_mult``.
+      ``decay_mult``. Other fields go into the optimizer's group as they are:
+      its own options, ``fix_lr`` of mmpretrain's SimSiamHook.
     - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult`` (float):
       factors of the weight decay for the parameters of norms, for biases, and
       for what else is one-dimensional (LayerScale) or an embedding. Default:
       0 each.
+    - ``dwconv_decay_mult``, ``bias_lr_mult``, ``dcn_offset_lr_mult`` (float):
+      factors for the weights of depthwise convolutions, for biases other than
+      those of norms, and for the offsets of deformable convolutions. Default:
+      1 each.
+    - ``bypass_duplicate`` (bool): may be there, as mmengine has it; a shared
+      parameter is in one group anyway.
 
     Raises:
         TypeError: If a field of ``paramwise_cfg`` has the wrong type.
@@ -97,7 +123,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
-        _check_dict('paramwise_cfg', cfg, (*_FIELDS, *_DECAY_MULTS))
+        _check_dict('paramwise_cfg', cfg, (*_FIELDS, *_MULTS))
         if 'decay_rate' not in cfg:
             raise ValueError('paramwise_cfg needs a decay_rate in (0, 1]')
         if checks.check_number('decay_rate', cfg['decay_rate'], 0, 1) == 0:
@@ -107,7 +133,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         layers = cfg.get('num_layers')
         if layers is not None:
             checks.check_integer('num_layers', layers, 1, _MOST_LAYERS)
-        multipliers = {key: cfg[key] for key in _DECAY_MULTS if key in cfg}
+        duplicate = cfg.get('bypass_duplicate', False)
+        checks.check_bool('bypass_duplicate', duplicate)
+        multipliers = {key: cfg[key] for key in _MULTS if key in cfg}
         custom = cfg.get('custom_keys', {})
         _check_dict('custom_keys', custom)
         for key, value in custom.items():
@@ -117,9 +145,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     f"{name} must be part of a parameter's name, got a key "
                     f'of type {type(key).__name__}'
                 )
-            _check_dict(name, value, ('lr_mult', 'decay_mult'))
+            _check_dict(name, value)
             for part, mult in value.items():
-                multipliers[f'{name}.{part}'] = mult
+                if part in _CUSTOM_MULTS:
+                    multipliers[f'{name}.{part}'] = mult
+                elif hint := checks.did_you_mean(part, _CUSTOM_MULTS):
+                    print_log(
+                        f'{name}: {part!r} scales nothing, it goes into the '
+                        f"optimizer's group as it is{hint}",
+                        logger='current',
+                        level=logging.WARNING,
+                    )
         for name, mult in multipliers.items():
             checks.check_number(name, mult, 0)
         rates = {'lr': self.base_lr, 'weight_decay': self.base_wd}
@@ -185,26 +221,34 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             name = plain_name(name)
             owner = _owner(name, backbones)
             depth, scale = self._depth(name, owner, backbones)
-            lr_mult, decay_mult = self._multipliers(name, kinds[name])
+            lr_mult, decay_mult, source, rest = self._custom(name, kinds[name])
             # Several backbones count their depths each for itself.
             layer = owner or '' if len(backbones) > 1 else ''
-            # Custom multipliers may split a depth further; 0 and 1 are the
-            # usual two.
-            key = (depth, layer, decay_mult, lr_mult)
+            # Custom settings may split a depth further; decays of 0 and 1 are
+            # the usual two.
+            key = (depth, layer, decay_mult, lr_mult, source)
             if key not in groups:
-                groups[key] = self._new_group(*key, scale * lr_mult)
+                groups[key] = self._new_group(*key, scale * lr_mult) | rest
             groups[key]['params'].append(parameter)
             groups[key]['param_names'].append(name)
         return [groups[key] for key in sorted(groups)]
 
     def _new_group(
-        self, depth: int, layer: str, decay: float, lr: float, scale: float
+        self,
+        depth: int,
+        layer: str,
+        decay: float,
+        lr: float,
+        source: str,
+        scale: float,
     ) -> dict:
         name = f'{layer}layer_{depth}_{"decay" if decay else "no_decay"}'
         if decay not in (0, 1):
             name += f'_x{decay:g}'
         if lr != 1:
             name += f'_lr_x{lr:g}'
+        if source:
+            name += f'_{source}'
         group = dict(params=[], param_names=[], group_name=name)
         group |= dict(lr=self.base_lr * scale, lr_scale=scale)
         if self.base_wd is not None:
@@ -237,18 +281,22 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             depth = total - 1
         return depth, cfg['decay_rate'] ** (total - 1 - depth)
 
-    def _multipliers(self, name: str, kind: str) -> tuple[float, float]:
-        """Factors of the learning rate and of the weight decay."""
+    def _custom(self, name: str, kind: str) -> tuple[float, float, str, dict]:
+        """Factors of learning rate and weight decay; a custom key, its rest.
+
+        The key is '' where it sets nothing but factors.
+        """
         cfg = self.paramwise_cfg
         custom = cfg.get('custom_keys', {})
-        decay = 1.0 if kind == 'weight' else cfg.get(f'{kind}_decay_mult', 0.0)
         keys = [key for key in custom if key in name]
-        if not keys:
-            return 1.0, float(decay)
         # The longest, and of several the first in the alphabet.
-        chosen = custom[min(keys, key=lambda key: (-len(key), key))]
-        lr_mult = float(chosen.get('lr_mult', 1.0))
-        return lr_mult, float(chosen.get('decay_mult', decay))
+        source = min(keys, key=lambda key: (-len(key), key), default='')
+        rest = dict(custom.get(source, {}))
+        factors = []
+        for part, default in (('lr_mult', 1), ('decay_mult', _DECAYS[kind])):
+            factor = cfg.get(f'{kind}_{part}', default)
+            factors.append(float(rest.pop(part, factor)))
+        return *factors, source if rest else '', rest
 
 
 def _check_dict(
@@ -300,20 +348,30 @@ def _knows_depths(module: nn.Module) -> bool:
 
 
 def _parameter_kinds(model: nn.Module) -> dict[str, str]:
-    """'norm', 'bias', 'flat' or 'weight' for every parameter name."""
+    """A kind, as :data:`_DECAYS` has them, for every parameter name."""
     kinds = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, _NORMS):
                 kind = 'norm'
+            elif isinstance(module, nn.Conv2d) and 'conv_offset' in prefix:
+                kind = 'dcn_offset'
             elif name == 'bias':
                 kind = 'bias'
             elif parameter.ndim <= 1 or name in _EMBEDDINGS:
                 kind = 'flat'
+            elif _is_depthwise(module):
+                kind = 'dwconv'
             else:
                 kind = 'weight'
             kinds[plain_name(f'{prefix}.{name}' if prefix else name)] = kind
     return kinds
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.in_channels == module.groups
+    return isinstance(module, PeripheralConv2d)
 
 
 def _stage_depth(
