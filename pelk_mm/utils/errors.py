@@ -8,6 +8,7 @@ from inspect import signature
 from re import search
 from types import ModuleType
 
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import Registry, build_functions
 
 from ..ops.checks import did_you_mean
@@ -32,12 +33,17 @@ LIKELY = (
 
 def from_config(error: BaseException) -> bool:
     """Whether a config explains it: raised while building from one."""
-    return isinstance(error, LIKELY) and _innermost_build(error) is not None
+    if not isinstance(error, LIKELY):
+        return False
+    return bool(_innermost_build(error) or _other_constructor(error))
 
 
 def explain(error: BaseException) -> str:
     """An error in words: ``"PeLK: unknown arch 'tinny', expected …"``."""
     text = str(error)
+    constructor = _other_constructor(error)
+    if constructor is not None:
+        return _our_constructor(constructor) + (f' ({text})' if text else '')
     if isinstance(error, KeyError) and error.args:
         # Its text is the repr of its key.
         text = str(error.args[0])
@@ -75,6 +81,33 @@ def _innermost_build(error: BaseException) -> dict | None:
         if frame.f_code is build_functions.build_from_cfg.__code__:
             found = frame.f_locals
     return found
+
+
+def _other_constructor(
+    error: BaseException,
+) -> DefaultOptimWrapperConstructor | None:
+    """The libraries' layer decay that does not know a model's backbone."""
+    if isinstance(error, NotImplementedError):
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            caller = frame.f_locals.get('self')
+            if isinstance(caller, DefaultOptimWrapperConstructor):
+                return caller
+    return None
+
+
+def _our_constructor(other: DefaultOptimWrapperConstructor) -> str:
+    """Why there is no optimizer, and how to write the layer decay of PeLK."""
+    cfg = other.paramwise_cfg
+    ours = dict(decay_rate=cfg.get('decay_rate', cfg.get('layer_decay_rate')))
+    if cfg.get('decay_type') == 'stage_wise':
+        ours |= dict(decay_type='stage_wise', num_layers=cfg['num_layers'])
+    fields = ', '.join(f'{key}={value!r}' for key, value in ours.items())
+    return (
+        f"{type(other).__name__} does not know the depths of the model's "
+        'backbone. For PeLK, and all that have a get_layer_depth, write '
+        "optim_wrapper.constructor='LayerDecayOptimWrapperConstructor' with "
+        f'paramwise_cfg=dict({fields})'
+    )
 
 
 def registered(registry: Registry | None) -> list[str]:

@@ -1,5 +1,7 @@
 """Exact tables of who learns how fast."""
 
+from re import search
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -11,6 +13,7 @@ from pelk_mm.engine import LayerDecayOptimWrapperConstructor
 from pelk_mm.models import PeLK
 from pelk_mm.models.layers import PartialPeripheralConv2d
 from pelk_mm.ops import SharingGrid
+from pelk_mm.utils.errors import explain, from_config
 
 LR, WD = 1e-3, 0.05
 
@@ -647,3 +650,84 @@ class TestOtherBackbones:
         )
         with pytest.raises(ValueError, match=r'cannot place.*layers\.0'):
             groups_of(model, decay_type='stage_wise')
+
+
+class TestLibrariesConstructors:
+    """Those of the libraries' recipes, with PeLK in the place of ConvNeXt."""
+
+    WRAPPER = dict(
+        type='OptimWrapper',
+        optimizer=dict(type='AdamW', lr=LR, weight_decay=WD),
+    )
+
+    @pytest.mark.parametrize(
+        ('constructor', 'paramwise', 'advice'),
+        [
+            (
+                'mmdet.LearningRateDecayOptimizerConstructor',
+                dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6),
+                'dict(decay_rate=0.95)',
+            ),
+            (
+                'mmseg.LearningRateDecayOptimizerConstructor',
+                dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
+                "dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6)",
+            ),
+            (
+                'mmseg.LayerDecayOptimizerConstructor',
+                dict(layer_decay_rate=0.8, num_layers=12),
+                'dict(decay_rate=0.8)',
+            ),
+            (
+                'mmpretrain.LearningRateDecayOptimWrapperConstructor',
+                dict(layer_decay_rate=0.7),
+                'dict(decay_rate=0.7)',
+            ),
+        ],
+    )
+    @pytest.mark.filterwarnings('ignore:.*Decay')
+    def test_ours_is_named(self, constructor, paramwise, advice):
+        model = segmentor(pelk())
+        cfg = dict(
+            self.WRAPPER, constructor=constructor, paramwise_cfg=paramwise
+        )
+        with pytest.raises(NotImplementedError) as caught:
+            build_optim_wrapper(model, ConfigDict(cfg))
+        assert from_config(caught.value)
+        text = explain(caught.value)
+        name = constructor.split('.')[1]
+        assert text.startswith(f'{name} does not know the depths')
+        ours = search(
+            r"constructor='(\w+)' with paramwise_cfg=(dict\(.*?\))", text
+        )
+        assert ours[2] == advice
+        # Doing what it says works.
+        cfg |= dict(constructor=ours[1], paramwise_cfg=eval(ours[2]))
+        assert build_optim_wrapper(model, ConfigDict(cfg))
+
+    def test_mmpretrains_knows_a_classifiers_pelk(self):
+        from mmpretrain.models import ImageClassifier
+
+        model = meta(
+            lambda: ImageClassifier(
+                backbone=dict(type='PeLK'),
+                head=dict(
+                    type='LinearClsHead', in_channels=998, num_classes=9
+                ),
+            )
+        )
+        cfg = dict(
+            self.WRAPPER,
+            constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(layer_decay_rate=0.7),
+        )
+        theirs = build_optim_wrapper(model, ConfigDict(cfg))
+        scale = {
+            group['param_name']: group['lr_scale']
+            for group in theirs.optimizer.param_groups
+        }
+        assert scale == {
+            name: group['lr_scale']
+            for group in groups_of(model).values()
+            for name in group['param_names']
+        }
