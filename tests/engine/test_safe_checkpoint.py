@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter, OrderedDict, deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -590,7 +591,9 @@ class TestToPlain:
                 resumed_keys={},
             )
         )
-        SafeCheckpointHook().after_load_checkpoint(None, checkpoint)
+        SafeCheckpointHook().after_load_checkpoint(
+            SimpleNamespace(_resume=False), checkpoint
+        )
         back = checkpoint['message_hub']['log_scalars']['loss']
         assert back.max_length == 5
         assert all(

@@ -370,7 +370,7 @@ class DynamicSparsityHook(Hook):
 
 def warn_about_unused_masks(runner: Runner, checkpoint: dict) -> None:
     """Warn where a sparse run is resumed without its hook."""
-    if STATE_KEY not in checkpoint or not runner._resume:
+    if STATE_KEY not in checkpoint:
         return
     if not any(isinstance(hook, DynamicSparsityHook) for hook in runner.hooks):
         runner.logger.warning(

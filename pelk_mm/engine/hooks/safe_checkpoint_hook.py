@@ -18,6 +18,7 @@ from ...models.utils import Checkpoints, UnsafeCheckpointError
 from ...models.utils.safe_saving import to_history, to_plain
 from ...utils.files import ATOMIC_BACKEND, atomic_path, remove_leftovers
 from .dynamic_sparsity_hook import warn_about_unused_masks
+from .resuming import check_resumed
 
 #: Where mmengine notes the newest checkpoint of a work dir, and where the name
 #: of the one to come stands while it is saved.
@@ -160,10 +161,13 @@ class SafeCheckpointHook(CheckpointHook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Give mmengine back the log histories that it expects.
 
-        A sparse run that goes on without its hook is warned about here,
-        because the hook that is missing cannot.
+        What of the run that is resumed is not this run's is told here: its
+        optimizer, and masks of a hook that is missing. A LaunchError where
+        the optimizer does not fit.
         """
-        warn_about_unused_masks(runner, checkpoint)
+        if runner._resume:
+            check_resumed(runner, checkpoint)
+            warn_about_unused_masks(runner, checkpoint)
         hub = checkpoint.get('message_hub')
         if isinstance(hub, Mapping):
             scalars = hub.get('log_scalars', {}).items()
