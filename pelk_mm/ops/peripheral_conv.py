@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .autocast import DEVICES, autocast_dtype
+from .autograd import Convolution, Gradients, WeightGrad, at_autograd
 from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, get_ready, select_backend
 from .sharing_grid import SharingGrid
@@ -61,9 +62,11 @@ def peripheral_conv2d(
     Computes ``Y(p) = bias + sum_{i,j} w(i, j) X(p + (i, j))`` with ``w`` the
     expansion of the compact ``weight`` over ``grid`` (Eq. 1 of `PeLK
     <https://arxiv.org/abs/2403.07589>`_): stride 1, zero padding ``K // 2``.
-    Differentiable, twice too, in ``input``, ``weight`` and ``bias``. float16
-    and bfloat16 accumulate in float32. Under autocast, float32 and narrower
-    arguments are cast to the autocast dtype, as convolutions are.
+    Differentiable in ``input``, ``weight`` and ``bias``, as often as wanted,
+    backwards, in forward mode and by the transforms of ``torch.func`` (grad,
+    vjp, jvp, vmap, jacrev, jacfwd, hessian), one in another or compiled too.
+    float16 and bfloat16 accumulate in float32. Under autocast, float32 and
+    narrower arguments are cast to the autocast dtype, as convolutions are.
 
     Args:
         input (Tensor): ``(N, C, H, W)``, any strides, no dimension empty;
@@ -204,105 +207,6 @@ def _fake_backward(input: Tensor, weight: Tensor, *_: Any) -> tuple:
     return _fake_forward(input), weight.new_empty(weight.shape)
 
 
-# Autograd: both gradients are linear in each of their tensors, so that all
-# derivatives are the same operators again.
-
-
-def _convolve(input: Tensor, weight: Tensor, options: tuple) -> Tensor:
-    return torch.ops.pelk_mm.peripheral_conv2d(input, weight, None, *options)
-
-
-def _convolve_back(output: Tensor, weight: Tensor, options: tuple) -> Tensor:
-    """The adjoint; cells are symmetric, so the weight is flipped."""
-    return _convolve(output, weight.flip(2, 3), options)
-
-
-def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-2])
-    ctx.options = inputs[-2:]
-
-
-def _keep_without_bias(ctx: Any, inputs: tuple, output: Any) -> None:
-    _keep(ctx, inputs[:2] + inputs[3:], output)
-
-
-def _differentiate_forward(ctx: Any, grad_output: Tensor) -> tuple:
-    input, weight = ctx.saved_tensors
-    ops = torch.ops.pelk_mm
-    to_input, to_weight, to_bias, *_ = ctx.needs_input_grad
-    grad_input = grad_weight = grad_bias = None
-    if to_input and to_weight:
-        grad_input, grad_weight = ops.peripheral_conv2d_backward(
-            input, weight, grad_output, *ctx.options
-        )
-    elif to_input:
-        grad_input = _convolve_back(grad_output, weight, ctx.options)
-    elif to_weight:
-        grad_weight = ops.peripheral_conv2d_weight_grad(
-            input, grad_output, *ctx.options
-        )
-    if to_bias:
-        grad_bias = grad_output.sum((0, 2, 3))
-    return grad_input, grad_weight, grad_bias, None, None
-
-
-def _differentiate_weight_grad(ctx: Any, cotangent: Tensor) -> tuple:
-    input, grad_output = ctx.saved_tensors
-    grad_input = grad_grad_output = None
-    if ctx.needs_input_grad[0]:
-        grad_input = _convolve_back(grad_output, cotangent, ctx.options)
-    if ctx.needs_input_grad[1]:
-        grad_grad_output = _convolve(input, cotangent, ctx.options)
-    return grad_input, grad_grad_output, None, None
-
-
-def _differentiate_backward(ctx: Any, to_input: Any, to_weight: Any) -> tuple:
-    """``to_input`` and ``to_weight`` are the cotangents of the two."""
-    input, weight, grad_output = ctx.saved_tensors
-    options = ctx.options
-    grads: list[Tensor | None] = [None] * 5
-    if ctx.needs_input_grad[0]:
-        grads[0] = _convolve_back(grad_output, to_weight, options)
-    if ctx.needs_input_grad[1]:
-        grads[1] = torch.ops.pelk_mm.peripheral_conv2d_weight_grad(
-            to_input, grad_output, *options
-        )
-    if ctx.needs_input_grad[2]:
-        through_input = _convolve(to_input, weight, options)
-        grads[2] = through_input + _convolve(input, to_weight, options)
-    return tuple(grads)
-
-
-# Not with torch.library.custom_op: on small maps its wrappers would be felt.
-# So is Python in a backward pass: the library of the cpp backend, once loaded,
-# brings the formulas above for CPUs (backends/csrc/autograd.cpp).
-_library = torch.library.Library('pelk_mm', 'FRAGMENT')
-for _schema in (
-    'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
-    'SymInt[] sizes, str backend) -> Tensor',
-    'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
-    'SymInt[] sizes, str backend) -> Tensor',
-    'peripheral_conv2d_backward(Tensor input, Tensor weight, '
-    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
-):
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-for _name, _run, _fake in (
-    ('peripheral_conv2d', _forward, _fake_forward),
-    ('peripheral_conv2d_weight_grad', _weight_grad, _fake_weight_grad),
-    ('peripheral_conv2d_backward', _backward, _fake_backward),
-):
-    _library.impl(_name, _run, 'CompositeExplicitAutograd')
-    torch.library.register_fake(f'pelk_mm::{_name}', _fake, lib=_library)
-for _name, _setup, _formula in (
-    ('peripheral_conv2d', _keep_without_bias, _differentiate_forward),
-    ('peripheral_conv2d_weight_grad', _keep, _differentiate_weight_grad),
-    ('peripheral_conv2d_backward', _keep, _differentiate_backward),
-):
-    torch.library.register_autograd(
-        f'pelk_mm::{_name}', _formula, setup_context=_setup, lib=_library
-    )
-
-
 def _cast(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or (dtype := autocast_dtype(tensor)) is None:
         return tensor
@@ -316,5 +220,39 @@ def _autocast(*operands: Any) -> Tensor:
         return torch.ops.pelk_mm.peripheral_conv2d(*tensors, *options)
 
 
+def _transform(*operands: Any) -> Tensor:
+    # torch.func comes before autocast, which has to be seen by the formulas.
+    return Convolution.apply(*map(_cast, operands[:3]), *operands[3:])
+
+
+# Not with torch.library.custom_op: on small maps its wrappers would be felt.
+# So is Python in a backward pass: the library of the cpp backend, once loaded,
+# brings what a training needs for CPUs (backends/csrc/autograd.cpp).
+_library = torch.library.Library('pelk_mm', 'FRAGMENT')
+for _schema in (
+    'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
+    'SymInt[] sizes, str backend) -> Tensor',
+    'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
+    'SymInt[] sizes, str backend) -> Tensor',
+    'peripheral_conv2d_backward(Tensor input, Tensor weight, '
+    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _name, _run, _fake, _rules in (
+    ('peripheral_conv2d', _forward, _fake_forward, Convolution),
+    (
+        'peripheral_conv2d_weight_grad',
+        _weight_grad,
+        _fake_weight_grad,
+        WeightGrad,
+    ),
+    ('peripheral_conv2d_backward', _backward, _fake_backward, Gradients),
+):
+    _library.impl(_name, _run, 'CompositeExplicitAutograd')
+    torch.library.register_fake(f'pelk_mm::{_name}', _fake, lib=_library)
+    _library.impl(_name, at_autograd(_rules), 'Autograd')
+    # The key of torch.func's transforms, which comes before all others.
+    _transformed = _transform if _rules is Convolution else _rules.apply
+    _library.impl(_name, _transformed, 'FuncTorchDynamicLayerFrontMode')
 for _device in DEVICES:
     _library.impl('peripheral_conv2d', _autocast, f'Autocast{_device.upper()}')

@@ -1,6 +1,6 @@
-// Autograd of the operators pelk_mm::* on CPUs: the formulas that
-// peripheral_conv.py registers for every device, without Python's share in a
-// backward pass, which on a map of 7 x 7 was a third of it.
+// Autograd of the operators pelk_mm::* on CPUs for a training's backward pass,
+// without Python's share in it, which on a map of 7 x 7 was a third. All other
+// derivatives are those of autograd.py.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/string_view.h>
@@ -31,6 +31,27 @@ auto find(const char* name) {
       .typed<Result(const Tensors&..., SymIntArrayRef, c10::string_view)>();
 }
 
+const auto& convolution() {
+  static const auto op = find<Tensor, Tensor, Tensor, std::optional<Tensor>>(
+      "pelk_mm::peripheral_conv2d");
+  return op;
+}
+
+const auto& weight_gradient() {
+  static const auto op =
+      find<Tensor, Tensor, Tensor>("pelk_mm::peripheral_conv2d_weight_grad");
+  return op;
+}
+
+const auto& both_gradients() {
+  static const auto op = find<Gradients, Tensor, Tensor, Tensor>(
+      "pelk_mm::peripheral_conv2d_backward");
+  return op;
+}
+
+// Python's formulas are those of all devices but the one below.
+const c10::DispatchKeySet python(c10::DispatchKey::AutogradOther);
+
 // Which kernel, and what computes it: the last arguments of every operator.
 struct Options {
   std::vector<c10::SymInt> sizes;
@@ -48,45 +69,20 @@ struct Options {
   }
 };
 
-Tensor convolve(const Tensor& input, const Tensor& weight,
-                const std::optional<Tensor>& bias, const Options& options) {
-  static const auto op = find<Tensor, Tensor, Tensor, std::optional<Tensor>>(
-      "pelk_mm::peripheral_conv2d");
-  return op.call(input, weight, bias, options.sizes, options.backend);
-}
-
-// The grid is symmetric: the adjoint is convolution with the weight flipped.
-Tensor convolve_back(const Tensor& grad_output, const Tensor& weight,
-                     const Options& options) {
-  return convolve(grad_output, weight.flip({2, 3}), std::nullopt, options);
-}
-
-Tensor weight_grad(const Tensor& input, const Tensor& grad_output,
-                   const Options& options) {
-  static const auto op =
-      find<Tensor, Tensor, Tensor>("pelk_mm::peripheral_conv2d_weight_grad");
-  return op.call(input, grad_output, options.sizes, options.backend);
-}
-
-Gradients backward(const Tensor& input, const Tensor& weight,
-                   const Tensor& grad_output, const Options& options) {
-  static const auto op = find<Gradients, Tensor, Tensor, Tensor>(
-      "pelk_mm::peripheral_conv2d_backward");
-  return op.call(input, weight, grad_output, options.sizes, options.backend);
-}
-
-// Whether any of the tensors is differentiated. In a plain backward pass none
-// is, and recording would cost more than the dispatch.
-bool recorded(std::initializer_list<Tensor> tensors) {
-  const bool backward = at::GradMode::is_enabled();
+// Whether a tensor has a tangent.
+bool dual(std::initializer_list<Tensor> tensors) {
   for (const Tensor& tensor : tensors)
-    if ((backward && tensor.requires_grad()) ||
-        tensor._fw_grad(/*level=*/0).defined())
-      return true;
+    if (tensor._fw_grad(/*level=*/0).defined()) return true;
   return false;
 }
 
-// Each `apply` runs the operator below autograd, and keeps its tensors.
+// Whether a backward pass is to come. In a plain one none is.
+bool recorded(std::initializer_list<Tensor> tensors) {
+  if (!at::GradMode::is_enabled()) return false;
+  for (const Tensor& tensor : tensors)
+    if (tensor.requires_grad()) return true;
+  return false;
+}
 
 struct Convolution : Function<Convolution> {
   static Tensor forward(AutogradContext* context, const Tensor& input,
@@ -97,7 +93,8 @@ struct Convolution : Function<Convolution> {
     context->save_for_backward({input, weight});
     options.save(context);
     context->saved_data["has_bias"] = bias.has_value();
-    return convolve(input, weight, bias, options);
+    return convolution().call(input, weight, bias, options.sizes,
+                              options.backend);
   }
 
   static variable_list backward(AutogradContext* context,
@@ -109,12 +106,15 @@ struct Convolution : Function<Convolution> {
     const bool to_weight = context->needs_input_grad(1);
     Tensor grad_input, grad_weight, grad_bias;
     if (to_input && to_weight)
-      std::tie(grad_input, grad_weight) =
-          pelk::backward(input, weight, grad, options);
+      std::tie(grad_input, grad_weight) = both_gradients().call(
+          input, weight, grad, options.sizes, options.backend);
     else if (to_input)
-      grad_input = convolve_back(grad, weight, options);
+      // The grid is symmetric: the adjoint has the weight flipped.
+      grad_input = convolution().call(grad, weight.flip({2, 3}), std::nullopt,
+                                      options.sizes, options.backend);
     else if (to_weight)
-      grad_weight = weight_grad(input, grad, options);
+      grad_weight =
+          weight_gradient().call(input, grad, options.sizes, options.backend);
     // Only tensors that there are have a number.
     if (context->saved_data["has_bias"].toBool() &&
         context->needs_input_grad(2))
@@ -123,91 +123,38 @@ struct Convolution : Function<Convolution> {
   }
 };
 
-// The weight's gradient is bilinear: each side is a convolution.
-struct WeightGrad : Function<WeightGrad> {
-  static Tensor forward(AutogradContext* context, const Tensor& input,
-                        const Tensor& grad_output, const Options& options) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({input, grad_output});
-    options.save(context);
-    return weight_grad(input, grad_output, options);
-  }
-
-  static variable_list backward(AutogradContext* context,
-                                const variable_list& cotangents) {
-    const Options options(context);
-    const variable_list saved = context->get_saved_variables();
-    Tensor grad_input, grad_grad_output;
-    if (context->needs_input_grad(0))
-      grad_input = convolve_back(saved[1], cotangents[0], options);
-    if (context->needs_input_grad(1))
-      grad_grad_output =
-          convolve(saved[0], cotangents[0], std::nullopt, options);
-    return {grad_input, grad_grad_output, Tensor()};
-  }
-};
-
-// Both gradients are bilinear.
-struct Backward : Function<Backward> {
-  static variable_list forward(AutogradContext* context, const Tensor& input,
-                               const Tensor& weight, const Tensor& grad_output,
-                               const Options& options) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    context->save_for_backward({input, weight, grad_output});
-    options.save(context);
-    auto [grad_input, grad_weight] =
-        pelk::backward(input, weight, grad_output, options);
-    return {grad_input, grad_weight};
-  }
-
-  static variable_list backward(AutogradContext* context,
-                                const variable_list& cotangents) {
-    const Options options(context);
-    const variable_list saved = context->get_saved_variables();
-    const Tensor &input = saved[0], &weight = saved[1], &grad = saved[2];
-    const Tensor &to_input = cotangents[0], &to_weight = cotangents[1];
-    Tensor grad_input, grad_weight, grad_grad;
-    if (context->needs_input_grad(0))
-      grad_input = convolve_back(grad, to_weight, options);
-    if (context->needs_input_grad(1))
-      grad_weight = weight_grad(to_input, grad, options);
-    if (context->needs_input_grad(2))
-      grad_grad = convolve(to_input, weight, std::nullopt, options)
-                      .add(convolve(input, to_weight, std::nullopt, options));
-    return {grad_input, grad_weight, grad_grad, Tensor()};
-  }
-};
-
 Tensor autograd_convolve(const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias,
                          SymIntArrayRef sizes, c10::string_view backend) {
-  const Options options(sizes, backend);
-  if (recorded({input, weight, bias.value_or(input)}))
-    return Convolution::apply(input, weight, bias, options);
+  const std::initializer_list<Tensor> tensors{input, weight,
+                                              bias.value_or(input)};
+  if (dual(tensors))
+    return convolution().redispatch(python, input, weight, bias, sizes,
+                                    backend);
+  if (recorded(tensors))
+    return Convolution::apply(input, weight, bias, Options(sizes, backend));
   at::AutoDispatchBelowADInplaceOrView guard;
-  return convolve(input, weight, bias, options);
+  return convolution().call(input, weight, bias, sizes, backend);
 }
 
 Tensor autograd_weight_grad(const Tensor& input, const Tensor& grad_output,
                             SymIntArrayRef sizes, c10::string_view backend) {
-  const Options options(sizes, backend);
-  if (recorded({input, grad_output}))
-    return WeightGrad::apply(input, grad_output, options);
+  if (dual({input, grad_output}) || recorded({input, grad_output}))
+    return weight_gradient().redispatch(python, input, grad_output, sizes,
+                                        backend);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return weight_grad(input, grad_output, options);
+  return weight_gradient().call(input, grad_output, sizes, backend);
 }
 
 Gradients autograd_backward(const Tensor& input, const Tensor& weight,
                             const Tensor& grad_output, SymIntArrayRef sizes,
                             c10::string_view backend) {
-  const Options options(sizes, backend);
-  if (recorded({input, weight, grad_output})) {
-    const variable_list grads =
-        Backward::apply(input, weight, grad_output, options);
-    return {grads[0], grads[1]};
-  }
+  if (dual({input, weight, grad_output}) ||
+      recorded({input, weight, grad_output}))
+    return both_gradients().redispatch(python, input, weight, grad_output,
+                                       sizes, backend);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return backward(input, weight, grad_output, options);
+  return both_gradients().call(input, weight, grad_output, sizes, backend);
 }
 
 }  // namespace
