@@ -130,9 +130,7 @@ def count_complexity(
     model.eval()
     parts, zeros = _count_parameters(model, sparsity)
     if is_pelk:
-        # Not switch_to_deploy, which looks at weights that may not be there.
-        for stage in model.backbone.stages:
-            stage.merge()
+        model.backbone.switch_to_deploy()
     densities = {
         name: _module_density(f'{name}.', module, sparsity)
         for name, module in model.named_modules()

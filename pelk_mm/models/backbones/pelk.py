@@ -344,9 +344,11 @@ class PeLK(BaseModule):
             )
 
     def _kernel_density(self) -> float:
-        """Share of non-zero weights in the large kernels."""
+        """Share of non-zero weights in the large kernels, 1 on meta."""
         kernels = [conv.weight for conv in _parts(self, PeripheralConv2d)]
         weights = torch.cat([kernel.flatten() for kernel in kernels])
+        if weights.is_meta:
+            return 1.0
         return int(weights.count_nonzero()) / weights.numel()
 
     def get_layer_depth(

@@ -749,6 +749,15 @@ class TestDeploy:
         built.load_state_dict(model.state_dict())
         assert same(outputs(built), outputs(model))
 
+    def test_on_the_meta_device(self):
+        with torch.device('meta'):
+            model = small()
+        model.switch_to_deploy()
+        built = small(deploy=True).state_dict()
+        for name, value in model.state_dict().items():
+            assert value.is_meta and value.shape == built.pop(name).shape
+        assert not built
+
     def test_twice_is_once(self, randomise):
         model = randomise(small()).eval()
         model.switch_to_deploy()
