@@ -13,7 +13,6 @@ DENSE = dict(
     type='PeLK',
     arch=ARCH,
     out_indices=(0, 1, 2, 3),
-    gap_before_final_norm=False,
 )
 
 

@@ -17,7 +17,7 @@ BACKBONE = """dict(
         {more})"""
 
 
-MAPS = 'out_indices=(0, 1, 2, 3), gap_before_final_norm=False'
+MAPS = 'out_indices=(0, 1, 2, 3)'
 
 
 CONFIGS = dict(

@@ -30,7 +30,6 @@ _MAPS = [
     'model.backbone._delete_=True',
     'model.backbone.type=pelk_mm.PeLK',
     'model.backbone.out_indices=0,1,2,3',
-    'model.backbone.gap_before_final_norm=False',
 ]
 # Library and config: what to exchange, with the channels left open.
 EXCHANGES = {
@@ -183,8 +182,7 @@ _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 {imports}
 model = dict(
     backbone=dict(
-        _delete_=True, type='{name}', arch='tiny', out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False),
+        _delete_=True, type='{name}', arch='tiny', out_indices=(0, 1, 2, 3)),
     neck=dict(in_channels=[124, 249, 499, 998]))
 """
 

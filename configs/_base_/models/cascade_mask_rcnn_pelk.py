@@ -16,7 +16,6 @@ model = dict(
         type='PeLK',
         arch='tiny',
         out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
         # Two images a GPU are few for a BatchNorm.

@@ -6,7 +6,6 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         layer_scale_init_value=1e-6,
-        gap_before_final_norm=True,
     ),
     head=dict(
         type='LinearClsHead',

@@ -19,7 +19,6 @@ model = dict(
         out_indices=(0, 1, 2, 3),
         drop_path_rate=0.4,
         layer_scale_init_value=1.0,
-        gap_before_final_norm=False,
         norm_cfg=norm_cfg,
         # No ImageNet weights are published. With a checkpoint of your own:
         # init_cfg=dict(type='Pretrained', checkpoint='PATH or URL',

@@ -167,8 +167,9 @@ class PeLK(BaseModule):
         frozen_stages (int): How many of the first stages, with the stem and
             downsampling before them, stay fixed, in eval mode; 0 or -1 for
             none. Default: 0.
-        gap_before_final_norm (bool): Return normalised global averages, for
-            classification. False returns normalised maps. Default: True.
+        gap_before_final_norm (bool, optional): Return normalised global
+            averages, for classification; False returns normalised maps.
+            Default: None, averages where the last stage alone is returned.
         with_cp (bool): Recompute blocks in the backward pass. Default: False.
         deploy (bool): Build the merged model, for weights that were saved
             after :meth:`switch_to_deploy`. Default: False.
@@ -184,7 +185,7 @@ class PeLK(BaseModule):
 
     Example:
         >>> import torch
-        >>> model = PeLK(out_indices=range(4), gap_before_final_norm=False)
+        >>> model = PeLK(out_indices=range(4))
         >>> [tuple(x.shape) for x in model(torch.rand(1, 3, 64, 64))]
         [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]
     """
@@ -212,7 +213,7 @@ class PeLK(BaseModule):
         layer_scale_init_value: float = 1e-6,
         out_indices: int | Sequence[int] = -1,
         frozen_stages: int = 0,
-        gap_before_final_norm: bool = True,
+        gap_before_final_norm: bool | None = None,
         with_cp: bool = False,
         deploy: bool = False,
         backend: str | None = None,
@@ -229,6 +230,8 @@ class PeLK(BaseModule):
         self.out_indices = arguments.check_out_indices(out_indices)
         self.frozen_stages = arguments.check_frozen_stages(frozen_stages)
         arguments.check_rate_and_scale(drop_path_rate, layer_scale_init_value)
+        if gap_before_final_norm is None:
+            gap_before_final_norm = self.out_indices == (self.num_stages - 1,)
         arguments.check_bools(
             pos_embed=pos_embed,
             gap_before_final_norm=gap_before_final_norm,

@@ -15,7 +15,6 @@ MAPS = dict(
     type='PeLK',
     arch=ARCH,
     out_indices=(0, 1, 2, 3),
-    gap_before_final_norm=False,
     frozen_stages=1,
 )
 

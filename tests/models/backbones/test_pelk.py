@@ -246,6 +246,24 @@ class TestForward:
             )
 
     @pytest.mark.parametrize(
+        ('asked', 'gap', 'pooled'),
+        [
+            (-1, None, True),
+            ((3,), None, True),
+            (-1, False, False),
+            (2, None, False),
+            (ALL, None, False),
+            ((2, 3), None, False),
+            (ALL, True, True),
+        ],
+    )
+    def test_the_last_stage_alone_is_pooled(self, asked, gap, pooled):
+        model = PeLK(SMALL, out_indices=asked, gap_before_final_norm=gap)
+        assert model.gap_before_final_norm is pooled
+        dimensions = {y.ndim for y in outputs(model.eval())}
+        assert dimensions == {2 if pooled else 4}
+
+    @pytest.mark.parametrize(
         ('asked', 'stages'),
         [
             (-1, (3,)),
@@ -640,7 +658,7 @@ class TestArguments:
             ('frozen_stages', -2, ValueError),
             ('frozen_stages', 5, ValueError),
             ('frozen_stages', None, TypeError),
-            ('gap_before_final_norm', None, TypeError),
+            ('gap_before_final_norm', 0, TypeError),
             ('with_cp', 'yes', TypeError),
             ('deploy', 0, TypeError),
             ('backend', 'abacus', ValueError),
