@@ -15,6 +15,7 @@ from ..models.layers import (
     PartialPeripheralConv2d,
     PeripheralConv2d,
     SmallConv2d,
+    make_permanent,
 )
 from ..ops import SharingGrid
 from ..ops.checks import check_choice
@@ -180,6 +181,9 @@ def to_standard_layers(model: nn.Module, kernels: str) -> nn.Module:
     """
     check_choice('kernels', kernels, KERNELS)
     model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, (PeripheralConv2d, SmallConv2d)):
+            make_permanent(module, 'weight', 'bias')
     for module in model.modules():
         if isinstance(module, PartialPeripheralConv2d):
             if not module.merged:

@@ -9,11 +9,7 @@ ARCH = dict(
 )
 
 
-DENSE = dict(
-    type='PeLK',
-    arch=ARCH,
-    out_indices=(0, 1, 2, 3),
-)
+DENSE = dict(type='PeLK', arch=ARCH, out_indices=(0, 1, 2, 3))
 
 
 CLASSIFIER = dict(

@@ -20,7 +20,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
-from ..layers import LayerNorm2d, PartialPeripheralConv2d, PeripheralConv2d
+from ..layers import (
+    LayerNorm2d,
+    PartialPeripheralConv2d,
+    PeripheralConv2d,
+    make_permanent,
+)
 from ..utils import (
     check_state_dict,
     checkpoint_keeping_stats,
@@ -123,6 +128,7 @@ class PeLKStage(nn.Module):
 
     def merge(self) -> None:
         """Merge every block's convolution; the embedding ends in biases."""
+        make_permanent(self, 'pos_embed')
         pos_sums = self._pos_sums()
         for conv in _parts(self, PartialPeripheralConv2d):
             conv.merge(pos_sums)
@@ -330,9 +336,17 @@ class PeLK(BaseModule):
         on the same backends. It cannot go back; weights saved from it load
         into a model built with ``deploy=True``. A small kernel fills zeros
         that a sparse large kernel has in its centre; by how much is logged.
+        What torch.nn.utils derives weights by (pruning, weight_norm,
+        spectral_norm, parametrizations) becomes permanent.
+
+        Raises:
+            TypeError: If a convolution or a norm was exchanged for something
+                that cannot be merged.
         """
         if self.deploy:
             return
+        for conv in _parts(self, PeripheralConv2d):
+            make_permanent(conv, 'weight')
         before = self._kernel_density()
         for stage in _parts(self, PeLKStage):
             stage.merge()

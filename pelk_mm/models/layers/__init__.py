@@ -1,3 +1,4 @@
+from .derived import make_permanent
 from .layer_norm import LayerNorm2d
 from .peripheral_conv import (
     PartialPeripheralConv2d,
@@ -10,4 +11,5 @@ __all__ = [
     'PartialPeripheralConv2d',
     'PeripheralConv2d',
     'SmallConv2d',
+    'make_permanent',
 ]

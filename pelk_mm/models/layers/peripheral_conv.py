@@ -14,6 +14,7 @@ from ...ops import SharingGrid, peripheral_conv2d
 from ...ops.autocast import autocast_dtype
 from ...ops.checks import check_bool, check_integer, check_number
 from ...ops.choice import check_name
+from .derived import make_permanent
 
 
 class PeripheralConv2d(nn.Module):
@@ -67,11 +68,11 @@ class PeripheralConv2d(nn.Module):
 
 
 class SmallConv2d(nn.Conv2d):
-    """Depthwise convolution without bias, quick to train on CPU too.
+    """Depthwise convolution, quick to train on CPU too.
 
     An ``nn.Conv2d`` in all but what runs it on CPU, where torch has no fast
     gradient of depthwise weights: the peripheral convolution, with a grid
-    whose cells are all ones.
+    whose cells are all ones. It starts without a bias.
 
     Args:
         channels (int): C, of input and output.
@@ -98,7 +99,7 @@ class SmallConv2d(nn.Conv2d):
         if x.device.type != 'cpu':
             return super().forward(x)
         return peripheral_conv2d(
-            x, self.weight, self.grid, backend=self.backend
+            x, self.weight, self.grid, self.bias, backend=self.backend
         )
 
 
@@ -165,19 +166,24 @@ class PartialPeripheralConv2d(nn.Module):
             )
         self.split = (convolved, channels - convolved)
         self.merged = small_kernel is None or deploy
+
+        def build_norm() -> nn.Module:
+            if self.merged:
+                return nn.Identity()
+            return _build_batch_norm(norm_cfg, convolved)
+
+        # Each norm stands right behind its convolution, where whoever fuses
+        # the two, such as mmcv.cnn.fuse_conv_bn, looks for it.
         self.large = PeripheralConv2d(
             convolved, grid, bias=self.merged, backend=backend
         )
+        self.large_norm = build_norm()
         self.small: SmallConv2d | None = None
         # Merged, it is left only where the large one cannot take it in.
         if small_kernel and not (deploy and _fits(small_kernel, grid)):
             self.small = SmallConv2d(convolved, small_kernel, backend)
             nn.init.trunc_normal_(self.small.weight, std=0.02)
-        self.large_norm: nn.Module = nn.Identity()
-        self.small_norm: nn.Module = nn.Identity()
-        if not self.merged:
-            self.large_norm = _build_batch_norm(norm_cfg, convolved)
-            self.small_norm = _build_batch_norm(norm_cfg, convolved)
+        self.small_norm = build_norm()
 
     def forward(self, x: Tensor, pos_sums: Tensor | None = None) -> Tensor:
         """Convolve the first channels.
@@ -217,6 +223,10 @@ class PartialPeripheralConv2d(nn.Module):
         Args:
             pos_sums (Tensor, optional): Sums of ``h`` of Eq. 3 over the
                 cells, ``(1, k', k')``. Default: None.
+
+        Raises:
+            TypeError: If a convolution or a norm was exchanged for something
+                that cannot be merged.
         """
         large, small = self.large, self.small
         weight, bias = _fold(large, self.large_norm)
@@ -232,6 +242,7 @@ class PartialPeripheralConv2d(nn.Module):
                 self.small = None
             else:
                 small.weight.copy_(small_weight)
+                small.bias = None
         self.large_norm, self.small_norm = nn.Identity(), nn.Identity()
         trained = large.weight.requires_grad
         large.bias = nn.Parameter(bias.to(large.weight.dtype), trained)
@@ -286,14 +297,26 @@ def _fold(
     Returns:
         tuple[Tensor, Tensor]: Weight ``(C, 1, k, k)`` and bias ``(C,)``.
     """
+    if not isinstance(conv, (PeripheralConv2d, nn.Conv2d)):
+        raise TypeError(
+            'a peripheral or an ordinary convolution can be merged, got '
+            f'{type(conv).__name__}: put the convolution back in its place'
+        )
+    for module in (conv, norm):
+        make_permanent(module, 'weight', 'bias')
     weight = conv.weight.double()
     bias = weight.new_zeros(len(weight))
     if conv.bias is not None:
         bias = bias + conv.bias
-    if isinstance(norm, _BatchNorm):
+    if isinstance(norm, _BatchNorm) and norm.running_var is not None:
         gamma, beta = (norm.weight, norm.bias) if norm.affine else (1.0, 0.0)
         variance = norm.get_buffer('running_var').double()
         scale = gamma * torch.rsqrt(variance + norm.eps)
         weight = weight * scale[:, None, None, None]
         bias = (bias - norm.get_buffer('running_mean')) * scale + beta
+    elif not isinstance(norm, nn.Identity):
+        raise TypeError(
+            'a BatchNorm with running statistics can be merged into a '
+            f'convolution, got {type(norm).__name__}'
+        )
     return weight, bias

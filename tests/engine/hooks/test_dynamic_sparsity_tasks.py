@@ -11,12 +11,7 @@ from tests.helpers.sparse_task import load, make_runner, sparsity_hook
 ARCH = dict(
     depths=(1, 1, 1, 1), channels=(16, 16, 16, 32), kernel_sizes=(13, 9, 7, 5)
 )
-MAPS = dict(
-    type='PeLK',
-    arch=ARCH,
-    out_indices=(0, 1, 2, 3),
-    frozen_stages=1,
-)
+MAPS = dict(type='PeLK', arch=ARCH, out_indices=(0, 1, 2, 3), frozen_stages=1)
 
 
 def images():
