@@ -17,6 +17,7 @@ from mmengine.model import (
     revert_sync_batchnorm,
 )
 from torch import nn
+from torch.ao import quantization
 from torch.nn.utils import (
     fusion,
     parametrizations,
@@ -156,6 +157,42 @@ def test_merging_keeps_the_output(name, network):
     # Nothing derives weights any more, and it loads where it is built merged.
     built = PeLK(network.arch, out_indices=range(4), deploy=True).eval()
     built.load_state_dict(changed.state_dict())
+
+
+def observed(network):
+    network.qconfig = quantization.get_default_qconfig()
+    return quantization.prepare(network)
+
+
+def trained_to_be_quantised(network):
+    """Its rounding is off: it would double the differences of merging."""
+    network.qconfig = quantization.get_default_qat_qconfig()
+    network = quantization.prepare_qat(network.train()).eval()
+    return network.apply(quantization.disable_fake_quant)
+
+
+def quantised_linears(network):
+    return quantization.quantize_dynamic(network, {nn.Linear})
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'tolerance'),
+    [
+        (observed, 1e-5),
+        (trained_to_be_quantised, 1e-5),
+        # Activations of 8 bits.
+        (quantised_linears, 0.05),
+    ],
+)
+@pytest.mark.filterwarnings('ignore')
+@torch.no_grad()
+def test_prepared_for_quantisation(prepare, tolerance, network):
+    before = network(IMAGES)
+    network = prepare(network)
+    expected = network(IMAGES)
+    close(expected, before, tolerance)
+    network.switch_to_deploy()
+    close(network(IMAGES), expected, tolerance)
 
 
 @torch.no_grad()
