@@ -313,12 +313,27 @@ class PeLK(BaseModule):
             x = stage(self.downsample_layers[i](x))
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}')
+                y = norm(x.mean((2, 3)) if self.gap_before_final_norm else x)
                 # Inside, maps are channels-last. Outside they must not be:
                 # mmcv's RoIAlign takes the memory of such a map, or of what
                 # a neck makes of it, for channels-first without a word.
-                y = x.mean((2, 3)) if self.gap_before_final_norm else x
-                outputs[i] = norm(y).contiguous()
+                outputs[i] = self._with_all_norms(y).contiguous()
         return tuple(outputs[i] for i in self.out_indices)
+
+    def _with_all_norms(self, y: Tensor) -> Tensor:
+        """Make an output depend on the norms of all outputs, in training.
+
+        Whoever reads one output gives the norms of those that nobody reads a
+        gradient, of zeros; DistributedDataParallel waits for one from every
+        parameter. What is appended is the empty beginning of each of them,
+        which costs no pass more: maps are copied here anyway.
+        """
+        norms = [getattr(self, f'norm{i}') for i in self.out_indices]
+        weights = [weight for norm in norms for weight in norm.parameters()]
+        if not (self.training and weights):
+            return y
+        nothing = torch.cat([weight.flatten()[:0] for weight in weights])
+        return torch.cat((y, nothing.to(y).expand(*y.shape[:-1], 0)), -1)
 
     def train(self, mode: bool = True) -> PeLK:
         """Set the mode; frozen stages stay fixed and in eval mode."""

@@ -302,6 +302,88 @@ class TestTraining:
         ]
         assert not without
 
+    @pytest.mark.parametrize(
+        ('pooled', 'with_cp', 'compiled'),
+        [(False, True, False), (True, False, False), (False, False, True)],
+    )
+    def test_norms_that_nobody_reads_get_zeros(
+        self, pooled, with_cp, compiled
+    ):
+        """And all else what it gets where they are left out."""
+        kwargs = dict(gap_before_final_norm=pooled, with_cp=with_cp)
+        model = small(out_indices=(0, 1), **kwargs)
+        alone = small(out_indices=1, **kwargs)
+        alone.load_state_dict(model.state_dict(), strict=False)
+        x = images()
+
+        def read(x):
+            return model(x)[1]
+
+        if compiled:
+            read = torch.compile(read, fullgraph=True, backend='aot_eager')
+        for y in (read(x), alone(x)[0]):
+            y.pow(3).sum().backward()
+        expected = {name: p.grad for name, p in alone.named_parameters()}
+        for name, parameter in model.named_parameters():
+            if name.startswith('norm0'):
+                assert not parameter.grad.any()
+            else:
+                torch.testing.assert_close(
+                    parameter.grad, expected[name], rtol=1e-3, atol=1e-3
+                )
+
+    def test_a_norm_that_is_not_a_number_stays_alone(self):
+        model = small()
+        nn.init.constant_(model.norm0.weight, math.nan)
+        maps = model(images())[1:]
+        assert all(y.isfinite().all() for y in maps)
+        some_loss(maps).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+
+    def test_distributed_where_not_all_is_read(self, tmp_path):
+        """One process waits for every gradient as several do."""
+        store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+        torch.distributed.init_process_group(
+            'gloo', store=store, rank=0, world_size=1
+        )
+        try:
+            model = nn.parallel.DistributedDataParallel(small())
+            for _ in range(3):
+                some_loss(model(images())[2:]).backward()
+        finally:
+            torch.distributed.destroy_process_group()
+
+    def test_any_kind_of_gradient_with_all_norms(self):
+        """Twice, by torch.func, forward, and for each sample by itself."""
+        model = small(out_indices=(0, 1)).double()
+        for part in model.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        weights = {
+            name: p.detach()
+            for name, p in model.named_parameters()
+            if name.startswith('norm')
+        }
+        x = images().double()
+
+        def loss(weights, x):
+            maps = torch.func.functional_call(model, weights, (x,))
+            return maps[1].square().sum()
+
+        grads = torch.func.grad(loss)(weights, x)
+        assert not grads['norm0.bias'].any() and grads['norm1.bias'].all()
+        per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))(
+            weights, x[:, None]
+        )
+        for name, grad in grads.items():
+            torch.testing.assert_close(per_sample[name].sum(0), grad)
+        step = {name: torch.ones_like(p) for name, p in weights.items()}
+        _, tangent = torch.func.jvp(lambda w: loss(w, x), (weights,), (step,))
+        expected = sum(grad.sum() for grad in grads.values())
+        torch.testing.assert_close(tangent, expected)
+        hessian = torch.func.hessian(loss)(weights, x)
+        assert not hessian['norm1.bias']['norm0.bias'].any()
+
     @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
     def test_checkpointing_equals_plain(self, norm):
         """Outputs, gradients and the norms' statistics, over two steps."""
