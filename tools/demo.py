@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pelk_mm.demo import TASKS, run_demo
-from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import add_config_options, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -20,9 +20,7 @@ def parse_args() -> argparse.Namespace:
     data_help = 'folder of the digit scenes, which are made if need be'
     add('--data-root', default='data/digit_scenes', help=data_help)
     add('--work-dir', help='folder of logs, checkpoints and the picture')
-    options = dict(nargs='+', metavar='KEY=VALUE', action=ConfigOptions)
-    options['help'] = 'override fields of the config'
-    add('--cfg-options', dest='options', **options)
+    add_config_options(parser, dest='options')
     return parser.parse_args()
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.models import PeLK
+from pelk_mm.utils.command_line import parse_value
 
 ARCH = dict(
     depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5)
@@ -79,7 +80,7 @@ def exchanges(case: tuple[str, str]) -> list[str]:
 
 def parsed(options: list[str]) -> dict:
     return {
-        key: DictAction._parse_iterable(value)
+        key: parse_value(value)
         for key, value in (option.split('=', 1) for option in options)
     }
 

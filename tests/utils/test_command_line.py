@@ -5,11 +5,16 @@ import logging
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import ConfigDict, DictAction
 from mmengine.registry import MODELS, init_default_scope
 
 import pelk_mm  # noqa: F401, registers PeLK
-from pelk_mm.utils.command_line import TRACEBACK, ConfigOptions, command
+from pelk_mm.utils.command_line import (
+    TRACEBACK,
+    ConfigOptions,
+    command,
+    parse_value,
+)
 from pelk_mm.utils.errors import LaunchError, explain, from_config
 from tests.helpers.toy_task import TOY_CONFIG
 
@@ -120,9 +125,99 @@ def test_config_options(capsys):
     parser.add_argument('--cfg-options', nargs='+', action=ConfigOptions)
     args = parser.parse_args(['--cfg-options', 'a.b=[1,2]', 'c=x=y'])
     assert args.cfg_options == {'a.b': [1, 2], 'c': 'x=y'}
-    with pytest.raises(SystemExit):
-        parser.parse_args(['--cfg-options', 'a.b', '3'])
-    assert "expected KEY=VALUE, got 'a.b'" in capsys.readouterr().err
+    for wrong, message in (
+        ('a.b', "expected KEY=VALUE, got 'a.b'"),
+        ('=3', "expected KEY=VALUE, got '=3'"),
+        ('a=[x(y,z', 'a=[x(y,z: the brackets are not closed'),
+    ):
+        with pytest.raises(SystemExit):
+            parser.parse_args(['--cfg-options', wrong, 'c=3'])
+        assert message in capsys.readouterr().err
+
+
+#: Each as mmengine's DictAction reads it.
+AS_EVER = (
+    ('5', 5),
+    ('-1', -1),
+    ('1e-3', 0.001),
+    ('True', True),
+    ('false', False),
+    ('None', None),
+    ('none', 'none'),
+    ('', ''),
+    ('x=y', 'x=y'),
+    ('PeLK', 'PeLK'),
+    ('a,b', ['a', 'b']),
+    ('0,1,2,3', [0, 1, 2, 3]),
+    ('1, 2', [1, 2]),
+    ('[a,b]', ['a', 'b']),
+    ('[ a, b ]', ['a', 'b']),
+    ('(1,2)', (1, 2)),
+    ('(1)', (1,)),
+    ('[]', []),
+    ('()', ()),
+    ('a,', ['a']),
+    ('a,,b', ['a', '', 'b']),
+    ('[(1,2),[a,b],c]', [(1, 2), ['a', 'b'], 'c']),
+    ('((1,2),)', ((1, 2),)),
+    ('"[a,b]"', ['a', 'b']),
+    ("'(1,2)'", (1, 2)),
+    ('"text"', 'text'),
+    ("person's,dog's", ["person's", "dog's"]),
+    ('data/a(1)', 'data/a(1)'),
+    ('[a', '[a'),
+    ('a/x.json,b/y.json', ['a/x.json', 'b/y.json']),
+    ('/a/x.json,/b/y.json', ['/a/x.json', '/b/y.json']),
+    ('s3://a/b', 's3://a/b'),
+)
+
+
+@pytest.mark.parametrize('typed, value', AS_EVER)
+def test_values_that_mean_what_they_meant(typed, value):
+    assert repr(parse_value(typed)) == repr(value)
+    assert repr(DictAction._parse_iterable(typed)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    'typed, value',
+    [
+        ('traffic light', 'traffic light'),
+        ('traffic light,car', ['traffic light', 'car']),
+        ('[traffic light, fire hydrant]', ['traffic light', 'fire hydrant']),
+        (' a b ', 'a b'),
+        ('/data/my set/', '/data/my set/'),
+        ('/data/a,b/', '/data/a,b/'),
+        ('./a,b', './a,b'),
+        ('~/a, b,c', '~/a, b,c'),
+        ('s3://a,b', 's3://a,b'),
+        ('/a/b, /c', ['/a/b', '/c']),
+        ('"a,b"', 'a,b'),
+        ("'a, b'", 'a, b'),
+        ('"1"', '1'),
+        ('["1", 1]', ['1', 1]),
+        ('["a,b",c]', ['a,b', 'c']),
+        ('"it\'s","a)"', ["it's", 'a)']),
+        ('("a, b", "/data/c,d")', ('a, b', '/data/c,d')),
+        ('(800, 600), (3, 2)', [(800, 600), (3, 2)]),
+        ('(a) b (c)', '(a) b (c)'),
+        ('(traffic light,)', ('traffic light',)),
+    ],
+)
+def test_text_stays_as_it_was_typed(typed, value):
+    assert repr(parse_value(typed)) == repr(value)
+
+
+def test_a_comma_in_a_path_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for typed in ('data/a,b', 'data/a,b/new.json', 'data/a,b/c,d'):
+        assert isinstance(parse_value(typed), list)
+    (tmp_path / 'data' / 'a,b').mkdir(parents=True)
+    for typed in ('data/a,b', 'data/a,b/new.json', 'data/a,b/c,d'):
+        assert parse_value(typed) == typed
+    assert parse_value('data/x,data/y') == ['data/x', 'data/y']
+    # What has no slash does not depend on the folder.
+    (tmp_path / 'a,b').touch()
+    assert parse_value('a,b') == ['a', 'b']
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.table import Table
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
-from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import add_config_options, command
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
@@ -53,8 +53,7 @@ def parse_args() -> argparse.Namespace:
     text = "count every model of the paper's Tables 2 to 4 instead"
     add('--paper-tables', action='store_true', help=text)
     add('--json', metavar='FILE', help='write the counts here')
-    fields = dict(metavar='KEY=VALUE', help='override fields of the config')
-    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
+    add_config_options(parser)
     args = parser.parse_args()
     if args.paper_tables == (args.config is not None):
         parser.error('give a config, or --paper-tables')

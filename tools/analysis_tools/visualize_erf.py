@@ -33,7 +33,7 @@ from pelk_mm.analysis.erf import (
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.datasets.images import sort_out
 from pelk_mm.datasets.preprocessor import Preprocessor
-from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import add_config_options, command
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.output import quiet
 
@@ -63,8 +63,7 @@ def parse_args() -> argparse.Namespace:
     add('--out', default='work_dirs/erf', metavar='DIR', help=text)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     add('--device', default=device, help=default)
-    fields = dict(metavar='KEY=VALUE', help='override fields of every config')
-    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
+    add_config_options(parser, text='override fields of every config')
     args = parser.parse_args()
     if args.size < 32 or args.size % 32:
         parser.error(f'--size must be a multiple of 32, got {args.size}')

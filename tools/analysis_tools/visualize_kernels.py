@@ -7,7 +7,7 @@ from pelk_mm.analysis.backbones import build_backbone
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels
 from pelk_mm.ops import SharingGrid
-from pelk_mm.utils.command_line import ConfigOptions, command
+from pelk_mm.utils.command_line import add_config_options, command
 from pelk_mm.utils.config import load_config
 
 
@@ -33,9 +33,8 @@ def parse_args() -> argparse.Namespace:
     add('--per-stage', type=int, default=1, metavar='N', help=text)
     text = 'kernels of each block, evenly spaced (default: %(default)s)'
     add('--channels', type=int, default=6, metavar='N', help=text)
-    text = 'fields to override; for merged weights model.backbone.deploy=True'
-    fields = dict(metavar='KEY=VALUE', help=text)
-    add('--cfg-options', nargs='+', action=ConfigOptions, **fields)
+    text = 'override fields (for merged weights model.backbone.deploy=True)'
+    add_config_options(parser, text=text)
     args = parser.parse_args()
     ways = (args.grid, args.sizes, args.config)
     if sum(way is not None for way in ways) != 1:
