@@ -16,10 +16,12 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import checkpoint
 
 from .distributions import ROWS
+from .utils.unpickling import read_histories
 
 
 def apply() -> None:
     """Make mmengine behave alike in both rows; done on importing pelk_mm."""
+    read_histories()
     # The fork's mmengine loads a checkpoint that torch refuses once more,
     # without torch's safeguard, and only logs that. Running the code that
     # such a file may hold is not for a library to decide.

@@ -19,7 +19,11 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..engine.hooks.safe_checkpoint_hook import check_resumable, find_resumable
+from ..engine.hooks.safe_checkpoint_hook import (
+    PlainCheckpoints,
+    check_resumable,
+    find_resumable,
+)
 from ..engine.preflight.data_paths import check_data
 from ..engine.rehearsal import RehearsalHook
 from ..engine.rehearsal.failures import why, with_cause
@@ -147,6 +151,7 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     """
     try:
         with _loading(config, checkpoints) as runner, _explained(runner):
+            _save_plainly(runner)
             if config.get('rehearse', True):
                 runner.register_hook(RehearsalHook())
             runner.train()
@@ -160,6 +165,13 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
             state += '--resume'
         what = f'cannot write {error.filename or "a file"}: {error.strerror}'
         raise LaunchError(f'{what}. {state}') from error
+
+
+def _save_plainly(runner: Runner) -> None:
+    """Have the checkpoints load safely, also those of a library's hook."""
+    if not any(isinstance(hook, PlainCheckpoints) for hook in runner.hooks):
+        # Behind the hooks that add to a checkpoint.
+        runner.register_hook(PlainCheckpoints(), priority='LOWEST')
 
 
 def test(

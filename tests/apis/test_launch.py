@@ -3,6 +3,7 @@
 import errno
 import weakref
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -22,7 +23,7 @@ from pelk_mm.apis.launch import (
 from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import LaunchError
-from pelk_mm.utils.unpickling import weights_only
+from pelk_mm.utils.unpickling import read_histories, weights_only
 from tests.helpers.toy_task import TOY_CONFIG
 
 
@@ -333,7 +334,9 @@ def test_a_full_disk_is_one_line(config, monkeypatch):
         def train(self):
             raise OSError(errno.ENOSPC, 'No space left on device', 'x.pth')
 
-    monkeypatch.setattr(launch, 'build_runner', lambda config: FullDisk())
+    monkeypatch.setattr(
+        launch, 'build_runner', lambda config: FullDisk(hooks=[])
+    )
     with pytest.raises(
         LaunchError,
         match='cannot write x.pth: No space left '
@@ -349,7 +352,9 @@ def test_other_errors_pass(config, monkeypatch):
         def train(self):
             raise FileNotFoundError(errno.ENOENT, 'No such file', 'x.jpg')
 
-    monkeypatch.setattr(launch, 'build_runner', lambda config: Missing())
+    monkeypatch.setattr(
+        launch, 'build_runner', lambda config: Missing(hooks=[])
+    )
     with pytest.raises(FileNotFoundError):
         launch.train(config)
 
@@ -362,3 +367,27 @@ def test_the_work_dir_is_tried_beforehand(config, tmp_path):
         'run: Not a directory; name another one',
     ):
         prepare_training(config, work_dir=str(tmp_path / 'file' / 'run'))
+
+
+@pytest.mark.parametrize('hook', ['CheckpointHook', 'SafeCheckpointHook'])
+def test_what_is_saved_loads_safely_whatever_the_hook(
+    config, hook, monkeypatch
+):
+    class Odd(Hook):
+        def before_save_checkpoint(self, runner, checkpoint):
+            checkpoint['odd'] = dict(path=Path('x'), kinds={1})
+
+    config.default_hooks.checkpoint.type = hook
+    monkeypatch.setitem(HOOKS.module_dict, 'Odd', Odd)
+    config.custom_hooks = [dict(type='Odd')]
+    launch.train(prepare_training(config))
+    saved = Path(config.work_dir, 'last_checkpoint').read_text()
+    # Also where torch has no list of what may be read.
+    torch.serialization.clear_safe_globals()
+    try:
+        contents = require_checkpoint(saved)
+    finally:
+        read_histories()
+    assert contents['odd'] == dict(path='x', kinds=[1])
+    config.train_cfg.max_iters = 9
+    launch.train(prepare_training(config, resume=saved))

@@ -262,10 +262,6 @@ class TestResuming:
         assert isinstance(checkpoint['state_dict'], OrderedDict)
         history = checkpoint['message_hub']['log_scalars']['train/loss']
         assert history['history_buffer']['log'].shape == (5,)
-        # mmengine's own does not, which is why there is this hook.
-        run(tmp_path / 'stock', 5, kind=CheckpointHook)
-        with pytest.raises(Exception, match='HistoryBuffer'):
-            load(tmp_path / 'stock' / 'iter_5.pth')
 
     def test_what_other_hooks_save_is_made_plain(self, tmp_path):
         class Odd(Hook):
@@ -518,11 +514,16 @@ class TestCheckResumable:
         with pytest.raises(ValueError, match=r'message_hub.*load_from'):
             check_resumable(work_dir / 'weights.pth')
 
-    def test_mmengines_own_need_trust_once(self, tmp_path, monkeypatch):
+    def test_objects_need_trust_once(self, tmp_path, monkeypatch):
+        class Odd(Hook):
+            def before_save_checkpoint(self, runner, checkpoint):
+                checkpoint['odd'] = Path('x')
+
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, 10, kind=CheckpointHook, custom_hooks=[Kill(5)])
+            hooks = [Kill(5), Odd()]
+            run(tmp_path, 10, kind=CheckpointHook, custom_hooks=hooks)
         path = tmp_path / 'iter_5.pth'
-        with pytest.raises(ValueError, match='CheckpointHook') as caught:
+        with pytest.raises(ValueError, match='holds pickled') as caught:
             check_resumable(path)
         assert 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1' in str(caught.value)
         assert find_resumable(tmp_path) is None
@@ -532,6 +533,15 @@ class TestCheckResumable:
         resumed = run(tmp_path, 10, resume=path)
         monkeypatch.undo()
         check_resumable(tmp_path / 'iter_10.pth')
+        assert_same_run(run(tmp_path / 'whole', 10), resumed)
+
+    @pytest.mark.parametrize('hook', [CheckpointHook, SafeCheckpointHook])
+    def test_mmengines_own_are_gone_on_from(self, tmp_path, hook):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, 10, kind=CheckpointHook, custom_hooks=[Kill(5)])
+        path = tmp_path / 'iter_5.pth'
+        assert find_resumable(tmp_path) == str(path)
+        resumed = run(tmp_path, 10, kind=hook, resume=path)
         assert_same_run(run(tmp_path / 'whole', 10), resumed)
 
 

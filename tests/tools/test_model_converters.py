@@ -253,7 +253,7 @@ def test_publish_refuses(config, tmp_path):
 def test_publish_command_and_trust(run, config, tmp_path):
     checkpoint = trained()
     checkpoint['message_hub'] = dict(
-        log_scalars=dict(loss=HistoryBuffer([1.0], [1]))
+        log_scalars=dict(loss=HistoryBuffer([1.0], [1])), file=tmp_path
     )
     checkpoint['meta']['seed'] = np.int64(3)
     torch.save(checkpoint, tmp_path / 'stock.pth')

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
@@ -49,8 +49,38 @@ class _RemoveLater:
                 remove(path)
 
 
+class PlainCheckpoints(Hook):
+    """Checkpoints without Python objects, whichever hook saves them.
+
+    What mmengine pickles as objects (the log histories) is stored as tensors,
+    and given back to mmengine when a run is resumed.
+    """
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Replace Python objects by tensors, numbers and text."""
+        for key, value in checkpoint.items():
+            if key not in _ALREADY_PLAIN:
+                checkpoint[key] = to_plain(value, key)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Give mmengine back the log histories that it expects.
+
+        What of the run that is resumed is not this run's is told here: its
+        optimizer, and masks of a hook that is missing. A LaunchError where
+        the optimizer does not fit.
+        """
+        if runner._resume:
+            check_resumed(runner, checkpoint)
+            warn_about_unused_masks(runner, checkpoint)
+        hub = checkpoint.get('message_hub')
+        if isinstance(hub, Mapping):
+            scalars = hub.get('log_scalars', {}).items()
+            histories = {key: to_history(value) for key, value in scalars}
+            checkpoint['message_hub'] = dict(hub, log_scalars=histories)
+
+
 @HOOKS.register_module()
-class SafeCheckpointHook(CheckpointHook):
+class SafeCheckpointHook(PlainCheckpoints, CheckpointHook):
     """mmengine's ``CheckpointHook`` with these differences.
 
     - A checkpoint is written under a temporary name and renamed once it is on
@@ -59,11 +89,10 @@ class SafeCheckpointHook(CheckpointHook):
     - :func:`find_resumable` finds the newest one after a kill at any moment,
       whatever the clock says. What a kill has left half-written is removed
       when the training goes on.
-    - What mmengine pickles as Python objects (the log histories) is stored as
-      tensors. Since torch 2.6 ``torch.load`` refuses such objects, because
-      loading them can run code, and mmengine 0.10 can then not resume. These
-      checkpoints resume, and everybody can load them safely.
-    - Resuming turns the histories back into mmengine's own.
+    - No Python objects are pickled, see :class:`PlainCheckpoints`. Since torch
+      2.6 ``torch.load`` refuses them, because loading them can run code, and
+      mmengine 0.10 can then not resume. These checkpoints resume, and
+      everybody can load them safely.
     - ``runner.val()`` alone saves nothing; with ``save_best`` mmengine's
       ends in an AttributeError.
 
@@ -152,28 +181,6 @@ class SafeCheckpointHook(CheckpointHook):
         current.update(getattr(self, 'best_ckpt_path_dict', {}).values())
         later.carry_out(keep={path for path in current if path})
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Replace Python objects by tensors, numbers and text."""
-        for key, value in checkpoint.items():
-            if key not in _ALREADY_PLAIN:
-                checkpoint[key] = to_plain(value, key)
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Give mmengine back the log histories that it expects.
-
-        What of the run that is resumed is not this run's is told here: its
-        optimizer, and masks of a hook that is missing. A LaunchError where
-        the optimizer does not fit.
-        """
-        if runner._resume:
-            check_resumed(runner, checkpoint)
-            warn_about_unused_masks(runner, checkpoint)
-        hub = checkpoint.get('message_hub')
-        if isinstance(hub, Mapping):
-            scalars = hub.get('log_scalars', {}).items()
-            histories = {key: to_history(value) for key, value in scalars}
-            checkpoint['message_hub'] = dict(hub, log_scalars=histories)
-
 
 def _make_atomic(strategy: Any) -> None:
     """Have a strategy of mmengine's FlexibleRunner write like the Runner.
@@ -221,8 +228,7 @@ def check_resumable(
         checkpoint = (checkpoints or Checkpoints()).read(str(path))
     except UnsafeCheckpointError as error:
         raise ValueError(
-            f"{error}. mmengine's CheckpointHook writes such files. To resume "
-            'from this one, if you trust who made it, set '
+            f'{error}. To resume from it, if you trust who made it, set '
             'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
             'will need no such thing'
         ) from error
