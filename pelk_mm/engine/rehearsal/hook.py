@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ...utils.errors import LaunchError
 from ...utils.output import quiet
 from ...utils.text import first_few
+from ..schedules import check_schedule
 from ..strategies import SHARDING
 from .batches import elements, first_batches, innermost, parts_of, some_samples
 from .failures import why, with_cause
@@ -65,6 +66,7 @@ class RehearsalHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Try the run out. Raises LaunchError where it would fail."""
         start = time.perf_counter()
+        _tell('param_scheduler', [], check_schedule(runner))
         model = _inner_model(runner.model)
         loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop]
         data = [getattr(loop.dataloader, 'dataset', None) for loop in loops]

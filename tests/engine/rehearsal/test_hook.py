@@ -354,3 +354,10 @@ def test_an_own_data_set(toy, rehearse, told):
     toy.train_dataloader.dataset = dict(type='Plain')
     rehearse(toy)
     assert '3 samples, one training batch' in told[-1]
+
+
+def test_a_schedule_that_ends_too_late_is_told(toy, rehearse, told):
+    toy.train_cfg.max_epochs = 1
+    toy.param_scheduler = dict(type='CosineAnnealingLR', T_max=90, end=90)
+    rehearse(toy)
+    assert any('CosineAnnealingLR at epoch 90' in line for line in told)
