@@ -7,10 +7,6 @@ from itertools import chain
 from typing import Any
 
 from mmengine.hooks import CheckpointHook
-from mmengine.optim.scheduler.param_scheduler import (
-    INF,
-    ConstantParamScheduler,
-)
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from ..utils.errors import LaunchError
@@ -21,8 +17,8 @@ def check_schedule(runner: Runner) -> list[str]:
     """What runs, and trains otherwise than its schedule says.
 
     Schedulers that end after the training does (a warm-up longer than it, a
-    recipe of 90 epochs cut to 1) or never, and schedulers and checkpoints
-    that count epochs where ``IterBasedTrainLoop`` has but one.
+    recipe of 90 epochs cut to 1), and schedulers and checkpoints that count
+    epochs where ``IterBasedTrainLoop`` has but one.
 
     Args:
         runner (Runner): Its train loop and ``param_schedulers`` built, as
@@ -39,7 +35,7 @@ def check_schedule(runner: Runner) -> list[str]:
 
 def _late(runner: Runner) -> Iterator[str]:
     loop = runner.train_loop
-    late, endless = [], []
+    late = []
     for scheduler in _schedulers(runner):
         end, by_epoch = _end(scheduler), scheduler.by_epoch
         if by_epoch and isinstance(loop, IterBasedTrainLoop):
@@ -47,9 +43,7 @@ def _late(runner: Runner) -> Iterator[str]:
         length = loop.max_epochs if by_epoch else loop.max_iters
         kind = type(scheduler).__name__
         unit = 'epoch' if by_epoch else 'iteration'
-        if end >= INF - 1:
-            endless.append(kind)
-        elif end > length:
+        if end > length:
             late.append(f'{kind} at {unit} {end}')
         steps = min(length, scheduler.end - 1) - scheduler.begin
         if steps > getattr(scheduler, 'total_steps', steps):
@@ -58,12 +52,6 @@ def _late(runner: Runner) -> Iterator[str]:
                 f'{scheduler.total_steps} {unit}s: set its total_steps to the '
                 f'length of the training, {length}'
             )
-    if endless:
-        yield (
-            f'{first_few(dict.fromkeys(endless))} in param_scheduler has no '
-            'end, so that the rate stays where it starts; set end, in epochs '
-            'or with by_epoch=False in iterations'
-        )
     if late:
         length = f'{loop.max_iters} iterations'
         if not isinstance(loop, IterBasedTrainLoop):
@@ -110,11 +98,7 @@ def _schedulers(runner: Runner) -> list[Any]:
 
 
 def _end(scheduler: Any) -> int:
-    """Where a scheduler says, by one name or another, that it is done."""
-    if scheduler.end < INF:
-        return scheduler.end
-    length = max(getattr(scheduler, 'milestones', [0]))
-    for name in ('T_max', 'total_iters', 'total_steps'):
-        if not isinstance(scheduler, ConstantParamScheduler):
-            length = getattr(scheduler, name, length)
-    return scheduler.begin + length
+    """Where a scheduler is done; mmengine's runner sets ``end`` by default."""
+    steps = [getattr(scheduler, 'T_max', 0)]
+    steps += getattr(scheduler, 'milestones', ())
+    return max(scheduler.end, scheduler.begin + max(steps))
