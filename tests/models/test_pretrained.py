@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 
 from pelk_mm.models import PeLK
+from pelk_mm.models.utils import load_pretrained
 from pelk_mm.utils.config import build_model
 from tests.helpers.models import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 
@@ -173,6 +174,41 @@ def test_a_backbone_alone(kind, classifier, tmp_path):
     expected = classifier.backbone.state_dict()
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+def test_a_stem_for_other_images_starts_anew(classifier, tmp_path, log):
+    make_plain(classifier, tmp_path / 'cls.pth')
+    model = with_backbone_from(
+        SEGMENTOR
+        | dict(
+            model=SEGMENTOR['model']
+            | dict(
+                backbone=SEGMENTOR['model']['backbone'] | dict(in_channels=4)
+            )
+        ),
+        tmp_path / 'cls.pth',
+    )
+    name = 'downsample_layers.0.0.weight'
+    texts = [record.getMessage() for record in log]
+    assert (
+        f'{name} is (8, 3, 4, 4) in the checkpoint, for images of 3 channels, '
+        'and (8, 4, 4, 4) in the model: it starts anew, the rest is loaded'
+    ) in texts
+    expected = classifier.backbone.state_dict()
+    three = expected.pop(name)
+    own = model.backbone.state_dict()
+    assert own.pop(name).shape == (8, 4, 4, 4)
+    for key, value in expected.items():
+        assert torch.equal(own[key], value)
+    # Whoever asks for the weights themselves gets all or an error.
+    for load in (
+        lambda: load_pretrained(model.backbone, str(tmp_path / 'cls.pth')),
+        lambda: model.backbone.load_state_dict(
+            {**own, name: three}, strict=False
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=name):
+            load()
 
 
 def other_arch(**changes):

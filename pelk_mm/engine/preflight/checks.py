@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 
 from mmengine.config import Config
@@ -14,6 +15,7 @@ from ...models.utils import (
     Checkpoints,
     check_pretrained,
     check_state_dict,
+    other_stem,
     weights_of,
 )
 from ...utils.config import build_model
@@ -126,6 +128,18 @@ def _weight_problems(
             check_state_dict(backbone, given, prefix)
         except RuntimeError as error:
             yield f'{path}: {error}'
+            continue
+        stem = other_stem(backbone, given, prefix)
+        if stem is None:
+            continue
+        if not training or config.get('resume'):
+            yield f'{path}: {stem}'
+            continue
+        print_log(
+            f'{path}: {stem}: it starts anew, the rest is loaded',
+            logger='current',
+            level=logging.WARNING,
+        )
     explained = tuple(backbones)
     rest = {k: v for k, v in own.items() if not k.startswith(explained)}
     yield from _head_problems(config, path, rest, given, training)

@@ -420,7 +420,8 @@ class PeLK(BaseModule):
             # As mmengine does it: what else is in a list comes first.
             others = [other for other in self.init_cfg if other is not cfg]
             initialize(self, others)
-        load_pretrained(self, cfg['checkpoint'], cfg.get('prefix') or '')
+        prefix = cfg.get('prefix') or ''
+        load_pretrained(self, cfg['checkpoint'], prefix, new_stem=True)
         self._is_init = True
 
     def _load_from_state_dict(

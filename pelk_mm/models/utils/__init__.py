@@ -6,6 +6,7 @@ from .pretrained import (
     check_state_dict,
     is_pretrained,
     load_pretrained,
+    other_stem,
     pretrained_of,
 )
 from .safe_loading import (
@@ -28,6 +29,7 @@ __all__ = [
     'load_pretrained',
     'move_kernels',
     'move_masks',
+    'other_stem',
     'pretrained_of',
     'read_checkpoint',
     'read_grids',

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..backbones import PeLK
 
 #: Every PeLK has it, merged or not; it tells where a backbone's names start.
-_ANCHOR = 'downsample_layers.0.0.weight'
+_STEM = 'downsample_layers.0.0.weight'
 _BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
 #: The parts of a stage's convolutions, apart from a mere counter.
 _PART = re.compile(
@@ -42,9 +43,11 @@ def check_state_dict(
 ) -> None:
     """Raise a RuntimeError unless the state dict is one of this backbone.
 
-    Missing entries are left to the caller's ``strict``; what is refused here
-    would otherwise load little or nothing, or weights that mean another
-    thing. Entries of other modules, without ``prefix``, may be in it.
+    Missing entries are left to the caller's ``strict``, and a stem for images
+    of other channels to torch, which refuses it, or mmengine, which loads the
+    rest. What is refused here would otherwise load little or nothing, or
+    weights that mean another thing. Entries of other modules, without
+    ``prefix``, may be in it.
     """
     own = {key: value.shape for key, value in model.state_dict().items()}
     given = {
@@ -68,6 +71,8 @@ def check_state_dict(
         )
     _check_parts(model, _parts(own, stages), _parts(given, stages))
     wrong = sorted(key for key in found if own[key] != given[key])
+    if wrong == [_STEM] and other_stem(model, given):
+        return
     if wrong:
         lines = '; '.join(
             f'{key} is {tuple(given[key])} in the checkpoint, '
@@ -85,6 +90,26 @@ def check_state_dict(
             f'({model.arch!r}) have another shape in the checkpoint: {lines}. '
             f'{advice}.'
         )
+
+
+def other_stem(
+    model: PeLK, weights: Mapping[str, Tensor | torch.Size], prefix: str = ''
+) -> str | None:
+    """What to say where a stem is for images of other channels, if it is.
+
+    ``weights`` are tensors, or their shapes.
+    """
+    own = model.state_dict()[_STEM].shape
+    given = weights.get(prefix + _STEM)
+    shape = getattr(given, 'shape', given)
+    if shape is None or shape == own or len(shape) != len(own):
+        return None
+    if (*shape[:1], *shape[2:]) != (*own[:1], *own[2:]):
+        return None
+    return (
+        f'{prefix}{_STEM} is {tuple(shape)} in the checkpoint, for images of '
+        f'{shape[1]} channels, and {tuple(own)} in the model'
+    )
 
 
 def _check_parts(model: PeLK, own: set[str], given: set[str]) -> None:
@@ -142,7 +167,9 @@ def _without_prefix(
     return {key[len(prefix) :]: state_dict[key] for key in inner}
 
 
-def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
+def load_pretrained(
+    model: PeLK, checkpoint: str, prefix: str = '', new_stem: bool = False
+) -> None:
     """Load a backbone's weights from a checkpoint of any task.
 
     Takes mmengine checkpoints and bare state dicts, of the backbone or of a
@@ -150,6 +177,8 @@ def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
     average needs nothing special: mmengine saves it as the ``state_dict``.
     If ``prefix`` is not there but at exactly one other place, that is taken.
     Warns if more is missing than output norms, which differ between tasks.
+    With ``new_stem`` a stem for images of other channels is left out, with a
+    warning.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -158,6 +187,16 @@ def load_pretrained(model: PeLK, checkpoint: str, prefix: str = '') -> None:
     """
     contents = read_checkpoint(checkpoint)
     weights, prefix = _select(model, contents, checkpoint, prefix)
+    stem = other_stem(model, weights)
+    if stem is not None:
+        if not new_stem:
+            raise RuntimeError(f'{checkpoint}: {stem}')
+        del weights[_STEM]
+        print_log(
+            f'{stem}: it starts anew, the rest is loaded',
+            logger='current',
+            level=logging.WARNING,
+        )
     missing, unexpected = model.load_state_dict(weights, strict=False)
     total = len(model.state_dict())
     untrained = [key for key in missing if not _OUTPUT_NORM.match(key)]
@@ -219,7 +258,7 @@ def _select(
 
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
     """What each PeLK's names start with: ``'backbone.'``, ``''`` if bare."""
-    return [key[: -len(_ANCHOR)] for key in names if key.endswith(_ANCHOR)]
+    return [key[: -len(_STEM)] for key in names if key.endswith(_STEM)]
 
 
 def _find_prefix(

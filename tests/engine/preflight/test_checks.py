@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
 from pelk_mm.engine.preflight.checks import preflight
@@ -80,6 +81,36 @@ def test_a_head_of_other_classes_starts_anew_only_if_asked(
     refuses(classification, 'does not fit', training=False)
     classification.resume = True
     refuses(classification, 'does not fit')
+
+
+def test_a_stem_for_other_images_starts_anew_in_training(
+    classification, tmp_path, caplog
+):
+    path = str(tmp_path / 'three.pth')
+    three = save_weights(Config(CLASSIFIER), path)
+    classification.model.backbone.in_channels = 4
+    classification.load_from = path
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    preflight(classification)
+    logger.removeHandler(caplog.handler)
+    name = 'backbone.downsample_layers.0.0.weight'
+    assert [text for text in caplog.messages if 'anew' in text] == [
+        f'{path}: {name} is (8, 3, 4, 4) in the checkpoint, for images of 3 '
+        'channels, and (8, 4, 4, 4) in the model: it starts anew, the rest '
+        'is loaded'
+    ]
+    # What the runner then does.
+    model = build_model(classification)
+    before = model.state_dict()[name].clone()
+    load_checkpoint(model, path)
+    after = model.state_dict()
+    assert torch.equal(after.pop(name), before)
+    assert all(torch.equal(after[key], three[key]) for key in after)
+    # Neither a resumed training nor a test can have another stem.
+    refuses(classification, r'weight is \(8, 3, 4, 4\)', training=False)
+    classification.resume = True
+    refuses(classification, r'weight is \(8, 3, 4, 4\)')
 
 
 def test_checkpoints_of_other_models(classification, tmp_path):
