@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from torch.optim import Optimizer
 
 from ...utils.errors import LaunchError
 from ...utils.text import first_few
@@ -29,8 +30,8 @@ def check_resumed(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     where it has no optimizer.
 
     Raises:
-        LaunchError: If the checkpoint's optimizer has other parameters, or
-            has them in other groups.
+        LaunchError: If the checkpoint's optimizer is of another kind, has
+            other parameters, or has them in other groups.
     """
     states = checkpoint.get('optimizer')
     if states is None:
@@ -54,6 +55,7 @@ def check_resumed(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         if any(isinstance(p, str) for g in saved for p in g['params']):
             # FSDP goes by their names.
             continue
+        _check_kind(saved, wrapper.optimizer)
         _check_groups(saved, groups, names)
         changed += _changed_rates(saved, groups)
     if changed:
@@ -61,6 +63,26 @@ def check_resumed(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
             "resuming keeps the checkpoint's rates and schedule, not the "
             f"config's: {'; '.join(changed)}. To train with the config's, "
             f'{_ANEW}'
+        )
+
+
+def _check_kind(
+    saved: Sequence[Mapping[str, Any]], optimizer: Optimizer
+) -> None:
+    """A LaunchError where a step would ask for what was not saved."""
+    # Switches are what newer versions of torch add, and fill in.
+    lacking = [
+        name
+        for name, value in optimizer.defaults.items()
+        if isinstance(value, (int, float, tuple))
+        and not isinstance(value, bool)
+        and any(name not in group for group in saved)
+    ]
+    if lacking:
+        raise LaunchError(
+            "the checkpoint's optimizer is not this run's "
+            f'{type(optimizer).__name__}: it has no {first_few(lacking)}. '
+            f'Resume with the optimizer that it was saved with, or {_ANEW}'
         )
 
 

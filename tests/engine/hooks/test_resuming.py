@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import LinearLR, OptimWrapperDict, build_optim_wrapper
@@ -158,6 +159,53 @@ def test_settings_that_resuming_overrides(now, message, warnings):
         group['lr'] for group in runner.optim_wrapper.optimizer.param_groups
     ]
     assert kept == [g['lr'] for g in checkpoint['optimizer']['param_groups']]
+
+
+@pytest.mark.parametrize(
+    ('then', 'now', 'lacking'),
+    [('AdamW', 'SGD', 'momentum, dampening'), ('SGD', 'AdamW', 'betas, eps')],
+)
+def test_another_optimizer_is_named(then, now, lacking):
+    model = nn.Linear(2, 2)
+    runs = [
+        SimpleNamespace(
+            model=model,
+            optim_wrapper=build_optim_wrapper(
+                model, dict(optimizer=dict(type=kind, lr=0.1))
+            ),
+            param_schedulers=[],
+        )
+        for kind in (then, now)
+    ]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before, after = (run.optim_wrapper for run in runs)
+    before.step()
+    checkpoint = checkpoint_of(runs[0])
+    message = f"not this run's {now}: it has no {lacking}. Resume"
+    with pytest.raises(LaunchError, match=message):
+        check_resumed(runs[1], checkpoint)
+    # What it would have come to.
+    after.load_state_dict(checkpoint['optimizer'])
+    with pytest.raises(KeyError):
+        after.step()
+
+
+def test_adam_and_adamw_go_on_from_each_other(warnings):
+    model = nn.Linear(2, 2)
+    checkpoint, run = (
+        SimpleNamespace(
+            model=model,
+            optim_wrapper=build_optim_wrapper(
+                model,
+                dict(optimizer=dict(type=kind, lr=0.1, weight_decay=0.1)),
+            ),
+            param_schedulers=[],
+        )
+        for kind in ('Adam', 'AdamW')
+    )
+    check_resumed(run, checkpoint_of(checkpoint))
+    assert warnings() == []
 
 
 def test_a_best_checkpoint_holds_no_optimizer(warnings):
