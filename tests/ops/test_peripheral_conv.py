@@ -23,6 +23,8 @@ from tests.helpers.operator_cases import (
     check,
     make_map,
     require,
+    run,
+    truth,
 )
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -228,6 +230,43 @@ def test_opcheck(backend, layout):
             backend,
         ),
     )
+
+
+#: Views that hold no values of their own yet.
+LAZY = {
+    'as it is': lambda x: x,
+    'negated': torch._neg_view,
+    'imaginary': lambda x: torch.complex(x, x).conj().imag,
+    'zeros': lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
+    'transposed': lambda x: x.transpose(0, -1).clone().transpose(0, -1),
+    'expanded': lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize('compiled', [False, True])
+@pytest.mark.parametrize('name', LAZY)
+def test_lazy_views(backend, name, compiled):
+    """Of what is given, and those that a backend makes within a graph."""
+    view, grid, shape = LAZY[name], SharingGrid(13), (2, 3, 6, 7)
+    values = make_map(shape), torch.randn(3, 1, 9, 9), torch.randn(3)
+    grad_output = make_map(shape)
+
+    def call(*operands):
+        x, w, b, g = map(view, operands)
+        y = peripheral_conv2d(x, w, grid, b, backend=backend)
+        how = g, grid.sizes, backend
+        backward = torch.ops.pelk_mm.peripheral_conv2d_backward(x, w, *how)
+        weight_grad = torch.ops.pelk_mm.peripheral_conv2d_weight_grad(x, *how)
+        return y, *backward, weight_grad
+
+    run_it = torch.compile(call, backend='aot_eager') if compiled else call
+    actual = run_it(*values, grad_output)
+    plain = [
+        view(x).resolve_neg().clone().double() for x in (*values, grad_output)
+    ]
+    expected = run(*plain, lambda *leaves: truth(*leaves, grid))[:3]
+    for got, want in zip(actual, (*expected, expected[2]), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
 class Module(torch.nn.Module):

@@ -45,7 +45,8 @@ class FFTBackend(Backend):
         shifts, period = _shifts_and_period(input, grid)
         kernel = _met(grid.expand(weight.to(dtype)), shifts).squeeze(1)
         spectrum = torch.fft.rfft2(input.to(dtype), s=period)
-        spectrum *= torch.fft.rfft2(kernel, s=period).conj()
+        # Not lazily: compiled graphs of torch 2.14 lose that in an operator.
+        spectrum *= torch.fft.rfft2(kernel, s=period).conj_physical()
         # Correlation at lag -up sits at the end of the period: roll it home.
         output = torch.fft.irfft2(spectrum, s=period).roll(shifts, (-2, -1))
         output = output[..., :height, :width]
@@ -58,7 +59,8 @@ class FFTBackend(Backend):
     ) -> Tensor:
         dtype = accumulation_dtype(input.dtype)
         shifts, period = _shifts_and_period(input, grid)
-        spectrum = torch.fft.rfft2(grad_output.to(dtype), s=period).conj()
+        spectrum = torch.fft.rfft2(grad_output.to(dtype), s=period)
+        spectrum = spectrum.conj_physical()
         spectrum *= torch.fft.rfft2(input.to(dtype), s=period)
         lags = torch.fft.irfft2(spectrum.sum(0), s=period)
         lags = lags.roll(shifts, (-2, -1))
