@@ -69,9 +69,9 @@ def peripheral_conv2d(
     narrower arguments are cast to the autocast dtype, as convolutions are.
 
     Args:
-        input (Tensor): ``(N, C, H, W)``, any strides, no dimension empty;
-            float32, float64, bfloat16 or float16. The map may be smaller
-            than the kernel.
+        input (Tensor): ``(N, C, H, W)``, any strides; float32, float64,
+            bfloat16 or float16. N may be 0. The map may be smaller than the
+            kernel.
         weight (Tensor): ``(C, 1, k', k')``, dtype and device of ``input``.
         grid (SharingGrid): The k' x k' cells of the K x K kernel.
         bias (Tensor, optional): ``(C,)``, like ``weight``. Default: None.
@@ -124,8 +124,8 @@ def _check(
         if tensor.dtype != input.dtype and None in casts:
             wanted = f'the dtype of input, {input.dtype}'
             raise TypeError(f'{name} must have {wanted}, got {dtype}')
-    if input.ndim != 4 or 0 in input.shape:
-        text = 'input must be (N, C, H, W) with no empty dimension, got shape'
+    if input.ndim != 4 or 0 in input.shape[1:]:
+        text = 'input must be (N, C, H, W), none empty but N, got shape'
         raise ValueError(f'{text} {tuple(input.shape)}')
     cells = grid.num_cells
     expected = (input.shape[1], 1, cells, cells)
@@ -160,6 +160,8 @@ def _forward(
 ) -> Tensor:
     grid, layout = _grid(tuple(sizes)), memory_format(input)
     chosen = _select(backend, input, grid)
+    if not len(input):
+        return _fake_forward(input)
     output = chosen.forward(input, weight, bias, grid, layout)
     return output.contiguous(memory_format=layout)
 
@@ -173,6 +175,8 @@ def _weight_grad(
 ) -> Tensor:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid, weight_grad=True)
+    if not len(input):
+        return _fake_weight_grad(input, grad_output, sizes, backend).zero_()
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
 
@@ -190,6 +194,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     grid, layout = _grid(tuple(sizes)), memory_format(input)
     chosen = other = _select(backend, input, grid)
+    if not len(input):
+        return _fake_forward(input), torch.zeros_like(weight)
     if not backend:
         other = _select(backend, input, grid, weight_grad=True)
     if chosen is other:

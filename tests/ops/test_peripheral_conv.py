@@ -232,6 +232,38 @@ def test_opcheck(backend, layout):
     )
 
 
+@pytest.mark.parametrize('layout', ['contiguous', 'slice'])
+def test_no_images(backend, layout):
+    """As conv2d: an empty map, and gradients that are zeros."""
+    empty = make_map((2, 3, 6, 7), layout=layout)[:0].requires_grad_()
+    leaves = (
+        empty,
+        torch.randn(3, 1, 9, 9, requires_grad=True),
+        torch.randn(3, requires_grad=True),
+    )
+
+    def call(input, weight, bias):
+        return peripheral_conv2d(
+            input, weight, SharingGrid(13), bias, backend=backend
+        )
+
+    y = call(*leaves)
+    assert y.shape == empty.shape
+    grads = torch.autograd.grad(y.sum(), leaves, create_graph=True)
+    for got in (grads, torch.func.vjp(call, *leaves)[1](y)):
+        for grad, leaf in zip(got, leaves, strict=True):
+            assert torch.equal(grad, torch.zeros_like(leaf))
+    (twice,) = torch.autograd.grad(grads[1].sum(), (empty,))
+    assert twice.shape == empty.shape
+    y = call(empty.detach(), *leaves[1:])
+    (grad,) = torch.autograd.grad(y.sum(), leaves[1:2])
+    assert torch.equal(grad, torch.zeros_like(grad))
+    assert torch.func.jvp(call, leaves, leaves)[1].shape == empty.shape
+    weights = torch.randn(4, 3, 1, 9, 9)
+    mapped = torch.func.vmap(call, (None, 0, None))(empty, weights, leaves[2])
+    assert mapped.shape == (4, *empty.shape)
+
+
 #: Views that hold no values of their own yet.
 LAZY = {
     'as it is': lambda x: x,
@@ -366,7 +398,7 @@ X, W, B = torch.randn(1, 3, 6, 7), torch.randn(3, 1, 9, 9), torch.randn(3)
         ((X.int(), W, GRID), TypeError, ['input', 'torch.int32']),
         ((X, W.double(), GRID), TypeError, ['weight', 'float32', 'float64']),
         ((X[0], W, GRID), ValueError, ['(N, C, H, W)', '(3, 6, 7)']),
-        ((X[:0], W, GRID), ValueError, ['empty', '(0, 3, 6, 7)']),
+        ((X[..., :0], W, GRID), ValueError, ['empty', '(1, 3, 6, 0)']),
         ((X, W[:2], GRID), ValueError, ['(3, 1, 9, 9)', '(2, 1, 9, 9)']),
         ((X, W[..., 1:], GRID), ValueError, ['(3, 1, 9, 9)', '(3, 1, 9, 8)']),
         ((X, W, GRID, B[:2]), ValueError, ['bias', '(3,)', '(2,)']),

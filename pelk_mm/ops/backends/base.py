@@ -27,8 +27,8 @@ class Backend(ABC):
     flipped weight.
 
     A backend is prepared before its first call. Arguments arrive checked:
-    ``input`` and ``grad_output`` are ``(N, C, H, W)`` with any strides, N may
-    be 0, and share device and dtype with ``weight``. Results may have any
+    ``input`` and ``grad_output`` are ``(N, C, H, W)`` with any strides, none
+    empty, and share device and dtype with ``weight``. Results may have any
     strides; ``layout`` is the one to which maps are brought afterwards.
     """
 

@@ -96,8 +96,6 @@ class TritonBackend(Backend):
         batch, channels, height, width = input.shape
         output = torch.empty_like(input, memory_format=layout)
         direct = output.is_contiguous()
-        if not batch:
-            return output
         narrow = input.element_size() < 4
         tiles = Tiles.forward(batch * height, channels, width, narrow)
         reach = tiles.reach(width, grid.kernel_size)
@@ -144,10 +142,8 @@ class TritonBackend(Backend):
     def weight_grad(
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
-        batch, channels, height, width = input.shape
+        batch, _, height, width = input.shape
         cells = grid.num_cells
-        if not batch:
-            return input.new_zeros(channels, 1, cells, cells)
         narrow = input.element_size() < 4
         tiles = Tiles.weight_grad(batch * height, width, narrow)
         reach = tiles.reach(width, grid.kernel_size)
