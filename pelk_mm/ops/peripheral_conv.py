@@ -67,6 +67,8 @@ def peripheral_conv2d(
     vjp, jvp, vmap, jacrev, jacfwd, hessian), one in another or compiled too.
     float16 and bfloat16 accumulate in float32. Under autocast, float32 and
     narrower arguments are cast to the autocast dtype, as convolutions are.
+    A NaN or an infinity reaches as far as the kernel does, but for ``triton``
+    and, on GPUs, ``fft``, where it reaches further (``fft``: its whole plane).
 
     Args:
         input (Tensor): ``(N, C, H, W)``, any strides; float32, float64,

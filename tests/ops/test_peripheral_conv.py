@@ -264,6 +264,31 @@ def test_no_images(backend, layout):
     assert mapped.shape == (4, *empty.shape)
 
 
+@pytest.mark.parametrize('value', [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_not_finite_where_the_kernel_reaches(backend, value, dtype):
+    """Neither further nor in other planes, in the input's gradient too."""
+    x, grad_output = (make_map((2, 2, 20, 23), dtype) for _ in range(2))
+    w = torch.randn(2, 1, 9, 9).to(dtype)
+    finite = run(x, w, torch.zeros(2, dtype=dtype), grad_output, convolve_13)
+    for map_ in (x, grad_output):
+        map_[0, 0, 2, 3] = map_[1, 1, 19, 22] = value
+    x.requires_grad_()
+    y = peripheral_conv2d(x, w, GRID, backend=backend)
+    (grad,) = torch.autograd.grad(y, x, grad_output)
+    reached = torch.zeros(x.shape, dtype=torch.bool)
+    reached[0, 0, :9, :10] = reached[1, 1, 13:, 16:] = True
+    for got, without in zip((y, grad), finite, strict=False):
+        assert torch.equal(~got.isfinite(), reached)
+        torch.testing.assert_close(
+            got[~reached], without[~reached], rtol=1e-2, atol=1e-2
+        )
+
+
+def convolve_13(input, weight, bias):
+    return peripheral_conv2d(input, weight, GRID, bias, backend='dense')
+
+
 #: Views that hold no values of their own yet.
 LAZY = {
     'as it is': lambda x: x,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
@@ -23,7 +24,14 @@ def _fast_length(length: int) -> int:
 
 
 class FFTBackend(Backend):
-    """Real FFTs of the zero-padded map, on any device torch has them on."""
+    """Real FFTs of the zero-padded map, on any device torch has them on.
+
+    A transform spreads a NaN or an infinity of the input over its whole
+    plane. On CPUs the output is NaN where the kernel reaches one, and what it
+    would be without elsewhere; on other devices, where looking for one would
+    make the device be waited for, and in the weight's gradient, it spreads,
+    as does one in the weight.
+    """
 
     name = 'fft'
 
@@ -43,6 +51,11 @@ class FFTBackend(Backend):
         dtype = accumulation_dtype(input.dtype)
         height, width = input.shape[-2:]
         shifts, period = _shifts_and_period(input, grid)
+        reached = None
+        # One infinity makes the sum no number; an overflow harms nothing.
+        if input.is_cpu and not input.sum(dtype=dtype).isfinite():
+            bad = ~input.isfinite()
+            input, reached = input.masked_fill(bad, 0), _reached(bad, shifts)
         kernel = _met(grid.expand(weight.to(dtype)), shifts).squeeze(1)
         spectrum = torch.fft.rfft2(input.to(dtype), s=period)
         # Not lazily: compiled graphs of torch 2.14 lose that in an operator.
@@ -52,6 +65,8 @@ class FFTBackend(Backend):
         output = output[..., :height, :width]
         if bias is not None:
             output = output + bias.to(dtype)[:, None, None]
+        if reached is not None:
+            output = output.masked_fill(reached, torch.nan)
         return output.to(input.dtype)
 
     def weight_grad(
@@ -83,6 +98,15 @@ def _shifts_and_period(
     radius = grid.kernel_size // 2
     up, left = min(radius, height - 1), min(radius, width - 1)
     return (up, left), (_fast_length(height + up), _fast_length(width + left))
+
+
+def _reached(bad: Tensor, shifts: tuple[int, int]) -> Tensor:
+    """Where the kernel covers a position that is ``bad``."""
+    spread = bad.float()
+    for reach in ((shifts[0], 0), (0, shifts[1])):
+        window = [2 * n + 1 for n in reach]
+        spread = F.max_pool2d(spread, window, stride=1, padding=reach)
+    return spread > 0
 
 
 def _met(kernel: Tensor, shifts: tuple[int, int]) -> Tensor:
