@@ -9,11 +9,12 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..models import PeLK
 from ..models.utils import load_pretrained, read_checkpoint, weights_of
+from ..utils.config import scope_of
 
 #: Where weights of a backbone are in a checkpoint; the first that fits.
 _PREFIXES = ('backbone.', 'module.backbone.', '')
@@ -38,9 +39,7 @@ def build_backbone(
     """
     if config.model.get('backbone') is None:
         raise ValueError('the model of this config has no backbone')
-    before = DefaultScope.get_current_instance()
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
+    with scope_of(config):
         settings = deepcopy(config.model.backbone)
         try:
             known = _arguments(settings.type)
@@ -52,9 +51,6 @@ def build_backbone(
         if 'Pretrained' in str(settings.get('init_cfg')):
             settings.init_cfg = None
         backbone = MODELS.build(settings)
-    finally:
-        if before is not None:
-            init_default_scope(before.scope_name)
     if checkpoint is None:
         if hasattr(backbone, 'init_weights'):
             backbone.init_weights()

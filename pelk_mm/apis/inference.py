@@ -20,6 +20,7 @@ from mmengine.structures import BaseDataElement
 from ..datasets.images import find_images, read_image
 from ..engine.preflight.checks import check_weights
 from ..models.utils import Checkpoints
+from ..utils.config import library_of, type_name
 from ..utils.errors import LaunchError
 from ..utils.files import atomic_path
 from .launch import require_checkpoint
@@ -192,7 +193,7 @@ class Detector(Predictor):
         visualizer.add_datasample(path.stem, image, sample, **options)
 
 
-#: By the scope that a config works in.
+#: By task library.
 PREDICTORS: dict[str, type[Predictor]] = dict(
     mmpretrain=Classifier, mmseg=Segmentor, mmdet=Detector
 )
@@ -201,23 +202,39 @@ PREDICTORS: dict[str, type[Predictor]] = dict(
 def build_predictor(
     config: Config, checkpoint: str, device: str | None = None
 ) -> Predictor:
-    """Build the predictor of a config's task, its ``default_scope``.
+    """Build the predictor of a config's task, the library of its model.
 
-    A LaunchError says that the task is none of the three, or that a local
-    checkpoint cannot be read or lacks a weight of the model.
+    Where ``test_dataloader`` is None, ``val_dataloader`` says how images are
+    prepared. A LaunchError says that neither does, that the task is none of
+    the three, or that a local checkpoint cannot be read or lacks a weight of
+    the model.
     """
-    scope = config.get('default_scope')
-    if scope not in PREDICTORS:
-        raise LaunchError(
-            'the default_scope of a config names its task, expected one of '
-            f'{list(PREDICTORS)}, got {scope!r}'
-        )
+    kind = PREDICTORS[library_of(config)]
+    _prepare_pipeline(config)
     checkpoints = Checkpoints()
     if '://' not in checkpoint:
         contents = require_checkpoint(checkpoint, checkpoints)
         check_weights(config, contents, checkpoint)
     with checkpoints.shared():
-        return PREDICTORS[scope](config, checkpoint, device)
+        return kind(config, checkpoint, device)
+
+
+def _prepare_pipeline(config: Config) -> None:
+    """Give the libraries' inferencers the test pipeline that they look for."""
+    if config.get('test_dataloader') is None:
+        # Of a config that only trains.
+        config.test_dataloader = config.get('val_dataloader')
+    dataset = (config.test_dataloader or {}).get('dataset') or {}
+    if not dataset.get('pipeline'):
+        raise LaunchError(
+            'the config does not say how images are prepared: '
+            'test_dataloader.dataset.pipeline is missing, and val_dataloader '
+            'has none to go by'
+        )
+    for step in dataset.pipeline:
+        # Found by name where it is a name.
+        if type_name(step) in ('LoadImageFromFile', 'LoadAnnotations'):
+            step.type = type_name(step)
 
 
 def list_images(source: str | Path) -> list[Path]:

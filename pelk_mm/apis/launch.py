@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from tempfile import TemporaryFile
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,11 +26,14 @@ from ..engine.hooks.safe_checkpoint_hook import (
 from ..engine.preflight.data_paths import check_data
 from ..engine.rehearsal import RehearsalHook
 from ..engine.rehearsal.failures import why, with_cause
-from ..engine.strategies import SHARDING, type_name
+from ..engine.strategies import SHARDING
 from ..models.utils import Checkpoints
+from ..utils.config import library_of, replace_types, type_name
 from ..utils.errors import LaunchError
 from .strategy_checks import check_strategy
 
+#: BatchNorms over all processes: registered names, and torch's and mmcv's.
+_SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
 #: What a disk says that is full, or that may not be written any more.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -286,7 +288,7 @@ def _check_resume(config: Config, checkpoints: Checkpoints) -> None:
 
 def _use_amp(config: Config) -> None:
     wrapper = config.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name({'type': 'OptimWrapper', **wrapper})
     if not torch.cuda.is_available():
         raise LaunchError(
             '--amp needs a GPU (mmengine runs AmpOptimWrapper on none but '
@@ -344,49 +346,47 @@ def _use_launcher(config: Config, launcher: str) -> None:
     if strategy is not None and type_name(strategy) == 'DDPStrategy':
         strategy.setdefault('model_wrapper', config.model_wrapper_cfg)
     config.pop('sync_bn', None)
-    if _replace(config.model, 'SyncBN', 'BN'):
+    if replace_types(config.model, _SYNC_BN, 'BN'):
         print_log(
             'no GPU: SyncBN becomes BN, each process normalises its own batch',
             logger='current',
         )
 
 
-def _replace(node: Any, old: str, new: str) -> int:
-    """Replace ``type=old`` in nested configs; return how often."""
-    if isinstance(node, Mapping):
-        count = int(node.get('type') == old)
-        if count:
-            node['type'] = new
-        return count + sum(_replace(item, old, new) for item in node.values())
-    if isinstance(node, (list, tuple)):
-        return sum(_replace(item, old, new) for item in node)
-    return 0
-
-
-#: By task library: its visualization hook, and where that saves pictures.
-_DRAWING = dict(
-    mmseg=(dict(type='SegVisualizationHook', draw=True, interval=1), None),
-    mmdet=(dict(type='DetVisualizationHook', draw=True), 'test_out_dir'),
+#: By task library: its visualization hook, where that saves pictures, and its
+#: visualizer.
+_DRAWING: dict[str, tuple[dict, str | None, str]] = dict(
+    mmseg=(
+        dict(type='mmseg.SegVisualizationHook', draw=True, interval=1),
+        None,
+        'SegLocalVisualizer',
+    ),
+    mmdet=(
+        dict(type='mmdet.DetVisualizationHook', draw=True),
+        'test_out_dir',
+        'DetLocalVisualizer',
+    ),
     mmpretrain=(
-        dict(type='VisualizationHook', enable=True, interval=1),
+        dict(type='mmpretrain.VisualizationHook', enable=True, interval=1),
         'out_dir',
+        'UniversalVisualizer',
     ),
 )
 
 
 def _draw_to(config: Config, folder: str) -> None:
-    scope = config.get('default_scope')
-    if scope not in _DRAWING:
-        raise LaunchError(
-            '--show-dir needs a config whose default_scope is '
-            f'one of {list(_DRAWING)}, got {scope!r}'
-        )
+    library = library_of(config)
     folder = osp.abspath(folder)
     os.makedirs(folder, exist_ok=True)
-    hook, field = _DRAWING[scope]
-    config.default_hooks.visualization = dict(hook)
-    if field is not None:
-        config.default_hooks.visualization[field] = folder
-    else:
+    hook, field, visualizer = _DRAWING[library]
+    hook = dict(hook) if field is None else {**hook, field: folder}
+    config.default_hooks = {
+        **(config.get('default_hooks') or {}),
+        'visualization': hook,
+    }
+    if config.get('visualizer') is None:
+        kind = f'{library}.{visualizer}'
+        config.visualizer = dict(type=kind, name='visualizer')
+    if field is None:
         config.visualizer.save_dir = folder
         config.visualizer.vis_backends = [dict(type='LocalVisBackend')]

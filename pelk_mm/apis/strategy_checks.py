@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..engine.strategies import SHARDING, type_name
+from ..engine.strategies import SHARDING
+from ..utils.config import type_name
 from ..utils.errors import LaunchError
 
 #: Hooks that need the parameters themselves, not a rank's pieces of them.

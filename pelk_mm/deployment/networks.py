@@ -15,7 +15,7 @@ from ..datasets.preprocessor import Preprocessor
 from ..engine.preflight.checks import check_weights
 from ..models import PeLK
 from ..models.utils import weights_of
-from ..utils.config import build_model
+from ..utils.config import build_model, library_of
 from ..utils.errors import LaunchError
 
 #: Pixels that one position of the last map stands for.
@@ -109,7 +109,7 @@ def _parts(model: BaseModel, *names: str) -> nn.Module:
     return parts
 
 
-#: By the scope that a config works in.
+#: By task library.
 _NETWORKS: dict[str, type[Network]] = dict(
     mmpretrain=ClassifierNetwork, mmseg=SegmentorNetwork, mmdet=DetectorNetwork
 )
@@ -137,16 +137,10 @@ def load_model(config: Config, checkpoint: Mapping, name: str) -> BaseModel:
 def make_network(config: Config, model: BaseModel) -> Network:
     """See a model, in eval mode, as a function of its images.
 
-    A LaunchError says that ``default_scope`` names none of the three tasks, or
-    that the model has parts that take more than images.
+    A LaunchError says that it is of none of the three libraries, or has parts
+    that take more than images.
     """
-    scope = config.get('default_scope')
-    if scope not in _NETWORKS:
-        raise LaunchError(
-            'the default_scope of a config names its task, expected one of '
-            f'{list(_NETWORKS)}, got {scope!r}'
-        )
-    return _NETWORKS[scope](model).eval()
+    return _NETWORKS[library_of(config)](model).eval()
 
 
 def load_network(config: Config, checkpoint: str) -> Network:
@@ -159,7 +153,7 @@ def describe(config: Config) -> dict[str, object]:
     """The library and the normalisation, for users of an exported file."""
     read = Preprocessor.from_config(config, STRIDE)
     return dict(
-        library=config.default_scope,
+        library=library_of(config),
         mean=[float(value) for value in read.mean],
         std=[float(value) for value in read.std],
         channels='RGB' if read.rgb else 'BGR',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
@@ -155,10 +154,3 @@ SHARDING = (
     'DeepSpeedStrategy',
     'ColossalAIStrategy',
 )
-
-
-def type_name(config: Any) -> str:
-    """Name of the class that a config would build."""
-    kind = config.get('type') if hasattr(config, 'get') else type(config)
-    name = getattr(kind, '__name__', str(kind))
-    return name.rpartition('.')[2]

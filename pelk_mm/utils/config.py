@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import os.path as osp
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from .errors import LaunchError
 
+#: The task libraries.
+LIBRARIES = ('mmpretrain', 'mmseg', 'mmdet')
+
 
 def load_config(path: str, options: Mapping | None = None) -> Config:
-    """Read a config file, override some of its fields, and set ``work_dir``.
+    """Read a config file and override some of its fields.
+
+    ``work_dir`` is set, and in a pure Python config ``default_scope``, which
+    is None there: it names the library of the model.
 
     It may come with a package:
     ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``. Options are by
@@ -33,6 +43,8 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
         raise LaunchError(text) from error
     if config.get('model') is None:
         raise LaunchError(f'{path} has no model; is it a part of a config?')
+    if config.get('default_scope') is None:
+        config.default_scope = _home(config.model.get('type'))
     if config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', Path(path).stem)
     return config
@@ -44,7 +56,7 @@ def _find_config(path: str) -> tuple[str, bool | None]:
     if not separator:
         if not osp.isfile(path):
             raise LaunchError(f'there is no config file {path}')
-        return path, None
+        return path, _syntax(path)
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         raise LaunchError(f'{path}: the package {package!r} is not installed')
@@ -54,25 +66,107 @@ def _find_config(path: str) -> tuple[str, bool | None]:
             f'{path}: {package} comes with no such config; expected a path '
             f'within {file.removesuffix(name)}'
         )
-    # mmengine takes an `import` in a base config for the lazy syntax, and
-    # then refuses the mixture; some of mmpretrain's configs have one.
-    return file, 'read_base' in Path(file).read_text(encoding='utf-8')
+    return file, _syntax(file)
+
+
+def _syntax(file: str) -> bool | None:
+    """False for a config with ``_base_``, None where mmengine finds it out.
+
+    mmengine takes an ``import`` for the pure Python syntax, and then refuses
+    the mixture.
+    """
+    try:
+        nodes = ast.parse(Path(file).read_bytes()).body
+    except (SyntaxError, ValueError):
+        return None  # of another format, or for mmengine to refuse
+    for node in nodes:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if '_base_' in map(ast.unparse, targets):
+            return False
+    return None
+
+
+@contextmanager
+def scope_of(config: Config) -> Iterator[None]:
+    """Have names in a config looked up in its ``default_scope``.
+
+    Where that is None, as in pure Python configs, it is the library of the
+    model: what the library builds by default has names.
+    """
+    before = DefaultScope.get_current_instance()
+    home = _home(config.model.get('type'))
+    init_default_scope(config.get('default_scope') or home or 'mmengine')
+    try:
+        yield
+    finally:
+        if before is not None:
+            init_default_scope(before.scope_name)
 
 
 def build_model(config: Config, device: str = 'cpu') -> BaseModel:
     """Build the model of a config as the runner would, not initialised.
 
     On the device ``'meta'`` it has shapes but no weights, and costs nothing.
+    Of test-time augmentation it is the model inside, whose weights a
+    checkpoint has.
     """
-    scope = DefaultScope.get_current_instance()
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
+    with scope_of(config):
         # Some models change the config that they are built from.
         model = copy.deepcopy(config.model)
         if 'data_preprocessor' in config:
             model.setdefault('data_preprocessor', config.data_preprocessor)
+        if not dist.is_initialized():
+            # mmcv's asks for a process group when it is built.
+            replace_types(model, ('MMSyncBN',), 'BN')
         with torch.device(device):
-            return MODELS.build(model)
-    finally:
-        if scope is not None:
-            init_default_scope(scope.scope_name)
+            built = MODELS.build(model)
+    return built.module if isinstance(built, BaseTTAModel) else built
+
+
+def library_of(config: Config) -> str:
+    """Which of :data:`LIBRARIES` the model of a config is of.
+
+    Its class tells, or else ``default_scope``. A LaunchError if neither does.
+    """
+    kind = config.model.get('type')
+    if isinstance(kind, str):
+        with scope_of(config):
+            kind = MODELS.get(kind)
+    scope = config.get('default_scope')
+    found = _home(kind) or (scope if scope in LIBRARIES else None)
+    if found is None:
+        raise LaunchError(
+            f'this works with models of {", ".join(LIBRARIES)}; the config '
+            f'has model.type={config.model.get("type")!r} and '
+            f'default_scope={scope!r}'
+        )
+    return found
+
+
+def _home(kind: Any) -> str | None:
+    """The library that a class, or one of its bases, comes from."""
+    for each in getattr(kind, '__mro__', ()):
+        package = each.__module__.partition('.')[0]
+        if package in LIBRARIES:
+            return package
+    return None
+
+
+def type_name(config: Any) -> str:
+    """Name of the class that a config would build."""
+    kind = config.get('type') if hasattr(config, 'get') else type(config)
+    name = getattr(kind, '__name__', str(kind))
+    return name.rpartition('.')[2]
+
+
+def replace_types(node: Any, old: Container[str], new: str) -> int:
+    """Replace types by name in nested configs; return how often."""
+    if isinstance(node, Mapping):
+        count = int(type_name(node) in old)
+        if count:
+            node['type'] = new
+        items = node.values()
+        return count + sum(replace_types(item, old, new) for item in items)
+    if isinstance(node, (list, tuple)):
+        return sum(replace_types(item, old, new) for item in node)
+    return 0

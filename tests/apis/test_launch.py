@@ -171,9 +171,9 @@ def test_auto_scale_lr(config):
 @pytest.mark.parametrize(
     'scope, expected',
     [
-        ('mmseg', dict(type='SegVisualizationHook', draw=True)),
-        ('mmdet', dict(type='DetVisualizationHook', draw=True)),
-        ('mmpretrain', dict(type='VisualizationHook', enable=True)),
+        ('mmseg', dict(type='mmseg.SegVisualizationHook', draw=True)),
+        ('mmdet', dict(type='mmdet.DetVisualizationHook', draw=True)),
+        ('mmpretrain', dict(type='mmpretrain.VisualizationHook', enable=True)),
     ],
 )
 def test_show_dir_draws_with_the_hook_of_the_library(

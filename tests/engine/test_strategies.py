@@ -1,13 +1,11 @@
 """FSDP's side of names and shapes; the training is an integration test."""
 
 import pytest
-from mmengine.config import ConfigDict
 from torch import nn
 
 from pelk_mm.engine.strategies import (
     FullStateFSDPStrategy,
     plain_name,
-    type_name,
     whole_parameters,
 )
 
@@ -23,19 +21,6 @@ from pelk_mm.engine.strategies import (
 )
 def test_plain_name(name):
     assert plain_name(name) == 'backbone.stages.0.blocks.1.gamma'
-
-
-@pytest.mark.parametrize(
-    'config',
-    [
-        dict(type='DeepSpeedStrategy'),
-        ConfigDict(type='mm.DeepSpeedStrategy'),
-        dict(type=type('DeepSpeedStrategy', (), {})),
-        type('DeepSpeedStrategy', (), {})(),
-    ],
-)
-def test_type_name(config):
-    assert type_name(config) == 'DeepSpeedStrategy'
 
 
 def test_other_models_are_left_alone():

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.analysis.complexity import Complexity, count_complexity
 from pelk_mm.analysis.paper import PAPER_ROWS
 from pelk_mm.utils.command_line import add_config_options, command
-from pelk_mm.utils.config import load_config
+from pelk_mm.utils.config import library_of, load_config
+from pelk_mm.utils.errors import LaunchError
 from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
@@ -65,7 +67,9 @@ def parse_args() -> argparse.Namespace:
 
 def default_shape(config) -> tuple[int, int]:
     shapes = {'mmseg': (512, 2048), 'mmdet': (800, 1280)}
-    return shapes.get(config.get('default_scope'), (224, 224))
+    with suppress(LaunchError):
+        return shapes.get(library_of(config), (224, 224))
+    return 224, 224
 
 
 def in_units(values: Iterable[float]) -> list[str]:
