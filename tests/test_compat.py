@@ -1,8 +1,11 @@
 """What is the same in every row of packages."""
 
+import colorsys
 from pathlib import Path
 from pickle import UnpicklingError
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -60,3 +63,26 @@ def test_a_config_on_top_of_a_librarys(tmp_path, base):
     config = Config.fromfile(file)
     assert config.work_dir == 'here'
     assert config.model.backbone.depth == 50
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('factor', [-0.5, -0.2, -1e-3, 0.0, 0.1, 0.5])
+def test_hue_is_shifted_both_ways(factor, backend):
+    """Whatever numpy: 2 raises on a negative byte, 1 wraps it."""
+    colours = np.eye(3, dtype=np.uint8)[None] * 200 + 20
+    found = mmcv.adjust_hue(colours, factor, backend=backend)
+    for before, after in zip(colours[0], found[0], strict=True):
+        hue, *rest = colorsys.rgb_to_hsv(*before[::-1] / 255)
+        expected = np.array(colorsys.hsv_to_rgb((hue + factor) % 1, *rest))
+        assert np.abs(after[::-1] - expected * 255).max() < 8
+
+
+def test_mmpretrains_colour_jitter():
+    from mmpretrain.datasets import ColorJitter
+
+    jitter = ColorJitter(hue=0.1)
+    image = np.full((2, 2, 3), (20, 120, 220), np.uint8)
+    for seed in range(8):
+        np.random.seed(seed)
+        changed = jitter.transform(dict(img=image.copy()))['img']
+        assert changed.dtype == np.uint8 and (changed != image).any()
