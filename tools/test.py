@@ -21,6 +21,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show-dir', help='folder for drawn predictions')
     text = 'save the raw predictions'
     parser.add_argument('--out', metavar='FILE.pkl', help=text)
+    text = "test-time augmentation: the config's tta_pipeline and tta_model, "
+    text += "or the library's"
+    parser.add_argument('--tta', action='store_true', help=text)
     add_run_options(parser)
     return parser.parse_args()
 
@@ -35,6 +38,7 @@ def main() -> None:
         work_dir=args.work_dir,
         show_dir=args.show_dir,
         out=args.out,
+        tta=args.tta,
         launcher=args.launcher,
         checkpoints=checkpoints,
     )

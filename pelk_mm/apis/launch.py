@@ -81,14 +81,16 @@ def prepare_testing(
     work_dir: str | None = None,
     show_dir: str | None = None,
     out: str | None = None,
+    tta: bool = False,
     launcher: str = 'none',
     checkpoints: Checkpoints | None = None,
 ) -> Config:
     """Turn the options of ``tools/test.py`` into fields of the config.
 
     The config is changed in place. Drawn predictions go to ``show_dir``, raw
-    ones to ``out``, a ``.pkl`` file; ``checkpoints`` keeps what is read, for
-    :func:`test`. A LaunchError says what cannot be done.
+    ones to ``out``, a ``.pkl`` file; ``tta`` tests with the config's test-time
+    augmentation; ``checkpoints`` keeps what is read, for :func:`test`. A
+    LaunchError says what cannot be done.
     """
     if work_dir is not None:
         config.work_dir = work_dir
@@ -96,6 +98,8 @@ def prepare_testing(
         require_checkpoint(checkpoint, checkpoints)
     config.load_from = checkpoint
     config.resume = False
+    if tta:
+        _use_tta(config)
     if show_dir is not None:
         _draw_to(config, show_dir)
     if out is not None:
@@ -351,6 +355,43 @@ def _use_launcher(config: Config, launcher: str) -> None:
             'no GPU: SyncBN becomes BN, each process normalises its own batch',
             logger='current',
         )
+
+
+#: By task library: the model of a test-time augmentation that is not in the
+#: config, as in the library's own tools.
+_TTA_MODELS = dict(
+    mmseg=dict(type='mmseg.SegTTAModel'),
+    mmdet=dict(
+        type='mmdet.DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'),
+)
+
+
+def _use_tta(config: Config) -> None:
+    library = library_of(config)
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    pipeline = config.get('tta_pipeline')
+    if pipeline is None and library == 'mmseg':
+        raise LaunchError(
+            '--tta needs tta_pipeline in the config, a test pipeline with '
+            "TestTimeAug, as mmsegmentation's data sets have it"
+        )
+    if pipeline is None:
+        # Both ways round, as in the libraries' tools.
+        *steps, pack = dataset.pipeline
+        keys = ('flip', 'flip_direction')
+        if library == 'mmdet' and 'meta_keys' in pack:
+            pack = dict(pack, meta_keys=(*pack['meta_keys'], *keys))
+        flips = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
+        augment = dict(type='TestTimeAug', transforms=[flips, [pack]])
+        pipeline = [*steps, augment]
+    dataset.pipeline = pipeline
+    model = config.get('tta_model') or _TTA_MODELS[library]
+    config.model = dict(model, module=config.model)
 
 
 #: By task library: its visualization hook, where that saves pictures, and its
