@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import os.path as osp
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -29,14 +29,38 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
         f'there is no {path} ({", ".join(fields)})'
         for path, fields in missing.items()
     ]
-    fields = [field for fields in missing.values() for field in fields]
+    advice = [
+        f'{field}.data_root=PATH'
+        for fields in missing.values()
+        for field in fields
+    ]
+    for split in splits:
+        advice += _evaluator_advice(config, f'{split}_evaluator', missing)
     raise FileNotFoundError(
         'the data is not there:\n  '
         + '\n  '.join(lines)
         + f'\nRelative paths start at {os.getcwd()}. Link the data to where '
         'the config expects it, or say where it is:\n  --cfg-options '
-        + ' '.join(f'{field}.data_root=PATH' for field in fields)
+        + ' '.join(advice)
     )
+
+
+def _evaluator_advice(
+    config: Mapping[str, Any], field: str, roots: Iterable[str]
+) -> Iterator[str]:
+    """Options for annotations that an evaluator reads, with their own path."""
+    node = config.get(field) or []
+    found = {field: node}
+    if isinstance(node, (list, tuple)):
+        found = {f'{field}.{i}': inner for i, inner in enumerate(node)}
+    for name, evaluator in found.items():
+        is_config = isinstance(evaluator, Mapping)
+        path = evaluator.get('ann_file') if is_config else None
+        if not isinstance(path, str) or '://' in path or osp.exists(path):
+            continue
+        root = max((r for r in roots if path.startswith(r)), default='')
+        rest = path.removeprefix(root).lstrip('/') if root else ''
+        yield f'{name}.ann_file={osp.join("PATH", rest) if rest else "PATH"}'
 
 
 def walk_datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:

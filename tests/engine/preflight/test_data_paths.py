@@ -85,6 +85,30 @@ def test_inner_data_sets_are_looked_at_and_equal_roots_said_once(tmp_path):
         assert field in message
 
 
+@pytest.mark.parametrize('several', [False, True])
+def test_the_annotations_of_an_evaluator_are_named(data, several):
+    root = f'{data}/absent/'
+    evaluator = dict(type='CocoMetric', ann_file=f'{root}notes/val.json')
+    there = dict(type='CocoMetric', ann_file=str(data))
+    config = Config(
+        dict(
+            val_dataloader=dict(dataset=dict(data_root=root)),
+            val_evaluator=[there, evaluator] if several else evaluator,
+            test_evaluator=dict(ann_file='absent/test.json'),
+        )
+    )
+    with pytest.raises(FileNotFoundError) as error:
+        check_data(config, ['train', 'val'])
+    field = 'val_evaluator.1' if several else 'val_evaluator'
+    assert str(error.value).endswith(
+        f'val_dataloader.dataset.data_root=PATH {field}.ann_file='
+        'PATH/notes/val.json'
+    )
+    # Alone it is for the evaluator to refuse, which may mean another place.
+    config.val_dataloader = None
+    check_data(config, ['val', 'test'])
+
+
 def test_training_without_data_ends_in_one_clear_message(root, tmp_path):
     done = subprocess.run(
         [
