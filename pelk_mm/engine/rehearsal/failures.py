@@ -387,9 +387,8 @@ def _wrong_annotations(error: BaseException) -> str | None:
 
 def _no_samples(error: BaseException) -> str | None:
     """A data set that has found nothing; mmengine cannot pack that."""
-    for values in _frames(error):
-        reader = values.get('self')
-        if isinstance(reader, BaseDataset) and not reader._fully_initialized:
-            empty = getattr(reader, 'data_list', None) == []
-            return why_empty(reader) if empty else None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is BaseDataset._serialize_data.__code__:
+            reader = frame.f_locals['self']
+            return None if reader.data_list else why_empty(reader)
     return None
