@@ -216,6 +216,8 @@ def _channel_fields(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Numbers of channels in a part's config, the part's own first."""
     inner = []
     for key, value in node.items():
+        if key == 'arch':
+            continue  # the backbone's own, which others follow
         if isinstance(value, Mapping):
             inner.append((f'{prefix}{key}.', value))
         elif 'channels' in key or key in ('embed_dims', 'in_features'):
@@ -232,6 +234,13 @@ def _cured(
     """What a field has to be for the input that came."""
     if isinstance(value, int):
         return count
+    # Some parts take a tuple alone.
+    return type(value)(_all_cured(value, expected, count, gives, node))
+
+
+def _all_cured(
+    value: Sequence, expected: int, count: int, gives: list[int], node: Mapping
+) -> list[int]:
     indices = node.get('in_index')
     fitting = gives
     if isinstance(indices, Sequence) and gives:
@@ -245,6 +254,12 @@ def _cured(
         return fitting
     if count == sum(fitting):
         return fitting  # several, made into one
+    if count in fitting and expected in value:
+        # Some of the outputs, in a row.
+        first = fitting.index(count) - list(value).index(expected)
+        some = fitting[max(first, 0) : first + len(value)]
+        if len(some) == len(value):
+            return some
     return [count if v == expected else v for v in value]
 
 
@@ -292,7 +307,7 @@ def _wrong_outputs(
                 f'{call.about} takes {takes} maps (in_channels={expected}) '
                 f'and the backbone PeLK gives {given} '
                 f'(model.backbone.out_indices={out}): set '
-                f'{where}.in_channels={gives}'
+                f'{where}.in_channels={type(expected)(gives)}'
             )
     return None
 
