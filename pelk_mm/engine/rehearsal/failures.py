@@ -20,6 +20,7 @@ from ...datasets.images import IMAGE_SUFFIXES, read_image
 from ...models import PeLK
 from ...utils.errors import explain
 from ...utils.text import first_few
+from ..strategies import type_name
 from .annotations import read_coco, reads_coco
 from .heads import class_counts
 from .samples import why_empty
@@ -120,11 +121,11 @@ def _wrong_input(
         shape = tuple(given.shape)
         if not linear and given.ndim < 3:
             line = f'{call.about} needs maps and is given vectors, {shape}'
-            return line + _needs_maps(backbone, pools)
+            return line + _needs_maps(backbone, call, config)
         if linear and given.ndim == 4 and given.shape[1] == expected:
             return (
                 f'{call.about} needs vectors and is given maps, {shape}: set '
-                'model.backbone.gap_before_final_norm=True, or '
+                f'{_place(config)}.gap_before_final_norm=True, or '
                 "model.neck=dict(type='GlobalAveragePooling')"
             )
         count = given.shape[-1 if linear else 1]
@@ -158,15 +159,35 @@ def _gives(backbone: PeLK | None) -> list[int]:
     return [backbone.channels[i] for i in backbone.out_indices]
 
 
-def _needs_maps(backbone: PeLK | None, pools: bool) -> str:
+def _place(config: Config) -> str:
+    """Where the config of the backbone is, by dotted name."""
+
+    def find(node: Any, where: str) -> str | None:
+        if isinstance(node, (list, tuple)):
+            node = dict(enumerate(node))
+        if not isinstance(node, Mapping):
+            return None
+        if type_name(node) == 'PeLK':
+            return where
+        found = (find(value, f'{where}.{key}') for key, value in node.items())
+        return next((place for place in found if place), None)
+
+    return find(config.get('model'), 'model') or 'model.backbone'
+
+
+def _needs_maps(backbone: PeLK | None, call: _Call, config: Config) -> str:
     if backbone is None:
         return ''
     if not backbone.gap_before_final_norm:
         return (
             ': the neck averages the maps of the backbone, set model.neck=None'
         )
-    advice = ': set model.backbone.gap_before_final_norm=False'
-    return advice + (' or model.neck=None' if pools else '')
+    advice = f': set {_place(config)}.gap_before_final_norm=False'
+    nodes = list(_nodes(config.get('model'), call.name))
+    where, node = nodes[-1] if nodes else ('', {})
+    # A neck that does nothing else can be left out.
+    pools = where == 'model.neck' and type_name(node) == 'GlobalAveragePooling'
+    return f'{advice} or {where}=None' if pools else advice
 
 
 def _channel_advice(
@@ -295,7 +316,7 @@ def _wrong_outputs(
             return (
                 f'{call.about}: in_index={indices} asks for output '
                 f'{beyond[0]}, but the backbone PeLK gives {len(gives)} '
-                f'(model.backbone.out_indices={out})'
+                f'({_place(config)}.out_indices={out})'
             )
         maps = [i for i in call.inputs if isinstance(i, (tuple, list))]
         given = len(maps[0]) if maps else 0
@@ -306,7 +327,7 @@ def _wrong_outputs(
             return (
                 f'{call.about} takes {takes} maps (in_channels={expected}) '
                 f'and the backbone PeLK gives {given} '
-                f'(model.backbone.out_indices={out}): set '
+                f'({_place(config)}.out_indices={out}): set '
                 f'{where}.in_channels={type(expected)(gives)}'
             )
     return None
