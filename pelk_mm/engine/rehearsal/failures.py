@@ -192,26 +192,28 @@ def _needs_maps(backbone: PeLK | None, call: _Call, config: Config) -> str:
 
 def _channel_advice(
     call: _Call, expected: int, count: int, gives: list[int], config: Config
-) -> str | None:
+) -> str:
     """Fields of the config that say the expected channels, and their cure."""
     nodes = list(_nodes(config.get('model'), call.name))
-    for where, node in reversed(nodes):
-        fields = [
-            (f'{where}.{key}', value)
-            for key, value in _channel_fields(node)
-            if value == expected
-            or (isinstance(value, Sequence) and expected in value)
-            or (isinstance(value, Sequence) and sum(value) == expected)
-        ]
-        if not fields:
-            continue
-        inputs = [f for f in fields if 'in_' in f[0] or 'c1' in f[0]]
-        chosen = (inputs or fields)[:3]
-        return ' or '.join(
-            f'{field}={_cured(value, expected, count, gives, node)}'
-            for field, value in chosen
-        )
-    return None
+    fields = [
+        (f'{where}.{key}', value, node)
+        for where, node in reversed(nodes)
+        for key, value in _channel_fields(node)
+        if value == expected
+        or (isinstance(value, Sequence) and expected in value)
+        or (isinstance(value, Sequence) and sum(value) == expected)
+    ]
+    inputs = [f for f in fields if _of_input(f[0].rpartition('.')[2])]
+    # Those of one part, the innermost that has any.
+    chosen = [f for f in inputs or fields if f[2] is (inputs or fields)[0][2]]
+    return ' or '.join(
+        f'{field}={_cured(value, expected, count, gives, node)}'
+        for field, value, node in chosen[:3]
+    )
+
+
+def _of_input(key: str) -> bool:
+    return 'in_' in key or 'c1' in key
 
 
 def _nodes(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
