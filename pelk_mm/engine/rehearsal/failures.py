@@ -309,29 +309,37 @@ def _wrong_outputs(
     if not backbones or not isinstance(error, (IndexError, AssertionError)):
         return None
     gives, out = _gives(backbones[0]), backbones[0].out_indices
+    stages, place = list(backbones[0].channels), _place(config)
     for call in calls:
         indices = getattr(call.module, 'in_index', None)
         several = isinstance(indices, Sequence)
         asked = indices if several else [] if indices is None else [indices]
         beyond = [i for i in asked if not -len(gives) <= i < len(gives)]
         if beyond:
-            return (
+            line = (
                 f'{call.about}: in_index={indices} asks for output '
                 f'{beyond[0]}, but the backbone PeLK gives {len(gives)} '
-                f'({_place(config)}.out_indices={out})'
+                f'({place}.out_indices={out})'
             )
+            every = tuple(range(max(asked) + 1))
+            fits = len(every) <= len(stages)
+            return f'{line}: set {place}.out_indices={every}' if fits else line
         maps = [i for i in call.inputs if isinstance(i, (tuple, list))]
         given = len(maps[0]) if maps else 0
         where, node = list(_nodes(config.get('model'), call.name))[-1]
         expected = node.get('in_channels')
         takes = len(expected) if isinstance(expected, Sequence) else given
         if takes != given == len(gives):
-            return (
+            line = (
                 f'{call.about} takes {takes} maps (in_channels={expected}) '
                 f'and the backbone PeLK gives {given} '
-                f'({_place(config)}.out_indices={out}): set '
+                f'({place}.out_indices={out}): set '
                 f'{where}.in_channels={type(expected)(gives)}'
             )
+            if set(expected) <= set(stages):
+                wanted = tuple(stages.index(count) for count in expected)
+                line += f' or {place}.out_indices={wanted}'
+            return line
     return None
 
 
