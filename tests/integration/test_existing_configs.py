@@ -23,6 +23,7 @@ from mmengine.registry import MODELS, init_default_scope
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.models import PeLK
 from pelk_mm.utils.command_line import parse_value
+from tests.conftest import ROOT
 
 ARCH = dict(
     depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5)
@@ -152,21 +153,18 @@ def test_own_config_trains_with_pelk(case):
         name: parameter.grad
         for name, parameter in model.backbone.named_parameters()
     }
-    # RetinaNet's and FCN's necks and heads leave the first outputs unused.
-    used = {name: grad for name, grad in grads.items() if grad is not None}
-    assert len(used) > len(grads) / 2
-    assert all(torch.isfinite(grad).all() for grad in used.values())
+    # RetinaNet's and FCN's necks and heads leave the first outputs unused:
+    # zeros there, or several processes would wait for them.
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
     assert grads['stages.0.blocks.0.conv.large.weight'].abs().sum() > 0
 
 
 def run(script: str | list[str], cwd: Path) -> str:
     """A fresh process, in which nothing has imported pelk_mm yet."""
-    command = [sys.executable] + (
-        ['-c', script] if isinstance(script, str) else script
-    )
+    command = ['-c', script] if isinstance(script, str) else script
     environment = dict(os.environ, OMP_NUM_THREADS='1')
     done = subprocess.run(
-        command,
+        [sys.executable, *command],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -218,7 +216,7 @@ def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory) -> Path:
-    """Digit scenes whose COCO categories bear names that COCO has too."""
+    """Digit scenes with the categories of COCO."""
     root = make_digit_scenes(
         tmp_path_factory.mktemp('existing') / 'digits',
         Recipe(
@@ -235,9 +233,13 @@ def scenes(tmp_path_factory) -> Path:
 
     file = root / 'coco/annotations/instances_train2017.json'
     content = json.loads(file.read_text())
-    for category, name in zip(
-        content['categories'], CocoDataset.METAINFO['classes'], strict=False
-    ):
+    names = CocoDataset.METAINFO['classes']
+    categories = content['categories']
+    last = max(category['id'] for category in categories)
+    # Digits bear the first names; of the others there are no boxes.
+    more = range(last + 1, last + 1 + len(names) - len(categories))
+    categories += [dict(id=i) for i in more]
+    for category, name in zip(categories, names, strict=True):
         category['name'] = name
     file.write_text(json.dumps(content))
     return root
@@ -267,30 +269,33 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize(
-    'case',
-    [
+def examples(quick: str) -> pytest.MarkDecorator:
+    """Every documented example, all but one of them slow."""
+    cases = [
         case
-        if 'mask_rcnn' in case[1]
+        if quick in case[1]
         else pytest.param(case, marks=pytest.mark.slow)
         for case in EXCHANGES
-    ],
-    ids=ids,
-)
-def test_librarys_own_train_script(case, scenes, tmp_path):
+    ]
+    return pytest.mark.parametrize('case', cases, ids=ids)
+
+
+def train(
+    case: tuple[str, str], command: list[str], scenes: Path, tmp_path: Path
+) -> None:
+    """Two iterations by a tool that takes a config and options."""
     library, file = case
-    folder = mim(library)
     out = run(
         [
-            str(folder / 'tools/train.py'),
-            str(folder / 'configs' / file),
+            *command,
+            str(mim(library) / 'configs' / file),
             '--work-dir',
             str(tmp_path / 'work'),
             '--cfg-options',
             *exchanges(case),
             *[option.format(root=scenes) for option in SHORT[library]],
             *_NO_VALIDATION,
-            'train_dataloader.batch_size=2',
+            f'train_dataloader.batch_size={1 if library == "mmdet" else 2}',
             'train_dataloader.num_workers=0',
             'train_dataloader.persistent_workers=False',
             'default_hooks.logger.interval=1',
@@ -301,3 +306,21 @@ def test_librarys_own_train_script(case, scenes, tmp_path):
     losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', out)
     assert losses and all(isfinite(float(loss)) for loss in losses)
     assert list((tmp_path / 'work').glob('*.pth'))
+
+
+@examples(quick='mask_rcnn')
+def test_librarys_own_train_script(case, scenes, tmp_path):
+    script = mim(case[0]) / 'tools/train.py'
+    train(case, [str(script)], scenes, tmp_path)
+
+
+@examples(quick='retinanet')
+def test_on_two_processes(case, scenes, tmp_path):
+    """Each waits for every gradient; the libraries' tools want GPUs for it.
+
+    The imports of two processes take most of the time.
+    """
+    launcher = '-m', 'torch.distributed.run', '--standalone'
+    script = str(ROOT / 'tools/train.py'), '--launcher=pytorch'
+    command = [*launcher, '--nproc-per-node=2', *script]
+    train(case, command, scenes, tmp_path)
