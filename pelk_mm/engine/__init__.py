@@ -1,5 +1,6 @@
 """What runs around a model: hooks, optimizer constructors, strategies."""
 
+from . import flop_count
 from .hooks import DynamicSparsityHook, SafeCheckpointHook
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .rehearsal import RehearsalHook
@@ -12,3 +13,5 @@ __all__ = [
     'RehearsalHook',
     'SafeCheckpointHook',
 ]
+
+flop_count.register()

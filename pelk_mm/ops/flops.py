@@ -38,7 +38,11 @@ def box_sum_flops(shape: Sequence[int], grid: SharingGrid) -> int:
     return prod(shape) * (2 * grid.num_cells**2 + additions)
 
 
-def _count(shape: Sequence[int], *operands: Any, **_: Any) -> int:
+def count_flops(shape: Sequence[int], *operands: Any, **_: Any) -> int:
+    """Operations of a call; the last operands are cell sizes and backend.
+
+    ``shape`` is the input's, ``(N, C, H, W)``.
+    """
     sizes, backend = operands[-2:]
     grid = SharingGrid.from_sizes(sizes)
     count = dense_flops if backend == 'dense' else box_sum_flops
@@ -46,10 +50,10 @@ def _count(shape: Sequence[int], *operands: Any, **_: Any) -> int:
 
 
 def _count_both(*operands: Any, **_: Any) -> int:
-    return 2 * _count(*operands)
+    return 2 * count_flops(*operands)
 
 
 _ops = torch.ops.pelk_mm
-register_flop_formula(_ops.peripheral_conv2d)(_count)
-register_flop_formula(_ops.peripheral_conv2d_weight_grad)(_count)
+register_flop_formula(_ops.peripheral_conv2d)(count_flops)
+register_flop_formula(_ops.peripheral_conv2d_weight_grad)(count_flops)
 register_flop_formula(_ops.peripheral_conv2d_backward)(_count_both)
