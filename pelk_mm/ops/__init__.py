@@ -3,6 +3,7 @@
 # The operator has to be registered before its formulas are.
 from .peripheral_conv import available_backends, peripheral_conv2d  # isort: skip
 from .flops import box_sum_flops, dense_flops
+from .onnx import register_standard
 from .sharing_grid import SharingGrid
 
 __all__ = [
@@ -12,3 +13,5 @@ __all__ = [
     'dense_flops',
     'peripheral_conv2d',
 ]
+
+register_standard()

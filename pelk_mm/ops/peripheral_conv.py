@@ -13,7 +13,7 @@ from .autocast import DEVICES, autocast_dtype
 from .autograd import Convolution, Gradients, WeightGrad, at_autograd
 from .backends import BACKENDS, Backend, memory_format
 from .choice import check_name, get_ready, select_backend
-from .onnx import register_standard, register_symbolic
+from .onnx import register_symbolic
 from .sharing_grid import SharingGrid
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -267,5 +267,3 @@ for _name, _run, _fake, _rules in (
     _library.impl(_name, _transformed, 'FuncTorchDynamicLayerFrontMode')
 for _device in DEVICES:
     _library.impl('peripheral_conv2d', _autocast, f'Autocast{_device.upper()}')
-
-register_standard()
