@@ -214,6 +214,15 @@ def test_a_best_checkpoint_holds_no_optimizer(warnings):
     assert 'holds no optimizer' in text
 
 
+def test_a_sharded_optimizer_is_left_to_fsdp(warnings):
+    """It names the parameters of each group and finds them again."""
+    checkpoint = checkpoint_of(at_start())
+    for group in checkpoint['optimizer']['param_groups']:
+        group['params'] = list(group['param_names'])
+    check_resumed(at_start(frozen_stages=2, lr=1.0), checkpoint)
+    assert warnings() == []
+
+
 def test_several_optimizers():
     parts = at_start(), at_start(frozen_stages=1)
     for runner in parts:
