@@ -18,9 +18,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 
 from ...datasets.images import IMAGE_SUFFIXES, read_image
 from ...models import PeLK
+from ...utils.config import type_name
 from ...utils.errors import explain
 from ...utils.text import first_few
-from ..strategies import type_name
 from .annotations import read_coco, reads_coco
 from .heads import class_counts
 from .samples import why_empty
