@@ -120,5 +120,6 @@ def test_a_wrong_merge_is_not_written(trained, tmp_path, monkeypatch):
 
 def test_no_task():
     with pytest.raises(LaunchError, match='mmpretrain'):
-        make_network(Config(dict(default_scope='mmpose')), None)
+        config = dict(default_scope='mmpose', model=dict(type='Own'))
+        make_network(Config(config), None)
     assert check_shape((32, 64)) == (32, 64)
