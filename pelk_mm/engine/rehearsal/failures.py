@@ -221,6 +221,9 @@ def _nodes(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
     where = 'model'
     for part in ['', *name.split('.')]:
         if part and isinstance(node, Mapping):
+            # mmdetection builds both networks of one field.
+            if part in ('student', 'teacher') and part not in node:
+                part = 'detector'
             node = node.get(part)
             where += f'.{part}'
         elif part and isinstance(node, (list, tuple)) and part.isdigit():
