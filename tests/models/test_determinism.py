@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pelk_mm.models import PeLK
 from pelk_mm.ops import available_backends
-from tests.helpers.operator_cases import BACKENDS
+from tests.helpers.operator_cases import BACKENDS, require
 
 #: Kernels larger than the maps of 64 x 96 pixels, and odd widths.
 ARCH = dict(
@@ -95,6 +95,7 @@ def test_checkpointed_runs_agree():
 
 def test_each_number_of_threads_agrees_with_itself(threads):
     """A sum is split by how many there are, not by which is the faster."""
+    require('cpp')
     threads(1)
     one = train('cpp', steps=2)
     threads(2)

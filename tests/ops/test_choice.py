@@ -64,6 +64,8 @@ def test_next_backend_where_one_cannot_be_prepared(monkeypatch, caplog):
         raise BackendError("backend 'cpp' could not be built: no luck")
 
     monkeypatch.setattr(BACKENDS['cpp'], 'prepare', fail)
+    # Where it really failed before, it is not tried again.
+    monkeypatch.setattr(BACKENDS['cpp'], 'failure', None)
     with caplog.at_level(logging.WARNING, 'pelk_mm'):
         backend = select_backend(None, CPU, torch.float32, 51)
     assert backend.name == 'fft'
