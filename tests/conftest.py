@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+import random
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,20 @@ settings.register_profile(
 )
 settings.register_profile('explore', deadline=None, print_blob=True)
 settings.load_profile('same')
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        '--shuffle',
+        type=int,
+        metavar='SEED',
+        help='run the tests in an order drawn with this seed',
+    )
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if (seed := config.getoption('--shuffle')) is not None:
+        random.Random(seed).shuffle(items)
 
 
 @pytest.fixture(scope='session')
