@@ -30,7 +30,9 @@ def test_any_order_place_locale_and_home(part, root, tmp_path):
             'PYTHONCOERCECLOCALE': '0',
             'PYTHONPATH': str(root),
             'PYTHONUTF8': '0',
+            # What is compiled has to go somewhere.
             'TORCH_EXTENSIONS_DIR': str(cpp_build.cache_root()),
+            'TRITON_CACHE_DIR': str(tmp_path / 'triton'),
         },
         capture_output=True,
         text=True,
