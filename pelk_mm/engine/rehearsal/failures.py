@@ -42,6 +42,7 @@ def why(error: BaseException, model: nn.Module, config: Config) -> str | None:
         _own_error(error, calls),
         _wrong_input(error, calls, model, config),
         _batch_of_one(error, calls),
+        _two_dimensions(error, calls, model, config),
         _wrong_outputs(error, calls, model, config),
         _label_beyond(error, model),
         _wrong_classes(calls, model),
@@ -70,6 +71,12 @@ class _Call:
 def _calls(error: BaseException, model: nn.Module) -> list[_Call]:
     """Modules of a model that the error went through, the innermost first."""
     names = {module: name for name, module in model.named_modules()}
+    for key, value in vars(model).items():
+        if isinstance(value, nn.Module):
+            # mmdetection's teacher, which is no part of the model; its config
+            # has the names of its parts.
+            start = key.removesuffix('model')
+            names |= {m: f'{start}{n}' for n, m in value.named_modules() if n}
     calls: dict[nn.Module, _Call] = {}
     for frame, _ in traceback.walk_tb(error.__traceback__):
         values = frame.f_locals
@@ -301,6 +308,22 @@ def _batch_of_one(error: BaseException, calls: Sequence[_Call]) -> str | None:
     )
 
 
+def _two_dimensions(
+    error: BaseException,
+    calls: Sequence[_Call],
+    model: nn.Module,
+    config: Config,
+) -> str | None:
+    """Vectors where a part asks for height and width."""
+    backbones = [m for m in model.modules() if isinstance(m, PeLK)]
+    if not calls or not backbones or not backbones[0].gap_before_final_norm:
+        return None
+    if not search(r'got 2\)|range of \[-2, 1\]', str(error)):
+        return None
+    line = f'{calls[0].about} needs maps and is given vectors'
+    return line + _needs_maps(backbones[0], calls[0], config)
+
+
 def _wrong_outputs(
     error: BaseException,
     calls: Sequence[_Call],
@@ -309,10 +332,19 @@ def _wrong_outputs(
 ) -> str | None:
     """A part that asks for other outputs than the backbone gives."""
     backbones = [m for m in model.modules() if isinstance(m, PeLK)]
-    if not backbones or not isinstance(error, (IndexError, AssertionError)):
+    kinds = (IndexError, AssertionError, ValueError)
+    if not backbones or not isinstance(error, kinds):
         return None
     gives, out = _gives(backbones[0]), backbones[0].out_indices
     stages, place = list(backbones[0].channels), _place(config)
+    unpacked = search(r'to unpack \(expected (\d+), got (\d+)', str(error))
+    if unpacked and calls and int(unpacked[2]) == len(gives):
+        every = tuple(range(int(unpacked[1])))
+        return (
+            f'{calls[0].about} takes {len(every)} outputs and the backbone '
+            f'PeLK gives {len(gives)} ({place}.out_indices={out}): set '
+            f'{place}.out_indices={every}'
+        )
     for call in calls:
         indices = getattr(call.module, 'in_index', None)
         several = isinstance(indices, Sequence)
@@ -329,7 +361,8 @@ def _wrong_outputs(
             return f'{line}: set {place}.out_indices={every}' if fits else line
         maps = [i for i in call.inputs if isinstance(i, (tuple, list))]
         given = len(maps[0]) if maps else 0
-        where, node = list(_nodes(config.get('model'), call.name))[-1]
+        nodes = list(_nodes(config.get('model'), call.name))
+        where, node = nodes[-1] if nodes else ('', {})
         expected = node.get('in_channels')
         takes = len(expected) if isinstance(expected, Sequence) else given
         if takes != given == len(gives):
