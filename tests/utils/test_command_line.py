@@ -245,7 +245,7 @@ def test_a_comma_in_a_path_that_is_there(tmp_path, monkeypatch):
         ),
         (
             ['optim_wrapper.constructor=LayerDecayOptimWrapperConstructor'],
-            'optim_wrapper: paramwise_cfg needs a decay_rate in (0, 1]',
+            'LayerDecayOptimWrapperConstructor: paramwise_cfg needs a decay_',
         ),
         (
             [

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import init_default_scope
+from mmengine.registry import OPTIMIZERS, init_default_scope
 from torch import Tensor, nn
 
 from ...models import PeLK
@@ -18,8 +18,9 @@ from ...models.utils import (
     other_stem,
     weights_of,
 )
+from ...ops.checks import did_you_mean
 from ...utils.config import build_model
-from ...utils.errors import LIKELY, LaunchError, explain
+from ...utils.errors import LIKELY, LaunchError, explain, registered
 from ...utils.text import first_few
 
 
@@ -47,6 +48,7 @@ def preflight(
     checkpoints = checkpoints or Checkpoints()
     problems = [*_pretrained_problems(model, checkpoints)]
     problems += _load_problems(config, model, checkpoints, training)
+    problems += _optimizer_problems(config) if training else ()
     _report(problems)
 
 
@@ -91,6 +93,19 @@ def _pretrained_problems(
             check_pretrained(backbone, checkpoints)
         except (OSError, RuntimeError) as error:
             yield f'model.{prefix}init_cfg: {error}'
+
+
+def _optimizer_problems(config: Config) -> Iterator[str]:
+    """An optimizer that is not there, of which mmengine says "None"."""
+    wrapper = config.get('optim_wrapper')
+    optimizer = wrapper.get('optimizer') if wrapper else None
+    kind = optimizer.get('type') if isinstance(optimizer, Mapping) else None
+    if not isinstance(kind, str) or 'strategy' in config:
+        return
+    with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+        if registry.get(kind) is None:
+            hint = did_you_mean(kind, registered(registry))
+            yield f'optim_wrapper.optimizer: there is no {kind!r}{hint}'
 
 
 def _load_problems(
