@@ -13,14 +13,16 @@ def check_data(config: Mapping[str, Any], splits: Sequence[str]) -> None:
 
     Knows what the data sets of mmpretrain, mmsegmentation and mmdetection
     have in common: ``data_root``, ``data_prefix`` and ``ann_file``, also of
-    data sets inside others. What is not local is not looked at. A
-    FileNotFoundError names what is missing and its fields.
+    data sets inside others. What is not local is not looked at, nor are
+    labels of ``'test'``, which may only be predicted. A FileNotFoundError
+    names what is missing and its fields.
     """
     missing: dict[str, list[str]] = {}
-    for loader in [f'{split}_dataloader' for split in splits]:
+    for split in splits:
+        loader = f'{split}_dataloader'
         node = (config.get(loader) or {}).get('dataset')
         for field, dataset in walk_datasets(node, f'{loader}.dataset'):
-            path = _first_missing(dataset)
+            path = _first_missing(dataset, labels=split != 'test')
             if path is not None:
                 missing.setdefault(path, []).append(field)
     if not missing:
@@ -74,14 +76,18 @@ def walk_datasets(node: Any, field: str) -> Iterator[tuple[str, Mapping]]:
             yield from walk_datasets(inner, f'{field}.{i}')
 
 
-def _first_missing(dataset: Mapping) -> str | None:
+def _first_missing(dataset: Mapping, labels: bool) -> str | None:
     """The root if that is missing, else the first part that is."""
     root = dataset.get('data_root') or ''
     elsewhere = '://' in root or dataset.get('backend_args')
     if elsewhere or 'data_root' not in dataset:
         return None
     prefix = dataset.get('data_prefix') or {}
-    parts = [prefix] if isinstance(prefix, str) else list(prefix.values())
+    if isinstance(prefix, str):
+        prefix = dict(img=prefix)
+    parts = [
+        part for role, part in prefix.items() if labels or 'seg' not in role
+    ]
     paths = [root] if root else []
     paths += [
         osp.join(root, part)

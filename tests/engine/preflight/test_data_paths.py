@@ -57,6 +57,23 @@ def test_a_missing_part_is_named(data, dataset):
     check_data(config, ['test'])
 
 
+def test_a_test_may_do_without_labels(data):
+    """As one that only writes predictions."""
+    prefix = dict(img_path='images', seg_map_path='absent')
+    config = Config(
+        dict(
+            test_dataloader=dict(
+                dataset=dict(data_root=str(data), data_prefix=prefix)
+            )
+        )
+    )
+    check_data(config, ['test'])
+    prefix['img_path'] = 'absent'
+    config.test_dataloader.dataset.data_prefix = prefix
+    with pytest.raises(FileNotFoundError, match='there is no .*absent'):
+        check_data(config, ['test'])
+
+
 def test_inner_data_sets_are_looked_at_and_equal_roots_said_once(tmp_path):
     root = str(tmp_path / 'absent')
     inner = dict(data_root=root)
