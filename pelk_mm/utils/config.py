@@ -16,6 +16,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from .errors import LaunchError
 
@@ -37,6 +38,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     try:
         config = Config.fromfile(file, lazy_import=lazy_import)
         config.merge_from_dict(dict(options or {}))
+        # mmengine imports those of the file, before the options are there.
+        if 'custom_imports' in config:
+            import_modules_from_strings(**config.custom_imports)
     except Exception as error:
         why = f'{type(error).__name__}: {error}'
         text = f'{path} cannot be read as a config: {why}'
