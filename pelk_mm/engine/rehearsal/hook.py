@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -120,7 +120,7 @@ class RehearsalHook(Hook):
                 losses = step(model, batch, optim_wrapper=wrapper)
         if losses and not _is_sharded(runner):
             _check_gradients(runner, model)
-        total = sum(float(v) for k, v in losses.items() if k == 'loss')
+        total = float(torch.as_tensor(losses.get('loss', 0.0)).detach())
         if not math.isfinite(total):
             print_log(
                 f'the loss of the first batch is {total}: the learning rate '
@@ -159,7 +159,8 @@ class RehearsalHook(Hook):
                 count += 1
         if count:
             counts = class_counts(_inner_model(runner.model))
-            _evaluate(evaluator, counts, size, len(dataset))
+            metrics = _evaluate(evaluator, counts, size, len(dataset))
+            _check_best(runner, metrics)
         return f'{count} batches of validation' if count else ''
 
 
@@ -261,7 +262,7 @@ def _draw(runner: Runner, batch: Any, outputs: Any) -> None:
 
 def _evaluate(
     evaluator: Evaluator, counts: dict[str, int], size: int, total: int
-) -> None:
+) -> dict[str, Any]:
     """Metrics of the samples that were looked at.
 
     Some can only be had of a whole data set: what fails is a warning, unless
@@ -275,7 +276,7 @@ def _evaluate(
     whole = size >= total
     try:
         with _hushed():
-            evaluator.evaluate(total)
+            metrics = evaluator.evaluate(total)
     except Exception as error:
         line = 'the metrics of validation fail'
         classes = (evaluator.dataset_meta or {}).get('classes') or ()
@@ -292,6 +293,20 @@ def _evaluate(
             'current',
             logging.WARNING,
         )
+        return {}
+    return metrics
+
+
+def _check_best(runner: Runner, metrics: dict[str, Any]) -> None:
+    """Metrics that the best checkpoint is chosen by, which must exist."""
+    for hook in runner.hooks if metrics else ():
+        names = getattr(hook, 'key_indicators', None) or []
+        wrong = [n for n in names if n not in ('auto', *metrics)]
+        if isinstance(hook, CheckpointHook) and wrong:
+            raise LaunchError(
+                f'save_best={wrong[0]!r} of {type(hook).__name__} is no metric'
+                f' of the validation, which gives {first_few(metrics, 9)}'
+            )
 
 
 def _has_id(result: Any) -> bool:

@@ -358,6 +358,16 @@ def test_an_own_data_set(toy, rehearse, told):
 
 def test_a_schedule_that_ends_too_late_is_told(toy, rehearse, told):
     toy.train_cfg.max_epochs = 1
+    toy.train_dataloader.sampler.type = 'DefaultSampler'
     toy.param_scheduler = dict(type='CosineAnnealingLR', T_max=90, end=90)
     rehearse(toy)
     assert any('CosineAnnealingLR at epoch 90' in line for line in told)
+
+
+def test_the_best_by_a_metric_that_is_none(toy, rehearse):
+    toy.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='mAP')
+    with pytest.raises(LaunchError, match="save_best='mAP' .* gives accuracy"):
+        rehearse(toy)
+    for name in ('accuracy', 'auto', ['accuracy']):
+        toy.default_hooks.checkpoint.save_best = name
+        rehearse(toy)
