@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, initialize
+from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -24,14 +24,11 @@ from ..layers import (
     LayerNorm2d,
     PartialPeripheralConv2d,
     PeripheralConv2d,
+    density,
     make_permanent,
+    reach_all,
 )
-from ..utils import (
-    check_state_dict,
-    checkpoint_keeping_stats,
-    load_pretrained,
-    pretrained_of,
-)
+from ..utils import check_state_dict, checkpoint_keeping_stats, init_pretrained
 from . import pelk_arguments as arguments
 
 
@@ -308,32 +305,19 @@ class PeLK(BaseModule):
             ValueError: If images have other channels or are too small.
         """
         arguments.check_images(x, self.in_channels, len(self.stages))
+        norms = {i: getattr(self, f'norm{i}') for i in self.out_indices}
         outputs = {}
         for i, stage in enumerate(self.stages):
             x = stage(self.downsample_layers[i](x))
-            if i in self.out_indices:
-                norm = getattr(self, f'norm{i}')
-                y = norm(x.mean((2, 3)) if self.gap_before_final_norm else x)
+            if i in norms:
+                y = x.mean((2, 3)) if self.gap_before_final_norm else x
+                y = norms[i](y)
+                y = reach_all(y, norms.values()) if self.training else y
                 # Inside, maps are channels-last. Outside they must not be:
                 # mmcv's RoIAlign takes the memory of such a map, or of what
                 # a neck makes of it, for channels-first without a word.
-                outputs[i] = self._with_all_norms(y).contiguous()
+                outputs[i] = y.contiguous()
         return tuple(outputs[i] for i in self.out_indices)
-
-    def _with_all_norms(self, y: Tensor) -> Tensor:
-        """Make an output depend on the norms of all outputs, in training.
-
-        Whoever reads one output gives the norms of those that nobody reads a
-        gradient, of zeros; DistributedDataParallel waits for one from every
-        parameter. What is appended is the empty beginning of each of them,
-        which costs no pass more: maps are copied here anyway.
-        """
-        norms = [getattr(self, f'norm{i}') for i in self.out_indices]
-        weights = [weight for norm in norms for weight in norm.parameters()]
-        if not (self.training and weights):
-            return y
-        nothing = torch.cat([weight.flatten()[:0] for weight in weights])
-        return torch.cat((y, nothing.to(y).expand(*y.shape[:-1], 0)), -1)
 
     def train(self, mode: bool = True) -> PeLK:
         """Set the mode; frozen stages stay fixed and in eval mode."""
@@ -352,36 +336,25 @@ class PeLK(BaseModule):
         into a model built with ``deploy=True``. A small kernel fills zeros
         that a sparse large kernel has in its centre; by how much is logged.
         What torch.nn.utils derives weights by (pruning, weight_norm,
-        spectral_norm, parametrizations) becomes permanent.
-
-        Raises:
-            TypeError: If a convolution or a norm was exchanged for something
-                that cannot be merged.
+        spectral_norm, parametrizations) becomes permanent. A TypeError names
+        what was put in a convolution's or norm's place and cannot be merged.
         """
         if self.deploy:
             return
-        for conv in _parts(self, PeripheralConv2d):
+        convs = _parts(self, PeripheralConv2d)
+        for conv in convs:
             make_permanent(conv, 'weight')
-        before = self._kernel_density()
+        before = density(convs)
         for stage in _parts(self, PeLKStage):
             stage.merge()
         self.deploy = True
-        after = self._kernel_density()
+        after = density(_parts(self, PeripheralConv2d))
         if after != before:
             print_log(
-                f'{type(self).__name__}: merging the small kernels takes the '
-                f'large ones from {before:.2%} to {after:.2%} non-zero '
-                'weights',
+                f'PeLK: merging the small kernels takes the large ones from '
+                f'{before:.2%} to {after:.2%} non-zero weights',
                 logger='current',
             )
-
-    def _kernel_density(self) -> float:
-        """Share of non-zero weights in the large kernels, 1 on meta."""
-        kernels = [conv.weight for conv in _parts(self, PeripheralConv2d)]
-        weights = torch.cat([kernel.flatten() for kernel in kernels])
-        if weights.is_meta:
-            return 1.0
-        return int(weights.count_nonzero()) / weights.numel()
 
     def get_layer_depth(
         self, param_name: str, prefix: str = ''
@@ -412,17 +385,8 @@ class PeLK(BaseModule):
 
     def init_weights(self) -> None:
         """Initialise; pretrained weights are checked and reported."""
-        cfg = pretrained_of(self.init_cfg)
-        if cfg is None:
+        if not init_pretrained(self):
             super().init_weights()
-            return
-        if cfg is not self.init_cfg:
-            # As mmengine does it: what else is in a list comes first.
-            others = [other for other in self.init_cfg if other is not cfg]
-            initialize(self, others)
-        prefix = cfg.get('prefix') or ''
-        load_pretrained(self, cfg['checkpoint'], prefix, new_stem=True)
-        self._is_init = True
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any

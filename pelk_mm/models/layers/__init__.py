@@ -1,9 +1,10 @@
 from .derived import make_permanent
-from .layer_norm import LayerNorm2d
+from .layer_norm import LayerNorm2d, reach_all
 from .peripheral_conv import (
     PartialPeripheralConv2d,
     PeripheralConv2d,
     SmallConv2d,
+    density,
 )
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     'PartialPeripheralConv2d',
     'PeripheralConv2d',
     'SmallConv2d',
+    'density',
     'make_permanent',
+    'reach_all',
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -320,3 +320,11 @@ def _fold(
             f'convolution, got {type(norm).__name__}'
         )
     return weight, bias
+
+
+def density(convs: Sequence[PeripheralConv2d]) -> float:
+    """Share of non-zero weights in some convolutions, 1 on meta."""
+    weights = torch.cat([conv.weight.flatten() for conv in convs])
+    if weights.is_meta:
+        return 1.0
+    return int(weights.count_nonzero()) / weights.numel()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import initialize
 from torch import Tensor
 
 from ...utils.text import first_few
@@ -232,6 +233,22 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
             f"type 'Pretrained': {found}"
         )
     return found[0] if found else None
+
+
+def init_pretrained(model: PeLK) -> bool:
+    """Load the checkpoint of a backbone's ``init_cfg``; False if it has none.
+
+    What else is in a list of them comes first, as in mmengine.
+    """
+    cfg = pretrained_of(model.init_cfg)
+    if cfg is None:
+        return False
+    if cfg is not model.init_cfg:
+        initialize(model, [o for o in model.init_cfg if o is not cfg])
+    prefix = cfg.get('prefix') or ''
+    load_pretrained(model, cfg['checkpoint'], prefix, new_stem=True)
+    model._is_init = True
+    return True
 
 
 def is_pretrained(cfg: object) -> bool:
