@@ -22,6 +22,7 @@ from ...utils.config import type_name
 from ...utils.errors import explain
 from ...utils.text import first_few
 from .annotations import read_coco, reads_coco
+from .config_fields import backbone_place, channel_advice, part_of
 from .heads import class_counts
 from .samples import why_empty
 
@@ -132,7 +133,7 @@ def _wrong_input(
         if linear and given.ndim == 4 and given.shape[1] == expected:
             return (
                 f'{call.about} needs vectors and is given maps, {shape}: set '
-                f'{_place(config)}.gap_before_final_norm=True, or '
+                f'{backbone_place(config)}.gap_before_final_norm=True, or '
                 "model.neck=dict(type='GlobalAveragePooling')"
             )
         count = given.shape[-1 if linear else 1]
@@ -145,7 +146,7 @@ def _wrong_input(
             if isinstance(backbone.arch, str):
                 line += f'arch={backbone.arch!r}, '
             line += f'out_indices={backbone.out_indices})'
-        advice = _channel_advice(call, expected, count, gives, config)
+        advice = channel_advice(call.name, expected, count, gives, config)
         return f'{line}: set {advice}' if advice else line
     return None
 
@@ -166,22 +167,6 @@ def _gives(backbone: PeLK | None) -> list[int]:
     return [backbone.channels[i] for i in backbone.out_indices]
 
 
-def _place(config: Config) -> str:
-    """Where the config of the backbone is, by dotted name."""
-
-    def find(node: Any, where: str) -> str | None:
-        if isinstance(node, (list, tuple)):
-            node = dict(enumerate(node))
-        if not isinstance(node, Mapping):
-            return None
-        if type_name(node) == 'PeLK':
-            return where
-        found = (find(value, f'{where}.{key}') for key, value in node.items())
-        return next((place for place in found if place), None)
-
-    return find(config.get('model'), 'model') or 'model.backbone'
-
-
 def _needs_maps(backbone: PeLK | None, call: _Call, config: Config) -> str:
     if backbone is None:
         return ''
@@ -189,111 +174,11 @@ def _needs_maps(backbone: PeLK | None, call: _Call, config: Config) -> str:
         return (
             ': the neck averages the maps of the backbone, set model.neck=None'
         )
-    advice = f': set {_place(config)}.gap_before_final_norm=False'
-    nodes = list(_nodes(config.get('model'), call.name))
-    where, node = nodes[-1] if nodes else ('', {})
+    advice = f': set {backbone_place(config)}.gap_before_final_norm=False'
+    where, node = part_of(config, call.name)
     # A neck that does nothing else can be left out.
     pools = where == 'model.neck' and type_name(node) == 'GlobalAveragePooling'
     return f'{advice} or {where}=None' if pools else advice
-
-
-def _channel_advice(
-    call: _Call, expected: int, count: int, gives: list[int], config: Config
-) -> str:
-    """Fields of the config that say the expected channels, and their cure."""
-    nodes = list(_nodes(config.get('model'), call.name))
-    fields = [
-        (f'{where}.{key}', value, node)
-        for where, node in reversed(nodes)
-        for key, value in _channel_fields(node)
-        if value == expected
-        or (isinstance(value, Sequence) and expected in value)
-        or (isinstance(value, Sequence) and sum(value) == expected)
-    ]
-    inputs = [f for f in fields if _of_input(f[0].rpartition('.')[2])]
-    # Those of one part, the innermost that has any.
-    chosen = [f for f in inputs or fields if f[2] is (inputs or fields)[0][2]]
-    return ' or '.join(
-        f'{field}={_cured(value, expected, count, gives, node)}'
-        for field, value, node in chosen[:3]
-    )
-
-
-def _of_input(key: str) -> bool:
-    return 'in_' in key or 'c1' in key
-
-
-def _nodes(node: Any, name: str) -> Iterator[tuple[str, Mapping]]:
-    """Nodes of a model's config on the way to a module, by dotted name."""
-    where = 'model'
-    for part in ['', *name.split('.')]:
-        if part and isinstance(node, Mapping):
-            # mmdetection builds both networks of one field.
-            if part in ('student', 'teacher') and part not in node:
-                part = 'detector'
-            node = node.get(part)
-            where += f'.{part}'
-        elif part and isinstance(node, (list, tuple)) and part.isdigit():
-            node = node[int(part)] if int(part) < len(node) else None
-            where += f'.{part}'
-        if isinstance(node, (list, tuple)):
-            # One neck after the other, or one head beside the other.
-            continue
-        if not isinstance(node, Mapping):
-            return
-        if part:
-            yield where, node
-
-
-def _channel_fields(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Numbers of channels in a part's config, the part's own first."""
-    inner = []
-    for key, value in node.items():
-        if key == 'arch':
-            continue  # the backbone's own, which others follow
-        if isinstance(value, Mapping):
-            inner.append((f'{prefix}{key}.', value))
-        elif 'channels' in key or key in ('embed_dims', 'in_features'):
-            numbers = value if isinstance(value, (list, tuple)) else [value]
-            if numbers and all(isinstance(n, int) for n in numbers):
-                yield f'{prefix}{key}', value
-    for key, value in inner:
-        yield from _channel_fields(value, key)
-
-
-def _cured(
-    value: Any, expected: int, count: int, gives: list[int], node: Mapping
-) -> Any:
-    """What a field has to be for the input that came."""
-    if isinstance(value, int):
-        return count
-    # Some parts take a tuple alone.
-    return type(value)(_all_cured(value, expected, count, gives, node))
-
-
-def _all_cured(
-    value: Sequence, expected: int, count: int, gives: list[int], node: Mapping
-) -> list[int]:
-    indices = node.get('in_index')
-    fitting = gives
-    if isinstance(indices, Sequence) and gives:
-        fitting = [gives[i] for i in indices if -len(gives) <= i < len(gives)]
-    if count in fitting and len(fitting) == len(value):
-        place = list(value).index(expected) if expected in value else None
-        backwards = fitting[::-1]
-        # YOLO's necks count from the last output.
-        if place is not None and fitting[place] != count == backwards[place]:
-            return backwards
-        return fitting
-    if count == sum(fitting):
-        return fitting  # several, made into one
-    if count in fitting and expected in value:
-        # Some of the outputs, in a row.
-        first = fitting.index(count) - list(value).index(expected)
-        some = fitting[max(first, 0) : first + len(value)]
-        if len(some) == len(value):
-            return some
-    return [count if v == expected else v for v in value]
 
 
 def _batch_of_one(error: BaseException, calls: Sequence[_Call]) -> str | None:
@@ -336,7 +221,7 @@ def _wrong_outputs(
     if not backbones or not isinstance(error, kinds):
         return None
     gives, out = _gives(backbones[0]), backbones[0].out_indices
-    stages, place = list(backbones[0].channels), _place(config)
+    stages, place = list(backbones[0].channels), backbone_place(config)
     unpacked = search(r'to unpack \(expected (\d+), got (\d+)', str(error))
     if unpacked and calls and int(unpacked[2]) == len(gives):
         every = tuple(range(int(unpacked[1])))
@@ -361,8 +246,7 @@ def _wrong_outputs(
             return f'{line}: set {place}.out_indices={every}' if fits else line
         maps = [i for i in call.inputs if isinstance(i, (tuple, list))]
         given = len(maps[0]) if maps else 0
-        nodes = list(_nodes(config.get('model'), call.name))
-        where, node = nodes[-1] if nodes else ('', {})
+        where, node = part_of(config, call.name)
         expected = node.get('in_channels')
         takes = len(expected) if isinstance(expected, Sequence) else given
         if takes != given == len(gives):
