@@ -210,11 +210,11 @@ def build_predictor(
     the model.
     """
     kind = PREDICTORS[library_of(config)]
-    _prepare_pipeline(config)
     checkpoints = Checkpoints()
     if '://' not in checkpoint:
         contents = require_checkpoint(checkpoint, checkpoints)
         check_weights(config, contents, checkpoint)
+    _prepare_pipeline(config)
     with checkpoints.shared():
         return kind(config, checkpoint, device)
 

@@ -131,7 +131,8 @@ train_dataloader = dict(
     batch_size=3,
     num_workers=0,
     dataset=dict(
-        type='CustomDataset', data_root='{root}', metainfo=dict(classes='abc'),
+        type='CustomDataset', data_root='{root}',
+        metainfo=dict(classes=('a', 'b', 'c')),
         pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]),
     sampler=dict(type='InfiniteSampler', shuffle=True))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
