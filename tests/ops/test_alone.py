@@ -80,8 +80,8 @@ def test_the_operator_runs_and_loads_a_pt2(exported):
 
 @pytest.mark.parametrize(
     'absent, name',
-    [(LIBRARIES, 'mmengine'), (('mmcv',), 'mmcv')],
-    ids=['torch alone', 'no mmcv'],
+    [(LIBRARIES, 'mmcv'), (('mmengine',), 'mmengine')],
+    ids=['torch alone', 'no mmengine'],
 )
 def test_importing_the_package_says_what_is_missing(absent, name):
     done = run(

@@ -176,21 +176,30 @@ def test_gradcheck_and_gradgradcheck(backend):
     assert torch.autograd.gradgradcheck(convolve, (x, w, b))
 
 
-def test_autograd_without_the_library(tmp_path):
-    """Where it is loaded, its formulas take the place of Python's on CPUs."""
+@pytest.mark.parametrize(
+    'file, words, passed',
+    [
+        (
+            'test_peripheral_conv.py',
+            'gradients or gradcheck or opcheck or one_graph or checkpointing',
+            6,
+        ),
+        pytest.param('test_transforms.py', 'test', 55, marks=pytest.mark.slow),
+    ],
+    ids=['gradients', 'transforms'],
+)
+def test_autograd_without_the_library(file, words, passed, tmp_path):
+    """Where it is loaded, its formulas take the place of Python's on CPUs.
+
+    Over 5 s, for a process of its own.
+    """
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider']
     result = subprocess.run(
         [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            '-p',
-            'no:cacheprovider',
-            __file__,
-            str(ROOT / 'tests' / 'ops' / 'test_transforms.py'),
+            *command,
+            str(ROOT / 'tests' / 'ops' / file),
             '-k',
-            'fft and (gradients or gradcheck or opcheck or '
-            'one_graph or checkpointing or test_transforms)',
+            f'fft and ({words})',
         ],
         env={
             **os.environ,
@@ -203,7 +212,7 @@ def test_autograd_without_the_library(tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stdout[-3000:]
-    assert re.search(r'\b6\d passed, \d+ deselected in', result.stdout)
+    assert re.search(rf'\b{passed} passed, \d+ deselected', result.stdout)
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'slice'])

@@ -304,7 +304,11 @@ class TestTraining:
 
     @pytest.mark.parametrize(
         ('pooled', 'with_cp', 'compiled'),
-        [(False, True, False), (True, False, False), (False, False, True)],
+        [
+            (False, True, False),
+            (True, False, False),
+            pytest.param(False, False, True, marks=pytest.mark.slow),
+        ],
     )
     def test_norms_that_nobody_reads_get_zeros(
         self, pooled, with_cp, compiled
