@@ -158,7 +158,7 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     try:
         with _loading(config, checkpoints) as runner, _explained(runner):
             _save_plainly(runner)
-            if config.get('rehearse', True):
+            if not any(isinstance(h, RehearsalHook) for h in runner.hooks):
                 runner.register_hook(RehearsalHook())
             runner.train()
     except OSError as error:

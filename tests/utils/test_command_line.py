@@ -278,6 +278,28 @@ def test_training_with_a_wrong_config_ends_in_one_line(
     assert 'Traceback' not in stderr
 
 
+@pytest.mark.parametrize(
+    'options, times',
+    [
+        ([], 1),
+        (['--no-rehearsal'], 0),
+        (['--cfg-options', 'rehearse=False'], 0),
+    ],
+)
+@pytest.mark.parametrize('by_itself', [False, True])
+def test_a_training_is_rehearsed_once_unless_told(
+    options, times, by_itself, tmp_path, run_tool, monkeypatch
+):
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    path = tmp_path / 'toy.py'
+    hook = "custom_hooks = [dict(type='RehearsalHook')]\n"
+    path.write_text(TOY_CONFIG + hook * by_itself)
+    work_dir = tmp_path / 'work'
+    run_tool('train.py', path, '--work-dir', work_dir, *options)
+    (log,) = work_dir.glob('*/*.log')
+    assert log.read_text().count('rehearsal in') == times
+
+
 def test_training_that_fails_keeps_its_traceback(
     tmp_path, run_tool, monkeypatch
 ):

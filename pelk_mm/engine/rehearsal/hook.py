@@ -58,13 +58,16 @@ class RehearsalHook(Hook):
     It costs about one iteration, two of validation, and two seconds for the
     samples. A LaunchError says what would end the training, or what it would
     learn wrongly; what may be right on purpose is a warning. Data sets without
-    a length are not looked at, sharded models go forward only.
+    a length are not looked at, sharded models go forward only. With
+    ``rehearse = False`` in the config it does nothing.
     """
 
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
         """Try the run out. Raises LaunchError where it would fail."""
+        if not runner.cfg.get('rehearse', True):
+            return
         start = time.perf_counter()
         _tell('param_scheduler', [], check_schedule(runner))
         model = _inner_model(runner.model)
