@@ -576,7 +576,11 @@ def test_deepspeed_equals_one_process_and_goes_on(
             '2 trainable parameters get no gradient: unused.weight, '
             'unused.bias. On several processes the second iteration would',
         ),
-        ('fails_on=1', 'process 1 .* RuntimeError: this rank fails'),
+        pytest.param(
+            'fails_on=1',
+            'process 1 .* RuntimeError: this rank fails',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_rank_that_fails_in_the_rehearsal_ends_all(
@@ -594,6 +598,7 @@ def test_a_rank_that_fails_in_the_rehearsal_ends_all(
     assert not find_resumable(str(tmp_path / 'work'))
 
 
+@pytest.mark.slow
 def test_unused_parameters_may_be_looked_for(tmp_path):
     """Over 5 s, for torchrun and two processes that import torch."""
     config = tmp_path / 'toy.py'
