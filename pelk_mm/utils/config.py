@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.model import BaseModel, BaseTTAModel
+from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
@@ -174,3 +174,8 @@ def replace_types(node: Any, old: Container[str], new: str) -> int:
     if isinstance(node, (list, tuple)):
         return sum(replace_types(item, old, new) for item in node)
     return 0
+
+
+def unwrapped(model: Any) -> Any:
+    """A model without what several processes wrap it in, if anything."""
+    return model.module if is_model_wrapper(model) else model

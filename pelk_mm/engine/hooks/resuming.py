@@ -8,11 +8,11 @@ from math import isclose
 from typing import Any
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch.optim import Optimizer
 
+from ...utils.config import unwrapped
 from ...utils.errors import LaunchError
 from ...utils.text import first_few
 from ..strategies import plain_name
@@ -43,8 +43,7 @@ def check_resumed(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     wrappers = runner.optim_wrapper
     if not isinstance(wrappers, OptimWrapperDict):
         states, wrappers = {'': states}, {'': wrappers}
-    model = runner.model
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(runner.model)
     names = {id(p): plain_name(n) for n, p in model.named_parameters()}
     changed = list(_changed_schedule(runner, checkpoint))
     for key, wrapper in wrappers.items():

@@ -12,13 +12,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 
 from ...datasets.images import IMAGE_SUFFIXES, read_image
 from ...models import PeLK
-from ...utils.config import type_name
+from ...utils.config import type_name, unwrapped
 from ...utils.errors import explain
 from ...utils.text import first_few
 from .annotations import read_coco, reads_coco
@@ -34,7 +33,7 @@ def why(error: BaseException, model: nn.Module, config: Config) -> str | None:
     transformation and the file that it was at, and the annotations that a
     data set was reading.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     calls = _calls(error, model)
     lines = [
         _wrong_annotations(error),

@@ -8,7 +8,6 @@ import io
 import logging
 import math
 import time
-import warnings as python_warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -25,8 +23,9 @@ from mmengine.runner.amp import autocast
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...utils.config import unwrapped
 from ...utils.errors import LaunchError
-from ...utils.output import quiet
+from ...utils.output import quiet, silent
 from ...utils.text import first_few
 from ..schedules import check_schedule
 from ..strategies import SHARDING
@@ -70,7 +69,7 @@ class RehearsalHook(Hook):
             return
         start = time.perf_counter()
         _tell('param_scheduler', [], check_schedule(runner))
-        model = _inner_model(runner.model)
+        model = unwrapped(runner.model)
         loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop]
         data = [getattr(loop.dataloader, 'dataset', None) for loop in loops]
         data = [d for d in data if hasattr(d, '__getitem__') and _sized(d)]
@@ -94,7 +93,7 @@ class RehearsalHook(Hook):
         _tell(name, *look_at_dataset(dataset))
         samples, count = [], 0
         with _explained(runner, f'{name}: a sample cannot be loaded'):
-            for _, sample in some_samples(dataset):
+            for sample in some_samples(dataset):
                 samples += elements(sample)
                 count += 1
         if isinstance(model, nn.Module):
@@ -161,14 +160,10 @@ class RehearsalHook(Hook):
                 size += len(outputs)
                 count += 1
         if count:
-            counts = class_counts(_inner_model(runner.model))
+            counts = class_counts(unwrapped(runner.model))
             metrics = _evaluate(evaluator, counts, size, len(dataset))
             _check_best(runner, metrics)
         return f'{count} batches of validation' if count else ''
-
-
-def _inner_model(model: Any) -> Any:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _sized(dataset: Any) -> bool:
@@ -185,7 +180,7 @@ def _is_sharded(runner: Runner) -> bool:
 
 def _losses(model: Any, batch: Any) -> dict:
     """The losses of a model whose step cannot be taken back."""
-    inner = _inner_model(model)
+    inner = unwrapped(model)
     data = inner.data_preprocessor(batch, True)
     losses = model(**data, mode='loss')
     return inner.parse_losses(losses)[1]
@@ -320,9 +315,7 @@ def _has_id(result: Any) -> bool:
 @contextmanager
 def _hushed() -> Iterator[None]:
     """Without tables of metrics and warnings, which the run will say again."""
-    muted = contextlib.redirect_stdout(io.StringIO())
-    with quiet(), muted, python_warnings.catch_warnings():
-        python_warnings.simplefilter('ignore')
+    with quiet(), silent(), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 
@@ -343,7 +336,7 @@ def _explained(runner: Runner, what: str) -> Iterator[None]:
             logging.WARNING,
         )
     except Exception as error:
-        reason = why(error, _inner_model(runner.model), runner.cfg)
+        reason = why(error, runner.model, runner.cfg)
         if reason is None and isinstance(error, TypeError):
             # mmengine replaces those of hooks, and their traceback is lost.
             raise RuntimeError(f'{what}: {error}') from error

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather, all_reduce, broadcast
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...utils.config import unwrapped
 from .masks import (
     drop_smallest,
     grow,
@@ -220,7 +220,7 @@ def whole_model(model: object) -> nn.Module:
                 'per whole weight, which a shard does not show; train with '
                 'DistributedDataParallel instead'
             )
-    return model.module if is_model_wrapper(model) else model
+    return unwrapped(model)
 
 
 def _check_moments(optimizer: object) -> None:
