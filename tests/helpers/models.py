@@ -42,6 +42,17 @@ SEGMENTOR = dict(
 )
 
 
+#: How a RetinaNet is trained.
+RETINA_TRAIN_CFG = dict(
+    assigner=dict(
+        type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0
+    ),
+    sampler=dict(type='PseudoSampler'),
+    allowed_border=-1,
+    pos_weight=-1,
+)
+
+
 DETECTOR = dict(
     default_scope='mmdet',
     model=dict(

@@ -6,6 +6,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
+from tests.helpers.models import RETINA_TRAIN_CFG
 from tests.helpers.sparse_task import load, make_runner, sparsity_hook
 
 ARCH = dict(
@@ -105,17 +106,7 @@ def detection():
                 strides=[4, 8, 16, 32, 64],
             ),
         ),
-        train_cfg=dict(
-            assigner=dict(
-                type='MaxIoUAssigner',
-                pos_iou_thr=0.5,
-                neg_iou_thr=0.4,
-                min_pos_iou=0,
-            ),
-            sampler=dict(type='PseudoSampler'),
-            allowed_border=-1,
-            pos_weight=-1,
-        ),
+        train_cfg=RETINA_TRAIN_CFG,
     )
     data = []
     for i, image in enumerate(images()):

@@ -10,7 +10,12 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from pelk_mm.engine import RehearsalHook
-from tests.helpers.models import CLASSIFIER, DETECTOR, SEGMENTOR
+from tests.helpers.models import (
+    CLASSIFIER,
+    DETECTOR,
+    RETINA_TRAIN_CFG,
+    SEGMENTOR,
+)
 
 LOAD = dict(type='LoadImageFromFile')
 
@@ -131,17 +136,7 @@ def detection(tmp_path) -> Config:
     )
     metric = dict(type='CocoMetric', ann_file=str(tmp_path / 'coco.json'))
     config = training(DETECTOR, dataset, metric)
-    config.model.train_cfg = dict(
-        assigner=dict(
-            type='MaxIoUAssigner',
-            pos_iou_thr=0.5,
-            neg_iou_thr=0.4,
-            min_pos_iou=0,
-        ),
-        sampler=dict(type='PseudoSampler'),
-        allowed_border=-1,
-        pos_weight=-1,
-    )
+    config.model.train_cfg = RETINA_TRAIN_CFG
     config.model.test_cfg = dict(score_thr=0.0, nms_pre=9, max_per_img=9)
     config.model.test_cfg.nms = dict(type='nms', iou_threshold=0.5)
     packed = config.val_dataloader.dataset.pipeline
