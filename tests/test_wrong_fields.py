@@ -104,6 +104,7 @@ FIELDS = (
     'small_kernel',
     'conv_ratio',
     'pos_embed',
+    'use_grn',
     'norm_cfg',
     'drop_path_rate',
     'layer_scale_init_value',

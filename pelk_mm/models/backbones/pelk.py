@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...ops import SharingGrid
 from ..layers import (
+    GRN,
     LayerNorm2d,
     PartialPeripheralConv2d,
     PeripheralConv2d,
@@ -30,6 +31,7 @@ from ..layers import (
 )
 from ..utils import check_state_dict, checkpoint_keeping_stats, init_pretrained
 from . import pelk_arguments as arguments
+from .archs import ARCHS, OF_ARCH, block_settings
 
 
 class PeLKBlock(nn.Module):
@@ -40,6 +42,7 @@ class PeLKBlock(nn.Module):
         grid (SharingGrid): The cells of the large kernel.
         drop_path_rate (float): Stochastic depth. Default: 0.
         layer_scale_init_value (float): 0 for no LayerScale. Default: 1e-6.
+        use_grn (bool): GRN behind the GELU. Default: False.
         with_cp (bool): Recompute activations going backward. Default: False.
         **conv_cfg: Arguments of
             :class:`~pelk_mm.models.layers.PartialPeripheralConv2d`.
@@ -51,6 +54,7 @@ class PeLKBlock(nn.Module):
         grid: SharingGrid,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
+        use_grn: bool = False,
         with_cp: bool = False,
         **conv_cfg: Any,
     ) -> None:
@@ -59,6 +63,7 @@ class PeLKBlock(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
+        self.grn = GRN(4 * channels) if use_grn else nn.Identity()
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.gamma = None
         if layer_scale_init_value > 0:
@@ -79,7 +84,8 @@ class PeLKBlock(nn.Module):
 
     def _forward(self, x: Tensor, pos_sums: Tensor | None) -> Tensor:
         y = self.conv(x, pos_sums).permute(0, 2, 3, 1)
-        y = self.pointwise_conv2(self.act(self.pointwise_conv1(self.norm(y))))
+        y = self.grn(self.act(self.pointwise_conv1(self.norm(y))))
+        y = self.pointwise_conv2(y)
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))
@@ -137,29 +143,26 @@ class PeLKStage(nn.Module):
         return self.grid.reduce(self.pos_embed)
 
 
-_TINY = dict(depths=(3, 3, 9, 3), channels=(124, 249, 499, 998))
-_SMALL = dict(depths=(3, 3, 27, 3), channels=(124, 249, 499, 998))
-_BASE = dict(depths=(3, 3, 27, 3), channels=(166, 332, 665, 1331))
-_K51 = dict(kernel_sizes=(51, 49, 47, 13), center_radius=2)
-_K101 = dict(kernel_sizes=(101, 69, 67, 13), center_radius=3)
-_K151 = dict(kernel_sizes=(151, 89, 87, 13), center_radius=3)
-
-
 @MODELS.register_module()
 class PeLK(BaseModule):
     """PeLK backbone for classification and dense prediction.
 
     Args:
         arch (str | dict): ``'tiny'``, ``'small'``, ``'base'``, ``'tiny-101'``,
-            ``'base-101'`` or ``'tiny-151'``, or a dict with ``depths``,
-            ``channels`` and ``kernel_sizes`` (four integers each) and
-            optionally ``center_radius`` (default 2). Default: ``'tiny'``.
+            ``'base-101'``, ``'tiny-151'``; ``'convnext-tiny'`` and
+            ``'convnext-tiny-101'``, from atto to huge, for the weights of a
+            ConvNeXt; or a dict with ``depths``, ``channels`` and
+            ``kernel_sizes`` (four integers each) and optionally
+            ``center_radius`` (default 2). Default: ``'tiny'``.
         in_channels (int): Channels of the image. Default: 3.
         small_kernel (int, optional): Size of the depthwise branch that is
             parallel to each large kernel in training, each branch with its
             own norm. None leaves out the branch and both norms. Default: 5.
         conv_ratio (float): Share of channels convolved. Default: 0.375.
-        pos_embed (bool): Positional embedding per stage. Default: True.
+        pos_embed (bool): Positional embedding per stage. Default: True. For
+            a ``'convnext-'`` arch the defaults are None, 1 and False.
+        use_grn (bool): GRN in the blocks, for the weights of a ConvNeXt V2
+            (which has no LayerScale). Default: False.
         norm_cfg (dict, optional): Norm of the convolution branches, a
             BatchNorm of any kind. Default: None, ``dict(type='BN')``.
         drop_path_rate (float): Stochastic depth of the last block, below 1;
@@ -193,14 +196,7 @@ class PeLK(BaseModule):
         [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]
     """
 
-    arch_settings = {
-        'tiny': _TINY | _K51,
-        'small': _SMALL | _K51,
-        'base': _BASE | _K51,
-        'tiny-101': _TINY | _K101,
-        'base-101': _BASE | _K101,
-        'tiny-151': _TINY | _K151,
-    }
+    arch_settings = ARCHS
     num_stages = arguments.NUM_STAGES
     stem_stride = arguments.STEM_STRIDE
 
@@ -208,9 +204,10 @@ class PeLK(BaseModule):
         self,
         arch: str | dict = 'tiny',
         in_channels: int = 3,
-        small_kernel: int | None = 5,
-        conv_ratio: float = 0.375,
-        pos_embed: bool = True,
+        small_kernel: int | str | None = OF_ARCH,
+        conv_ratio: float | str = OF_ARCH,
+        pos_embed: bool | str = OF_ARCH,
+        use_grn: bool = False,
         norm_cfg: dict | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
@@ -235,8 +232,11 @@ class PeLK(BaseModule):
         arguments.check_rate_and_scale(drop_path_rate, layer_scale_init_value)
         if gap_before_final_norm is None:
             gap_before_final_norm = self.out_indices == (self.num_stages - 1,)
+        given = dict(conv_ratio=conv_ratio, small_kernel=small_kernel)
+        block = block_settings(arch, **given, pos_embed=pos_embed)
         arguments.check_bools(
-            pos_embed=pos_embed,
+            pos_embed=block['pos_embed'],
+            use_grn=use_grn,
             gap_before_final_norm=gap_before_final_norm,
             with_cp=with_cp,
             deploy=deploy,
@@ -245,11 +245,11 @@ class PeLK(BaseModule):
         self.deploy = deploy
 
         stage_cfg: dict[str, Any] = dict(
-            pos_embed=pos_embed and not deploy,
+            block,
+            pos_embed=block['pos_embed'] and not deploy,
             layer_scale_init_value=layer_scale_init_value,
+            use_grn=use_grn,
             with_cp=with_cp,
-            conv_ratio=conv_ratio,
-            small_kernel=small_kernel,
             norm_cfg=norm_cfg,
             deploy=deploy,
             backend=backend,

@@ -1,4 +1,5 @@
 from .derived import make_permanent
+from .grn import GRN
 from .layer_norm import LayerNorm2d, reach_all
 from .peripheral_conv import (
     PartialPeripheralConv2d,
@@ -8,6 +9,7 @@ from .peripheral_conv import (
 )
 
 __all__ = [
+    'GRN',
     'LayerNorm2d',
     'PartialPeripheralConv2d',
     'PeripheralConv2d',

@@ -206,7 +206,8 @@ class PartialPeripheralConv2d(nn.Module):
             y = y + self.small_norm(self.small(head))
         if pos_sums is not None:
             y = y + self._constant(pos_sums).to(y.dtype)[:, None, None]
-        return torch.cat((y, tail), 1)
+        # Joined with nothing, it would be copied.
+        return torch.cat((y, tail), 1) if self.split[1] else y
 
     def _constant(self, pos_sums: Tensor) -> Tensor:
         """``sum_{i,j} w(i, j) h(i, j)`` per channel, ``(g,)``."""

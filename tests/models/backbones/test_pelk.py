@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.runner import load_checkpoint
+from mmpretrain.models.backbones import ConvNeXt
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pelk_mm.models import PeLK
 
+CONVNEXTS = tuple(ConvNeXt.arch_settings)
 ARCHS = ('tiny', 'small', 'base', 'tiny-101', 'base-101', 'tiny-151')
 #: A PeLK in small: all parts, odd widths, kernels larger than the maps.
 SMALL = dict(
@@ -69,6 +71,26 @@ def some_loss(maps):
 
 
 class TestArchs:
+    @pytest.mark.parametrize('name', CONVNEXTS)
+    def test_convnexts_are_those_of_mmpretrain(self, name):
+        source = ConvNeXt.arch_settings[name]
+        for suffix, largest in (('', 51), ('-101', 101)):
+            arch = PeLK.arch_settings[f'convnext-{name}{suffix}']
+            assert list(arch['depths']) == source['depths']
+            assert list(arch['channels']) == source['channels']
+            assert arch['kernel_sizes'][0] == largest
+            assert arch['center_radius'] == 3
+
+    def test_convnexts_have_its_block(self):
+        conv = full_size('convnext-tiny').stages[0].blocks[0].conv
+        assert conv.split == (96, 0)
+        assert conv.merged and conv.small is None
+        assert full_size('convnext-tiny').stages[0].pos_embed is None
+        with torch.device('meta'):
+            model = PeLK('convnext-tiny', conv_ratio=0.5, pos_embed=True)
+        assert model.stages[0].blocks[0].conv.split == (48, 48)
+        assert model.stages[0].pos_embed is not None
+
     @pytest.mark.parametrize(
         ('arch', 'millions'),
         [('tiny', 28.8), ('small', 50.8), ('base', 89.6), ('base-101', 89.9)],
@@ -564,6 +586,10 @@ class TestArguments:
                 lambda m: not any('pos_embed' in x for x in m.state_dict()),
             ),
             (
+                dict(use_grn=True),
+                lambda m: 'stages.3.blocks.0.grn.gamma' in m.state_dict(),
+            ),
+            (
                 dict(norm_cfg=dict(type='SyncBN')),
                 lambda m: all(
                     isinstance(x, nn.SyncBatchNorm)
@@ -728,6 +754,7 @@ class TestArguments:
             ('conv_ratio', math.nan, ValueError),
             ('conv_ratio', None, TypeError),
             ('pos_embed', 1, TypeError),
+            ('use_grn', None, TypeError),
             ('norm_cfg', 'BN', TypeError),
             ('norm_cfg', dict(type='LN'), ValueError),
             ('drop_path_rate', -0.1, ValueError),
