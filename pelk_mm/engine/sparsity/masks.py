@@ -180,8 +180,16 @@ def draw_masks(
 
 
 def mask_from_zeros(weight: Tensor) -> Tensor:
-    """Bool mask of a sparse weight, on its device: live where it is not 0."""
-    return weight != 0
+    """Bool mask of a sparse weight, on its device: live where it is not 0.
+
+    A position of a depthwise kernel, ``(C, 1, K, K)``, that is 0 in all
+    channels lives too: pruning would hardly take it from each of them, so it
+    is one that the kernel has just grown.
+    """
+    live = weight != 0
+    if weight.ndim == 4 and weight.shape[1] == 1:
+        live |= ~live.any(0)
+    return live
 
 
 def turnover(mask: Tensor, rate: float) -> int:

@@ -68,7 +68,7 @@ def masks_at_hand(
         masks = {name: mask_from_zeros(p) for name, p in weights.items()}
         # A layer of nothing but zeros is one that starts there, not a sparse
         # one; masked, it would never start.
-        for name in [n for n, mask in masks.items() if not mask.any()]:
+        for name in [n for n, weight in weights.items() if not weight.any()]:
             MMLogger.get_current_instance().warning(
                 f'{name} is zero throughout and is left without a mask'
             )

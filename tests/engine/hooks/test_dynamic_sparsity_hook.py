@@ -421,8 +421,8 @@ def sparse_run(tmp_path_factory):
     return folder
 
 
-def edited(sparse_run, tmp_path, edit):
-    checkpoint = load(sparse_run, 4)
+def edited(sparse_run, tmp_path, edit, iteration=4):
+    checkpoint = load(sparse_run, iteration)
     edit(checkpoint)
     path = tmp_path / 'edited.pth'
     torch.save(checkpoint, path)
@@ -568,6 +568,37 @@ def test_zeros_reads_weights_that_come_without_masks(sparse_run, tmp_path):
     runner = train(tmp_path, 3, KEEP, load_from=path)
     assert differences(saved, sparsity_hook(runner).enforcer.masks) == []
     assert "read from the checkpoint's zeros" in messages(runner)
+
+
+def grow_depthwise(checkpoint):
+    """Zeros around every depthwise kernel, as growing writes them."""
+    weight = checkpoint['state_dict'][BACKBONE[1]]
+    weight[:, :, [0, -1]] = 0
+    weight[:, :, :, [0, -1]] = 0
+
+
+def test_zeros_without_masks_leaves_grown_positions_live(sparse_run, tmp_path):
+    def grow(checkpoint):
+        del checkpoint[STATE_KEY]
+        grow_depthwise(checkpoint)
+
+    path = edited(sparse_run, tmp_path, grow)
+    runner = train(tmp_path, 3, KEEP, load_from=path)
+    mask = sparsity_hook(runner).enforcer.masks[BACKBONE[1]]
+    weight = runner.model.get_parameter(BACKBONE[1])
+    saved = unpack_masks(load(sparse_run, 4)[STATE_KEY])[BACKBONE[1]]
+    assert mask[:, :, 0].all() and weight[:, :, 0].all()
+    inner = ..., slice(1, -1), slice(1, -1)
+    assert torch.equal(mask[inner], saved[inner])
+    assert not weight[inner][~saved[inner]].any()
+
+
+def test_zeros_of_a_dense_network_that_has_grown(tmp_path):
+    """Its zeros are no pruned weights: nothing is there to be kept."""
+    train(tmp_path / 'dense', 2)
+    path = edited(tmp_path / 'dense', tmp_path, grow_depthwise, 2)
+    with pytest.raises(ValueError, match='found nothing sparse: 0 of'):
+        train(tmp_path, 3, KEEP, load_from=path)
 
 
 class Detector(BaseModel):

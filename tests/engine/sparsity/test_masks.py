@@ -158,6 +158,16 @@ def test_mask_from_zeros():
     assert not mask.requires_grad
 
 
+def test_positions_that_are_zero_in_all_channels_are_new():
+    weight = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+    expected = [[True, True, False], [True, False, True]]
+    assert mask_from_zeros(weight.view(2, 1, 1, 3)).flatten(1).tolist() == (
+        expected
+    )
+    # An ordinary layer may lose all that it does at a position.
+    assert mask_from_zeros(weight.view(2, 3, 1, 1)).sum() == 2
+
+
 @pytest.mark.parametrize(
     'text, rate, count',
     [
