@@ -1,12 +1,15 @@
 """Images a second of whole backbones, PeLK against its peers.
 
 Peers: ConvNeXt with PeLK's own widths and depths, ConvNeXt and RepLKNet of
-mmpretrain. All see the same images in channels-last; PeLK is merged for
-inference, as RepLKNet is. The last lines hold the results against targets.
+mmpretrain. `grown_101_t` is ConvNeXt-T with its kernels grown to 101 x 101.
+All see the same images in channels-last; PeLK is merged for inference, as
+RepLKNet is. The last lines hold the results against targets.
 
     python tools/benchmarks/throughput.py
     python tools/benchmarks/throughput.py --networks pelk_t same_width_t \\
         --sizes 224 --training --batch 4
+    python tools/benchmarks/throughput.py --sizes 224 512 --networks \\
+        convnext_t grown_51_t grown_101_t convnext_b grown_51_b grown_101_b
 
 The networks of one size are measured in turns, so compare within one run. A
 file keeps the runs that it has.
@@ -28,6 +31,8 @@ from pelk_mm.utils.files import write_json
 
 ARCHS = {'t': 'tiny', 's': 'small', 'b': 'base'}
 ARCHS |= {'101_t': 'tiny-101', '101_b': 'base-101'}
+GROWN = {'51_t': 'convnext-tiny', '101_t': 'convnext-tiny-101'}
+GROWN |= {'51_b': 'convnext-base', '101_b': 'convnext-base-101'}
 
 
 def network(type: str, **arguments: object) -> Callable[[], nn.Module]:
@@ -43,11 +48,15 @@ def convnext_like(arch: str) -> Callable[[], nn.Module]:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{f'same_width_{key}': convnext_like(ARCHS[key]) for key in 'tsb'},
     'convnext_t': network('mmpretrain.ConvNeXt', arch='tiny'),
+    'convnext_b': network('mmpretrain.ConvNeXt', arch='base'),
     'replknet_31b': network('mmpretrain.RepLKNet', arch='31B'),
 }
 for key, arch in ARCHS.items():
     NETWORKS[f'pelk_{key}'] = partial(PeLK, arch)
     NETWORKS[f'pelk_{key}_dense'] = partial(PeLK, arch, backend='dense')
+NETWORKS |= {
+    f'grown_{key}': partial(PeLK, arch) for key, arch in GROWN.items()
+}
 DEFAULT = 'pelk_t', 'pelk_101_t', 'pelk_s', 'pelk_b'
 DEFAULT += 'same_width_t', 'convnext_t', 'replknet_31b'
 
@@ -64,6 +73,9 @@ TARGETS = (
      'pelk_t_dense', 'pelk_t', 224, 4, True, 2.5, True),
     ('PeLK-B-101, times faster than dense',
      'pelk_101_b_dense', 'pelk_101_b', 384, 1, False, 1.25, True),
+    *((f'ConvNeXt-{key.upper()} grown to 101 over its 7 x 7, time',
+       f'grown_101_{key}', f'convnext_{key}', size, 1, training, 1.3, False)
+      for key in 'tb' for training in (False, True) for size in (224, 512)),
 )
 # fmt: on
 
@@ -164,8 +176,10 @@ def main() -> None:
     args = bench.parse(parser)
     where = bench.show_environment(args.clock, amp=args.amp)
     for name in args.networks:
-        if name.removeprefix('pelk_') in ARCHS:
-            check(ARCHS[name.removeprefix('pelk_')])
+        arch = ARCHS.get(name.removeprefix('pelk_'))
+        arch = arch or GROWN.get(name.removeprefix('grown_'))
+        if arch:
+            check(arch)
     models = {name: prepare(name, args) for name in args.networks}
     runs = bench.earlier(args.json, 'runs')
     for size in args.sizes:
