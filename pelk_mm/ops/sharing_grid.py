@@ -158,6 +158,12 @@ class SharingGrid:
             radius += 1
         return radius
 
+    @property
+    def areas(self) -> Tensor:
+        """Positions of every cell, ``(k', k')``, float64 on the CPU."""
+        sizes = torch.tensor(self.sizes, dtype=torch.float64, device='cpu')
+        return sizes[:, None] * sizes
+
     def expand(self, weight: Tensor) -> Tensor:
         """Write the compact weight out as the full kernel (Eq. 1).
 
@@ -210,8 +216,7 @@ class SharingGrid:
         Raises:
             ValueError: If the last two dimensions are not K x K.
         """
-        sizes = kernel.new_tensor(self.sizes)
-        return self.reduce(kernel) / (sizes[:, None] * sizes)
+        return self.reduce(kernel) / self.areas.to(kernel)
 
     @staticmethod
     def _check_plane(name: str, tensor: Tensor, expected: int) -> None:

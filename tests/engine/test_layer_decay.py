@@ -531,6 +531,11 @@ class TestBuilding:
                 TypeError,
                 'bypass_duplicate',
             ),
+            (
+                dict(decay_rate=0.9, scale_lr_by_cell_area=0.1),
+                TypeError,
+                'scale_lr_by_cell_area',
+            ),
             # mmpretrain's name for it.
             (dict(layer_decay_rate=0.9), ValueError, "mean 'decay_rate'"),
             (
@@ -578,6 +583,19 @@ class TestBuilding:
         ):
             with pytest.raises(ValueError, match='get_layer_depth'):
                 groups_of(model)
+
+    def test_depths_do_not_matter_where_nothing_decays(self):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        keys = {'1.weight': dict(lr_mult=0.5)}
+        groups = groups_of(model, decay_rate=1.0, custom_keys=keys)
+        assert {
+            name: (group['param_names'], group['lr'], group['weight_decay'])
+            for name, group in groups.items()
+        } == {
+            'layer_0_decay': (['0.weight'], LR, WD),
+            'layer_0_no_decay': (['0.bias', '1.bias'], LR, 0),
+            'layer_0_no_decay_lr_x0.5': (['1.weight'], LR / 2, 0),
+        }
 
 
 class TestOtherBackbones:

@@ -72,6 +72,9 @@ def test_reduce_is_the_adjoint_and_project_the_inverse(sizes):
         (weight * grid.reduce(kernel)).sum(),
     )
     torch.testing.assert_close(grid.project(grid.expand(weight)), weight)
+    torch.testing.assert_close(
+        grid.reduce(torch.ones_like(kernel)), grid.areas
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,13 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from ...models.layers import PeripheralConv2d
 from ...ops import checks
 from ..strategies import plain_name, whole_parameters
+from .cell_learning_rates import CellLearningRates
+from .parameter_kinds import DECAYS, parameter_kinds
 
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
-#: Not 1-D, yet no weights that decay should draw to zero.
-_EMBEDDINGS = ('pos_embed', 'cls_token', 'mask_token')
-#: Factors of the weight decay by kind of parameter, where nothing is said.
-_DECAYS = dict(norm=0, bias=0, flat=0, dwconv=1, dcn_offset=1, weight=1)
 #: mmengine's names, made of a kind and what is scaled.
 _MULTS = (
     'norm_decay_mult',
@@ -41,6 +36,7 @@ _FIELDS = (
     'num_layers',
     'custom_keys',
     'bypass_duplicate',
+    'scale_lr_by_cell_area',
 )
 
 
@@ -56,7 +52,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     ``paramwise_cfg`` may hold
 
-    - ``decay_rate`` (float): in (0, 1]. Required.
+    - ``decay_rate`` (float): in (0, 1]. With 1 the backbone need not know
+      its depths. Required.
     - ``decay_type`` (str): ``'layer_wise'`` takes the depths of
       ``get_layer_depth``. ``'stage_wise'`` is the rule of ConvNeXt's
       segmentation recipe: depth 0 for the stem and all downsampling layers,
@@ -77,6 +74,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
       factors for the weights of depthwise convolutions, for biases other than
       those of norms, and for the offsets of deformable convolutions. Default:
       1 each.
+    - ``scale_lr_by_cell_area`` (bool): divide the learning rate of each
+      weight of a :class:`~pelk_mm.models.layers.PeripheralConv2d`, in or
+      outside a backbone, by the area of its cell: an adaptive optimizer then
+      moves the output as far as by a weight that is not shared. The optimizer
+      must hold the parameters themselves. Default: False.
     - ``bypass_duplicate`` (bool): may be there, as mmengine has it; a shared
       parameter is in one group anyway.
 
@@ -115,11 +117,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Build the optimizer of a model, wrapped or not."""
         # Pieces of FSDP are flat: without their shapes none would decay.
         with whole_parameters(model):
-            self._kinds = _parameter_kinds(getattr(model, 'module', model))
+            self._kinds = parameter_kinds(getattr(model, 'module', model))
         try:
-            return super().__call__(model)
+            wrapper = super().__call__(model)
         finally:
             self._kinds = None
+        if self.paramwise_cfg.get('scale_lr_by_cell_area'):
+            CellLearningRates(model).attach(wrapper.optimizer)
+        return wrapper
 
     def _validate_cfg(self) -> None:
         cfg = self.paramwise_cfg
@@ -133,8 +138,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         layers = cfg.get('num_layers')
         if layers is not None:
             checks.check_integer('num_layers', layers, 1, _MOST_LAYERS)
-        duplicate = cfg.get('bypass_duplicate', False)
-        checks.check_bool('bypass_duplicate', duplicate)
+        for name in ('bypass_duplicate', 'scale_lr_by_cell_area'):
+            checks.check_bool(name, cfg.get(name, False))
         multipliers = {key: cfg[key] for key in _MULTS if key in cfg}
         custom = cfg.get('custom_keys', {})
         _check_dict('custom_keys', custom)
@@ -213,7 +218,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             ValueError: If there are no depths, or a parameter has none.
         """
         backbones = _find_backbones(module)
-        kinds = self._kinds or _parameter_kinds(module)
+        if not backbones and self.paramwise_cfg['decay_rate'] != 1:
+            raise ValueError(
+                f'no module of {type(module).__name__} has a method '
+                'get_layer_depth(name, prefix), from which '
+                'LayerDecayOptimWrapperConstructor takes the depths; use a '
+                'backbone that has one, such as PeLK, decay_rate=1.0 or '
+                'another constructor'
+            )
+        kinds = self._kinds or parameter_kinds(module)
         groups: dict[tuple, dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -262,6 +275,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self, name: str, owner: str | None, backbones: dict[str, Any]
     ) -> tuple[int, float]:
         """Depth of a parameter and the factor of its learning rate."""
+        if not backbones:
+            return 0, 1.0
         cfg = self.paramwise_cfg
         prefix = next(iter(backbones)) if owner is None else owner
         backbone = backbones[prefix]
@@ -293,7 +308,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         source = min(keys, key=lambda key: (-len(key), key), default='')
         rest = dict(custom.get(source, {}))
         factors = []
-        for part, default in (('lr_mult', 1), ('decay_mult', _DECAYS[kind])):
+        for part, default in (('lr_mult', 1), ('decay_mult', DECAYS[kind])):
             factor = cfg.get(f'{kind}_{part}', default)
             factors.append(float(rest.pop(part, factor)))
         return *factors, source if rest else '', rest
@@ -320,13 +335,6 @@ def _find_backbones(model: nn.Module) -> dict[str, Any]:
         for name, module in model.named_modules()
         if _knows_depths(module)
     }
-    if not found:
-        raise ValueError(
-            f'no module of {type(model).__name__} has a method '
-            'get_layer_depth(name, prefix), from which '
-            'LayerDecayOptimWrapperConstructor takes the depths; use a '
-            'backbone that has one, such as PeLK, or another constructor'
-        )
     return {
         plain_name(prefix): module
         for prefix, module in found.items()
@@ -345,33 +353,6 @@ def _knows_depths(module: nn.Module) -> bool:
     # mmpretrain's classifiers have one without a prefix, which only asks a
     # backbone that may have none.
     return callable(method) and 'prefix' in signature(method).parameters
-
-
-def _parameter_kinds(model: nn.Module) -> dict[str, str]:
-    """A kind, as :data:`_DECAYS` has them, for every parameter name."""
-    kinds = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, _NORMS):
-                kind = 'norm'
-            elif isinstance(module, nn.Conv2d) and 'conv_offset' in prefix:
-                kind = 'dcn_offset'
-            elif name == 'bias':
-                kind = 'bias'
-            elif parameter.ndim <= 1 or name in _EMBEDDINGS:
-                kind = 'flat'
-            elif _is_depthwise(module):
-                kind = 'dwconv'
-            else:
-                kind = 'weight'
-            kinds[plain_name(f'{prefix}.{name}' if prefix else name)] = kind
-    return kinds
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.in_channels == module.groups
-    return isinstance(module, PeripheralConv2d)
 
 
 def _stage_depth(
