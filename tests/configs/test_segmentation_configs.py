@@ -37,7 +37,9 @@ def build_on_meta(config: Config) -> torch.nn.Module:
 
 
 def test_every_config_is_tested(root):
-    found = {path.stem for path in (root / 'configs').glob('*upernet*.py')}
+    found = {
+        path.stem for path in (root / 'configs').glob('*upernet_pelk_[!c]*.py')
+    }
     assert found == {*CONFIGS, DEMO, PRETRAINED_DEMO}
 
 
