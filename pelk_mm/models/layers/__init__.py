@@ -1,4 +1,5 @@
 from .derived import make_permanent
+from .enlarged_conv import EnlargedConv2d, embed_weights, why_not_enlarged
 from .grn import GRN
 from .layer_norm import LayerNorm2d, reach_all
 from .peripheral_conv import (
@@ -10,11 +11,14 @@ from .peripheral_conv import (
 
 __all__ = [
     'GRN',
+    'EnlargedConv2d',
     'LayerNorm2d',
     'PartialPeripheralConv2d',
     'PeripheralConv2d',
     'SmallConv2d',
     'density',
+    'embed_weights',
     'make_permanent',
     'reach_all',
+    'why_not_enlarged',
 ]
