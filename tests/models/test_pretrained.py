@@ -220,7 +220,7 @@ def other_arch(**changes):
     [
         (
             lambda: dict(state_dict={'fc.weight': torch.zeros(2)}),
-            r'no PeLK backbone.*no prefix at all.*fc\.weight',
+            r'no PeLK or ConvNeXt.*no prefix at all.*fc\.weight',
         ),
         (lambda: dict(state_dict={}), 'no state dict of tensors'),
         (lambda: [1, 2], 'holds a list'),

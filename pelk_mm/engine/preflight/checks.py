@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ...models import PeLK
 from ...models.utils import (
     Checkpoints,
+    as_pelk,
     check_pretrained,
     check_state_dict,
+    find_convnexts,
     other_stem,
     weights_of,
 )
@@ -22,6 +24,14 @@ from ...ops.checks import did_you_mean
 from ...utils.config import build_model
 from ...utils.errors import LIKELY, LaunchError, explain, registered
 from ...utils.text import first_few
+
+#: How a whole model starts from a file of another library.
+_BARE_CONVNEXT = (
+    '. It holds a ConvNeXt: start the backbone from it with '
+    "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...), or make "
+    'it a checkpoint of a whole model with '
+    'tools/model_converters/from_convnext.py'
+)
 
 
 def preflight(
@@ -131,13 +141,20 @@ def _weight_problems(
 ) -> Iterator[str]:
     given = {k.removeprefix('module.'): v for k, v in given.items()}
     own = model.state_dict()
+    backbones = dict(_backbones(model))
+    try:
+        for prefix, backbone in backbones.items():
+            given, _ = as_pelk(backbone, given, prefix)
+    except RuntimeError as error:
+        yield f'{path}: {error}'
+        return
     if not own.keys() & given.keys():
+        hint = _BARE_CONVNEXT if find_convnexts(given) else ''
         yield (
             f'{path} holds no weight of this model: it has '
-            f'{first_few(list(given))}, the model {first_few(list(own))}'
+            f'{first_few(list(given))}, the model {first_few(list(own))}{hint}'
         )
         return
-    backbones = dict(_backbones(model))
     for prefix, backbone in backbones.items():
         try:
             check_state_dict(backbone, given, prefix)

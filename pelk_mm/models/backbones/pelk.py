@@ -29,7 +29,11 @@ from ..layers import (
     make_permanent,
     reach_all,
 )
-from ..utils import check_state_dict, checkpoint_keeping_stats, init_pretrained
+from ..utils import (
+    checkpoint_keeping_stats,
+    init_pretrained,
+    prepare_state_dict,
+)
 from . import pelk_arguments as arguments
 from .archs import ARCHS, OF_ARCH, block_settings
 
@@ -391,7 +395,7 @@ class PeLK(BaseModule):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
-        check_state_dict(self, state_dict, prefix)
+        prepare_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -1,4 +1,11 @@
 from .activation_checkpoint import checkpoint_keeping_stats
+from .convnext import (
+    ConvNeXt,
+    as_arguments,
+    as_pelk,
+    find_convnexts,
+    pelk_arguments,
+)
 from .kernel_growth import move_kernels, move_masks, read_grids, regrid
 from .pretrained import (
     backbone_prefixes,
@@ -8,6 +15,7 @@ from .pretrained import (
     is_pretrained,
     load_pretrained,
     other_stem,
+    prepare_state_dict,
     pretrained_of,
 )
 from .safe_loading import (
@@ -21,17 +29,23 @@ from .safe_loading import (
 __all__ = [
     'CheckpointError',
     'Checkpoints',
+    'ConvNeXt',
     'UnsafeCheckpointError',
+    'as_arguments',
+    'as_pelk',
     'backbone_prefixes',
     'check_pretrained',
     'check_state_dict',
     'checkpoint_keeping_stats',
+    'find_convnexts',
     'init_pretrained',
     'is_pretrained',
     'load_pretrained',
     'move_kernels',
     'move_masks',
     'other_stem',
+    'pelk_arguments',
+    'prepare_state_dict',
     'pretrained_of',
     'read_checkpoint',
     'read_grids',

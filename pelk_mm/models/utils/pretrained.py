@@ -18,12 +18,12 @@ from mmengine.model import initialize
 from torch import Tensor
 
 from ...utils.text import first_few
+from .convnext import PELK_KERNEL, as_pelk, find_convnexts
 from .safe_loading import Checkpoints, read_checkpoint, weights_of
 
 if TYPE_CHECKING:
     from ..backbones import PeLK
 
-#: Every PeLK has it, merged or not; it tells where a backbone's names start.
 _STEM = 'downsample_layers.0.0.weight'
 _BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.')
 #: The parts of a stage's convolutions, apart from a mere counter.
@@ -37,6 +37,22 @@ _TRAINING_ONLY = {'pos_embed', 'large_norm', 'small_norm'}
 _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
 #: What differs between tasks: each asks for the output of its own stages.
 _OUTPUT_NORM = re.compile(r'norm\d+\.')
+
+
+def prepare_state_dict(
+    model: PeLK, state_dict: dict[str, Tensor], prefix: str
+) -> None:
+    """Make a state dict one of this backbone, in place, or raise.
+
+    A ConvNeXt under ``prefix`` is read as a PeLK, which is logged. Raises
+    the RuntimeErrors of :func:`as_pelk` and :func:`check_state_dict`.
+    """
+    prepared, read = as_pelk(model, state_dict, prefix)
+    if read is not None:
+        print_log(f'{type(model).__name__}: {read}', logger='current')
+        state_dict.clear()
+        state_dict.update(prepared)
+    check_state_dict(model, state_dict, prefix)
 
 
 def check_state_dict(
@@ -177,6 +193,7 @@ def load_pretrained(
     whole model, with or without ``module.`` in front. An exponential moving
     average needs nothing special: mmengine saves it as the ``state_dict``.
     If ``prefix`` is not there but at exactly one other place, that is taken.
+    A ConvNeXt of another library is read as a PeLK, see :mod:`.convnext`.
     Warns if more is missing than output norms, which differ between tasks.
     With ``new_stem`` a stem for images of other channels is left out, with a
     warning.
@@ -187,7 +204,9 @@ def load_pretrained(
             this backbone.
     """
     contents = read_checkpoint(checkpoint)
-    weights, prefix = _select(model, contents, checkpoint, prefix)
+    weights, prefix, read = _select(model, contents, checkpoint, prefix)
+    if read is not None:
+        print_log(f'{checkpoint}: {read}', logger='current')
     stem = other_stem(model, weights)
     if stem is not None:
         if not new_stem:
@@ -260,22 +279,27 @@ def is_pretrained(cfg: object) -> bool:
 
 def _select(
     model: PeLK, checkpoint: Mapping, name: str, prefix: str
-) -> tuple[dict[str, Tensor], str]:
-    """The backbone's entries of a checkpoint, checked, and their prefix."""
-    state_dict = weights_of(checkpoint, name)
+) -> tuple[dict[str, Tensor], str, str | None]:
+    """The backbone's entries of a checkpoint, checked, and their prefix.
+
+    And what they were read as, if they were a ConvNeXt's.
+    """
+    state_dict: Mapping[str, Tensor] = weights_of(checkpoint, name)
     if prefix and not prefix.endswith('.'):
         prefix += '.'
     prefix = _find_prefix(state_dict, prefix, name)
     try:
+        state_dict, read = as_pelk(model, state_dict, prefix)
         check_state_dict(model, state_dict, prefix)
     except RuntimeError as error:
         raise RuntimeError(f'{name}: {error}') from error
-    return _without_prefix(state_dict, prefix), prefix
+    return _without_prefix(state_dict, prefix), prefix, read
 
 
 def backbone_prefixes(names: Iterable[str]) -> list[str]:
     """What each PeLK's names start with: ``'backbone.'``, ``''`` if bare."""
-    return [key[: -len(_STEM)] for key in names if key.endswith(_STEM)]
+    end = len(PELK_KERNEL)
+    return [key[:-end] for key in names if key.endswith(PELK_KERNEL)]
 
 
 def _find_prefix(
@@ -283,13 +307,14 @@ def _find_prefix(
 ) -> str:
     """The prefix asked for, or the only one under which a backbone is."""
     prefixes = backbone_prefixes(state_dict)
+    prefixes += [found.prefix for found in find_convnexts(state_dict)]
     for candidate in (prefix, f'module.{prefix}'):
         if candidate in prefixes:
             return candidate
     if len(prefixes) == 1:
         return prefixes[0]
     raise RuntimeError(
-        f'{name} has no PeLK backbone under the prefix {prefix!r}: '
+        f'{name} has no PeLK or ConvNeXt under the prefix {prefix!r}: '
         f'found it under {prefixes or "no prefix at all"}, entries are '
         f'{_entries(state_dict)}'
     )

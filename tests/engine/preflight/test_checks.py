@@ -10,6 +10,7 @@ from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models import PeLK
 from pelk_mm.utils.config import build_model
 from pelk_mm.utils.errors import LaunchError
+from tests.helpers.convnext_layouts import BACKBONE, SIZE, make_convnext, write
 from tests.helpers.models import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.helpers.toy_task import TOY_CONFIG
 
@@ -150,6 +151,41 @@ def test_pretrained_backbones(segmentation, tmp_path):
     refuses(segmentation, 'another arch')
     torch.save(PeLK(ARCH).state_dict(), path)
     preflight(segmentation)
+
+
+def test_convnexts_of_whole_models(segmentation, tmp_path):
+    """As the runner loads them: the head fits, or is refused as ever."""
+    theirs, path = Config(SEGMENTOR), str(tmp_path / 'x.pth')
+    theirs.model.backbone = dict(
+        type='mmpretrain.ConvNeXt',
+        arch=SIZE,
+        out_indices=[0, 1, 2, 3],
+        gap_before_final_norm=False,
+    )
+    save_weights(theirs, path)
+    segmentation.load_from = path
+    refuses(segmentation, 'the checkpoint holds a ConvNeXt .*Build it with')
+    segmentation.model.backbone = dict(type='PeLK', **BACKBONE)
+    preflight(segmentation)
+    preflight(segmentation, training=False)
+    segmentation.model.decode_head.num_classes = 7
+    refuses(segmentation, r'conv_seg\.weight is \(3, ')
+
+
+def test_convnexts_alone(segmentation, tmp_path):
+    """For the backbone they do; a whole model would start without them."""
+    path = str(tmp_path / 'x.pth')
+    torch.save(write(make_convnext(), 'timm'), path)
+    segmentation.model.backbone = dict(type='PeLK', **BACKBONE)
+    segmentation.load_from = path
+    refuses(segmentation, r'holds a ConvNeXt: .*init_cfg=.*from_convnext\.py')
+    segmentation.load_from = None
+    segmentation.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=path, prefix='backbone.'
+    )
+    preflight(segmentation)
+    segmentation.model.backbone.conv_ratio = 0.5
+    refuses(segmentation, r'model\.backbone\.init_cfg: .*conv_ratio')
 
 
 @pytest.mark.parametrize(
