@@ -3,12 +3,15 @@
 import ast
 import functools
 import http.server
+import shlex
+import sys
 import threading
 import warnings
 import weakref
 import zipfile
 
 import pytest
+import safetensors.torch
 import torch
 from mmengine.runner import CheckpointLoader
 
@@ -264,6 +267,62 @@ def test_a_zip_bomb_is_not_unpacked(checkpoint):
         read_checkpoint(checkpoint)
 
 
+TENSORS = CONTENTS['state_dict']
+
+
+def test_safetensors_load(tmp_path, server):
+    path = tmp_path / 'model.safetensors'
+    safetensors.torch.save_file(TENSORS, path)
+    assert same(read_checkpoint(path), TENSORS)
+    # Caches of hubs name files by their hashes.
+    assert same(read_checkpoint(path.rename(tmp_path / '0a1b2c')), TENSORS)
+    folder, address = server
+    for part, tensors in (('x', TENSORS), ('y', {'a': torch.ones(3)})):
+        (folder / part).mkdir()
+        name = f'{part}/model.safetensors'
+        safetensors.torch.save_file(tensors, folder / name)
+        url = f'{address}/{name}?download=true'
+        assert same(read_checkpoint(url), tensors)
+        (folder / name).unlink()
+        assert same(read_checkpoint(url), tensors)
+
+
+@pytest.mark.parametrize('kept', [0, 1, 7, 8, 9, 30, 0.5, 0.9, -1])
+def test_truncated_safetensors(tmp_path, kept):
+    path = tmp_path / 'torn.safetensors'
+    whole = safetensors.torch.save(TENSORS)
+    size = int(kept * len(whole)) if isinstance(kept, float) else kept
+    path.write_bytes(whole[:size])
+    with pytest.raises(CheckpointError, match='not a whole checkpoint') as e:
+        read_checkpoint(path)
+    assert str(e.value).startswith(str(path)) and '\n' not in str(e.value)
+
+
+def test_without_the_package_safetensors(tmp_path, monkeypatch):
+    path = tmp_path / 'model.safetensors'
+    safetensors.torch.save_file(TENSORS, path)
+    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    with pytest.raises(CheckpointError, match='pip install safetensors'):
+        read_checkpoint(path)
+
+
+def test_files_in_parts_are_joined_as_is_said(tmp_path):
+    names = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+    for name, key in zip(names, 'ab', strict=True):
+        safetensors.torch.save_file({key: TENSORS[key]}, tmp_path / name)
+    index = tmp_path / 'model.safetensors.index.json'
+    index.write_text('{}')
+    for path in (tmp_path, index, *(tmp_path / name for name in names)):
+        with pytest.raises(CheckpointError, match='several files') as error:
+            read_checkpoint(path)
+        assert str(error.value).startswith(f'{path} is ')
+    command = shlex.split(str(error.value).partition('join them with ')[2])
+    exec(command[2], {})
+    whole = tmp_path / 'whole.safetensors'
+    expected = {key: TENSORS[key] for key in 'ab'}
+    assert same(read_checkpoint(whole), expected)
+
+
 @pytest.mark.parametrize(
     'content',
     [
@@ -347,6 +406,8 @@ EXCEPTIONS = {
         'pelk_mm/models/utils/safe_loading.py',
         'CheckpointLoader.load_checkpoint',
     ),
+    # Numbers and their names, in a format without objects.
+    ('pelk_mm/models/utils/safe_loading.py', 'safetensors.torch.load'),
     # In place of a loader without safeguard, with what that was called with.
     ('pelk_mm/compat.py', 'torch.load'),
     # Packages: programs by themselves, as docs/deployment.md says.

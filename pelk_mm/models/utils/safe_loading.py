@@ -11,13 +11,16 @@ those who know nothing but names, as mmengine, there is :class:`Checkpoints`.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from os import listdir
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
@@ -28,6 +31,11 @@ from ...utils.unpickling import everything_is_trusted, weights_only
 
 #: How torch's files start: zip archives, and pickles before torch 1.6.
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
+#: How a safetensors file goes on after the first half of its header's length,
+#: which is never more than 100 MB.
+_SAFETENSORS = b'\x00\x00\x00\x00{'
+#: A part of a model, or the list of the parts.
+_SHARD = re.compile(r'(-\d{5}-of-\d{5}\.|\.index\.json$)')
 #: What torch's restricted unpickler says of objects that it does not build.
 _OBJECTS = re.compile(
     r'GLOBAL (?P<name>[\w.]*\w)|unrecognized function|'
@@ -50,7 +58,8 @@ def read_checkpoint(checkpoint: str | Path, trust: bool = False) -> dict:
 
     Its checksums are compared, which torch does not do: a bit that flipped
     on a disk would otherwise be another weight. Files that torch wrote in
-    the format before 1.6, or with ``compute_crc32`` off, have none.
+    the format before 1.6, or with ``compute_crc32`` off, have none; nor have
+    safetensors files, of which only the lengths are known.
     ``trust``, or ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``, runs it after all.
 
     Raises:
@@ -110,7 +119,9 @@ class Checkpoints:
 def _read(name: str, trust: bool = False) -> dict:
     try:
         with weights_only(not trust):
-            if '://' in name:
+            if '://' in name and urlsplit(name).path.endswith('.safetensors'):
+                contents = _read_file(_download(name), trust)
+            elif '://' in name:
                 contents = CheckpointLoader.load_checkpoint(name, 'cpu')
             else:
                 contents = _read_file(Path(name).expanduser(), trust)
@@ -129,29 +140,71 @@ def _read(name: str, trust: bool = False) -> dict:
     return contents
 
 
+def _download(url: str) -> Path:
+    """The file of a URL, in torch's cache; it may be there already."""
+    # On hubs, most files have the same name.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    name = f'{digest}-{Path(urlsplit(url).path).name}'
+    path = Path(torch.hub.get_dir(), 'checkpoints', name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    return path
+
+
 def _read_file(path: Path, trust: bool) -> Any:
     if not path.exists():
         raise FileNotFoundError(f'there is no checkpoint {path}')
+    _refuse_shards(path)
     if path.is_dir():
         raise IsADirectoryError(
             f'{path} is a folder, expected a checkpoint file in it'
         )
     # Opened once: what is loaded is what was checked.
     with open(path, 'rb') as file:
-        start = file.read(len(_ZIP))
-        if start == _ZIP:
+        start = file.read(4 + len(_SAFETENSORS))
+        if start.endswith(_SAFETENSORS):
+            file.seek(0)
+            return _parse_safetensors(path, file.read())
+        if start.startswith(_ZIP):
             problem = _wrong_sums(file)
         elif not start:
             problem = 'it has 0 bytes'
         elif start.startswith(_PICKLE):
             problem = None
         else:
-            problem = f'it starts with {start!r}, which torch never writes'
+            problem = f'it starts with {start[:4]!r}, which torch never writes'
         if problem is not None:
             raise _damaged(path, problem)
         file.seek(0)
         safe = not (trust or everything_is_trusted())
         return torch.load(file, map_location='cpu', weights_only=safe)
+
+
+def _refuse_shards(path: Path) -> None:
+    """Raise a CheckpointError for a model that is in several files."""
+    folder = path if path.is_dir() else path.parent
+    named = _SHARD.search(path.name)
+    if named or (path.is_dir() and any(map(_SHARD.search, listdir(path)))):
+        raise CheckpointError(
+            f'{path} is of a model in several files; join them with '
+            'python -c "from glob import glob; from safetensors.torch import '
+            'load_file, save_file; save_file({k: v for f in '
+            f"glob('{folder}/*-of-*.safetensors') for k, v in "
+            f"load_file(f).items()}}, '{folder}/whole.safetensors')\" and "
+            f'read {folder}/whole.safetensors'
+        )
+
+
+def _parse_safetensors(path: Path, contents: bytes) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise CheckpointError(
+            f'{path} is a safetensors file, and the package that reads it is '
+            'missing: pip install safetensors'
+        ) from error
+    return load(contents)
 
 
 def _wrong_sums(file: BinaryIO) -> str | None:
