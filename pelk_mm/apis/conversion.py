@@ -1,10 +1,10 @@
-"""Whole checkpoints made into others: grown kernels, published weights."""
+"""Whole checkpoints made into others: grown, of a ConvNeXt, published."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from ..engine.sparsity.masks import mask_from_zeros
 from ..engine.sparsity.state import STATE_KEY, pack_state, unpack_masks
 from ..models import PeLK
 from ..models.utils import (
+    ConvNeXt,
     backbone_prefixes,
+    find_convnexts,
     move_kernels,
     move_masks,
     read_checkpoint,
@@ -28,6 +30,7 @@ from ..models.utils.safe_saving import kept_meta, to_plain
 from ..ops import SharingGrid
 from ..utils.config import build_model
 from ..utils.files import atomic_path
+from ..utils.text import first_few
 from ..version import __version__
 
 #: Put before names by averaged and by parallel models.
@@ -64,8 +67,10 @@ def grow_checkpoint(
     prefixes = backbone_prefixes(weights)
     if len(prefixes) != 1:
         where = f'{prefixes}' if prefixes else 'none at all'
+        hint = '; tools/model_converters/from_convnext.py takes a ConvNeXt'
         raise RuntimeError(
             f'expected one PeLK backbone in the checkpoint, found {where}'
+            f'{hint if find_convnexts(weights) else ""}'
         )
     prefix = prefixes[0]
     shape = _skeleton(weights, prefix)
@@ -80,6 +85,54 @@ def grow_checkpoint(
     result[STATE_KEY] = state
     stages = zip(old, new, errors, strict=True)
     return result, [GrownStage(*stage) for stage in stages]
+
+
+def convert_convnext(
+    checkpoint: Mapping[str, Any],
+    kernel_sizes: Sequence[int],
+    center_radius: int = 3,
+) -> tuple[dict[str, Any], ConvNeXt]:
+    """Make the ConvNeXt of a checkpoint a PeLK that computes the same.
+
+    A model with a ``backbone`` keeps all else. A ConvNeXt alone, or in a model
+    of another library, becomes the backbone of mmpretrain's
+    ``ImageClassifier``, and its linear layer a ``LinearClsHead``. The
+    optimizer state is left out. The masks of the result say that the new
+    cells live.
+
+    Raises:
+        RuntimeError: If there is not one ConvNeXt, or no PeLK of these sizes
+            computes the same.
+        ValueError: If there are no such kernels.
+    """
+    weights = weights_of(checkpoint, 'the checkpoint')
+    found = find_convnexts(weights)
+    if len(found) != 1:
+        where = [one.prefix for one in found] or 'none at all'
+        raise RuntimeError(
+            f'expected one ConvNeXt in the checkpoint, found {where}; its '
+            f'entries are {first_few(weights)}'
+        )
+    (convnext,) = found
+    convnext.check()
+    if len(convnext.depths) != len(kernel_sizes):
+        raise RuntimeError(
+            f'expected a ConvNeXt of {len(kernel_sizes)} stages, got '
+            f'{len(convnext.depths)}'
+        )
+    prefix = convnext.prefix
+    if prefix.endswith('backbone.'):
+        result = {k: v for k, v in weights.items() if k not in convnext.names}
+    else:
+        prefix = 'backbone.'
+        head = convnext.head.items()
+        result = {f'head.fc.{kind}': weights[name] for name, kind in head}
+    grids = [SharingGrid(size, center_radius) for size in kernel_sizes]
+    grown = convnext.grown(grids)
+    result |= {prefix + name: value for name, value in grown.items()}
+    state = _pack_masks(_masks_of_zeros(result, prefix))
+    meta = kept_meta(checkpoint)
+    return {'meta': meta, 'state_dict': result, STATE_KEY: state}, convnext
 
 
 def publish_checkpoint(
@@ -184,18 +237,28 @@ def _grown_state(
     if state is not None:
         masks = unpack_masks(state)
     else:
-        masks = {
-            name: mask_from_zeros(weight)
-            for name, weight in weights.items()
-            if name.startswith(prefix) and weight.ndim in (2, 4)
-        }
+        masks = _masks_of_zeros(weights, prefix)
     # Names in a state have no prefix of a wrapper.
     own = prefix.removeprefix(_WRAPPER)
     masks = {name.removeprefix(_WRAPPER): mask for name, mask in masks.items()}
-    moved = move_masks(masks, own, old, new)
-    total = sum(mask.numel() for mask in moved.values())
-    dead = sum(int((~mask).sum()) for mask in moved.values())
-    return pack_state(moved, sparsity=dead / max(total, 1), init='zeros')
+    return _pack_masks(move_masks(masks, own, old, new))
+
+
+def _masks_of_zeros(
+    weights: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_WRAPPER): mask_from_zeros(weight)
+        for name, weight in weights.items()
+        if name.startswith(prefix) and weight.ndim in (2, 4)
+    }
+
+
+def _pack_masks(masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The sparsity state of a checkpoint that is sparse as these are."""
+    total = sum(mask.numel() for mask in masks.values())
+    dead = sum(int((~mask).sum()) for mask in masks.values())
+    return pack_state(masks, sparsity=dead / max(total, 1), init='zeros')
 
 
 def _raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor] | None:

@@ -3,8 +3,11 @@
 import re
 
 import torch
+from mmengine.config import Config
 from mmpretrain.models.backbones import ConvNeXt
 from torch import Tensor, nn
+
+from pelk_mm.utils.config import build_model
 
 SIZE = dict(depths=[1, 1, 2, 1], channels=[8, 12, 16, 20])
 #: The PeLK of that size, with kernels of several grids.
@@ -15,8 +18,35 @@ BACKBONE = dict(
     pos_embed=False,
     out_indices=[0, 1, 2, 3],
 )
-#: And of V2's.
+#: Of V2's.
 BACKBONE_V2 = dict(BACKBONE, use_grn=True, layer_scale_init_value=0.0)
+
+#: The ConvNeXt, and a segmentor around either.
+CONVNEXT = dict(
+    type='mmpretrain.ConvNeXt',
+    arch=SIZE,
+    out_indices=[0, 1, 2, 3],
+    gap_before_final_norm=False,
+)
+UPERNET = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(type='SegDataPreProcessor'),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=SIZE['channels'],
+        in_index=[0, 1, 2, 3],
+        channels=8,
+        pool_scales=(1, 2),
+        num_classes=3,
+    ),
+    test_cfg=dict(mode='whole'),
+)
+
+
+def segmentor(backbone: dict) -> nn.Module:
+    """An UperNet around a backbone."""
+    model = dict(UPERNET, backbone=backbone)
+    return build_model(Config(dict(default_scope='mmseg', model=model)))
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -34,15 +64,9 @@ def randomise(module: nn.Module) -> nn.Module:
 
 def make_convnext(v2: bool = False, **kwargs) -> ConvNeXt:
     """A small one, whose LayerScale is about 1."""
-    kwargs |= dict(use_grn=True, layer_scale_init_value=0.0) if v2 else {}
-    return randomise(
-        ConvNeXt(
-            SIZE,
-            out_indices=[0, 1, 2, 3],
-            gap_before_final_norm=False,
-            **kwargs,
-        )
-    )
+    v2_only = dict(use_grn=True, layer_scale_init_value=0.0) if v2 else {}
+    dense = dict(out_indices=[0, 1, 2, 3], gap_before_final_norm=False)
+    return randomise(ConvNeXt(SIZE, **{**v2_only, **dense, **kwargs}))
 
 
 def stage_outputs(model: nn.Module, images: Tensor) -> list[Tensor]:

@@ -3,21 +3,21 @@
 import pytest
 import torch
 import torchvision
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from pelk_mm.models import PeLK
 from pelk_mm.models.utils import find_convnexts
-from pelk_mm.utils.config import build_model
 from tests.helpers.convnext_layouts import (
     BACKBONE,
     BACKBONE_V2,
+    CONVNEXT,
     LAYOUTS,
     LAYOUTS_V2,
     SIZE,
     make_convnext,
     randomise,
+    segmentor,
     stage_outputs,
     write,
 )
@@ -133,33 +133,6 @@ def test_two_convnexts_are_told_apart_by_the_prefix(tmp_path):
     assert_same(start(state, tmp_path / 'x.pth', 'teacher'), teacher)
     with pytest.raises(RuntimeError, match=r"'student\.', 'teacher\.'"):
         start(state, tmp_path / 'x.pth')
-
-
-SEGMENTOR = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(type='SegDataPreProcessor'),
-    decode_head=dict(
-        type='UPerHead',
-        in_channels=SIZE['channels'],
-        in_index=[0, 1, 2, 3],
-        channels=8,
-        pool_scales=(1, 2),
-        num_classes=3,
-    ),
-    test_cfg=dict(mode='whole'),
-)
-CONVNEXT = dict(
-    type='mmpretrain.ConvNeXt',
-    arch=SIZE,
-    out_indices=[0, 1, 2, 3],
-    gap_before_final_norm=False,
-)
-
-
-def segmentor(backbone: dict) -> nn.Module:
-    config = dict(default_scope='mmseg', model=SEGMENTOR)
-    config['model'] = dict(SEGMENTOR, backbone=backbone)
-    return build_model(Config(config))
 
 
 @pytest.mark.parametrize('how', ['torch', 'mmengine'])

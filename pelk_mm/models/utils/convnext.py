@@ -204,7 +204,10 @@ def _find(
     for final in layout.final:
         names |= beside(final, f'norm{STAGES - 1}.')
     names = {name: ours for name, ours in names.items() if name in state_dict}
-    head = beside(layout.head, '')
+    # Behind a hidden layer (timm's '_mlp') it is not a head by itself.
+    hidden = any('.pre_logits.' in name for name in state_dict)
+    head = {} if hidden else beside(layout.head, '')
+    head = {name: kind for name, kind in head.items() if name in state_dict}
     own = tuple(f'{prefix}{root}.' for root in layout.roots)
     others = [n for n in state_dict if n.startswith(own) and n not in names]
     weights = {ours: state_dict[name] for name, ours in names.items()}
@@ -289,6 +292,7 @@ def pelk_arguments(
 
     ``known`` are the archs that have names.
     """
+    weights = convnext.weights
     arch = dict(
         depths=tuple(convnext.depths),
         channels=tuple(convnext.channels),
@@ -302,6 +306,12 @@ def pelk_arguments(
         arguments['use_grn'] = True
     if not convnext.has('gamma'):
         arguments['layer_scale_init_value'] = 0.0
+    if any(name.endswith('norm_pre.weight') for name in convnext.names):
+        # timm's '_hnf': the map is normalised before it is averaged.
+        arguments['gap_before_final_norm'] = False
+    outputs = [i for i in range(STAGES) if f'norm{i}.weight' in weights]
+    if outputs[:-1]:
+        arguments['out_indices'] = tuple(outputs)
     return arguments
 
 

@@ -244,7 +244,8 @@ def _explain(name: str, error: UnpicklingError) -> CheckpointError:
         'because loading them can run code. Checkpoints saved with '
         "default_hooks.checkpoint = dict(type='SafeCheckpointHook') have "
         'none; of one that you trust, '
-        'tools/model_converters/publish_model.py --trust keeps the weights'
+        'tools/model_converters/publish_model.py --trust keeps the weights, '
+        'and from_convnext.py --trust those of a ConvNeXt'
     )
 
 

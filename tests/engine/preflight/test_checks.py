@@ -10,7 +10,12 @@ from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models import PeLK
 from pelk_mm.utils.config import build_model
 from pelk_mm.utils.errors import LaunchError
-from tests.helpers.convnext_layouts import BACKBONE, SIZE, make_convnext, write
+from tests.helpers.convnext_layouts import (
+    BACKBONE,
+    CONVNEXT,
+    make_convnext,
+    write,
+)
 from tests.helpers.models import ARCH, CLASSIFIER, DETECTOR, SEGMENTOR
 from tests.helpers.toy_task import TOY_CONFIG
 
@@ -156,12 +161,7 @@ def test_pretrained_backbones(segmentation, tmp_path):
 def test_convnexts_of_whole_models(segmentation, tmp_path):
     """As the runner loads them: the head fits, or is refused as ever."""
     theirs, path = Config(SEGMENTOR), str(tmp_path / 'x.pth')
-    theirs.model.backbone = dict(
-        type='mmpretrain.ConvNeXt',
-        arch=SIZE,
-        out_indices=[0, 1, 2, 3],
-        gap_before_final_norm=False,
-    )
+    theirs.model.backbone = CONVNEXT
     save_weights(theirs, path)
     segmentation.load_from = path
     refuses(segmentation, 'the checkpoint holds a ConvNeXt .*Build it with')
