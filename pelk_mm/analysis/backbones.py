@@ -13,8 +13,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..models import PeLK
+from ..models.layers import embed_weights
 from ..models.utils import load_pretrained, read_checkpoint, weights_of
-from ..utils.config import scope_of
+from ..utils.config import scope_of, type_name
 
 #: Where weights of a backbone are in a checkpoint; the first that fits.
 _PREFIXES = ('backbone.', 'module.backbone.', '')
@@ -40,7 +41,10 @@ def build_backbone(
     if config.model.get('backbone') is None:
         raise ValueError('the model of this config has no backbone')
     with scope_of(config):
-        settings = deepcopy(config.model.backbone)
+        whole = deepcopy(config.model.backbone)
+        settings = whole
+        while type_name(settings) == 'EnlargedKernels':
+            settings = settings.backbone
         try:
             known = _arguments(settings.type)
         except KeyError as error:
@@ -50,7 +54,7 @@ def build_backbone(
         # The weights are the caller's business.
         if 'Pretrained' in str(settings.get('init_cfg')):
             settings.init_cfg = None
-        backbone = MODELS.build(settings)
+        backbone = MODELS.build(whole)
     if checkpoint is None:
         if hasattr(backbone, 'init_weights'):
             backbone.init_weights()
@@ -95,6 +99,7 @@ def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
         for name, value in state.items()
         if name.startswith(prefix)
     }
+    weights = embed_weights(backbone, weights)
     wrong = _misfits(own, weights, strict=bool(prefix))
     if wrong:
         more = [f'and {len(wrong) - 3} more'] * (len(wrong) > 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, SymLogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models import PeLK
+from ..models import PeLK, PeripheralConv2d
 from ..ops import SharingGrid
 from ..ops.checks import check_integer
 from ..utils.sampling import evenly
@@ -137,28 +138,47 @@ class BlockKernels:
     weight: Tensor
 
 
-def collect_kernels(backbone: PeLK, per_stage: int = 1) -> list[BlockKernels]:
+def collect_kernels(
+    backbone: nn.Module, per_stage: int = 1
+) -> list[BlockKernels]:
     """Take large kernels as executed, BatchNorm and small kernel merged in.
 
-    ``per_stage`` blocks of each stage, evenly spaced, the last among them.
+    ``per_stage`` blocks of each stage, evenly spaced, the last among them. In
+    other networks than PeLK, layers with weights of one shape are a stage.
     """
-    if not isinstance(backbone, PeLK):
-        raise TypeError(
-            'only PeLK has peripheral kernels, the backbone is a '
-            f'{type(backbone).__name__}'
-        )
     check_integer('per_stage', per_stage, 1)
     merged = deepcopy(backbone).eval()
-    if not merged.deploy:
+    if isinstance(merged, PeLK):
         merged.switch_to_deploy()
     found = []
-    for s, stage in enumerate(merged.stages, 1):
+    for convs in _stages(merged):
         # From the end, so that the last is there if it is the only one.
-        for b in evenly(range(len(stage.blocks), 0, -1), per_stage)[::-1]:
-            weight = stage.blocks[b - 1].conv.large.weight.detach()
-            name = f'stage {s}, block {b}'
-            found.append(BlockKernels(name, stage.grid, weight[:, 0].float()))
+        for name, conv in evenly(convs[::-1], per_stage)[::-1]:
+            weight = conv.weight.detach()[:, 0].float()
+            found.append(BlockKernels(name, conv.grid, weight))
     return found
+
+
+def _stages(network: nn.Module) -> list[list[tuple[str, PeripheralConv2d]]]:
+    """Large kernels with their names, by stage; a TypeError if none."""
+    if isinstance(network, PeLK):
+        return [
+            [
+                (f'stage {s}, block {b}', block.conv.large)
+                for b, block in enumerate(stage.blocks, 1)
+            ]
+            for s, stage in enumerate(network.stages, 1)
+        ]
+    by_shape = defaultdict(list)
+    for name, module in network.named_modules():
+        if isinstance(module, PeripheralConv2d):
+            by_shape[module.weight.shape].append((name, module))
+    if not by_shape:
+        raise TypeError(
+            f'the backbone, a {type(network).__name__}, has no peripheral '
+            'kernels; PeLK and what enlarge_kernels was called with have'
+        )
+    return list(by_shape.values())
 
 
 def draw_kernels(blocks: Sequence[BlockKernels], channels: int = 6) -> Figure:

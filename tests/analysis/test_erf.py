@@ -264,6 +264,27 @@ def test_weights_change_the_field_and_others_are_refused(tmp_path):
         build_for_erf(resnet)
 
 
+def test_the_network_in_enlarged_kernels_is_asked(tmp_path):
+    """For maps, and to start from the weights that are given."""
+    path = str(tmp_path / 'weights.pth')
+    inner = dict(
+        type='ConvNeXt',
+        arch=dict(depths=[1] * 4, channels=[8] * 4),
+        init_cfg=dict(type='Pretrained', checkpoint='none.pth'),
+    )
+    backbone = dict(type='EnlargedKernels', backbone=inner, kernel_size=31)
+    both = [
+        Config(dict(default_scope='mmpretrain', model=dict(backbone=each)))
+        for each in (inner, backbone)
+    ]
+    x = torch.rand(1, 3, 64, 64)
+    before = build_for_erf(both[0])
+    torch.save(before.state_dict(), path)
+    y, z = before(x)[-1], build_for_erf(both[1], path)(x)[-1]
+    assert y.ndim == 4
+    torch.testing.assert_close(y, z)
+
+
 def test_files_and_figure(tmp_path):
     matrix = np.zeros((64, 64))
     matrix[28:37, 28:37] = 3

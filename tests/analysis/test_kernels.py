@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 
 from pelk_mm.analysis.figures import STRONG, save_figure
 from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels
-from pelk_mm.models import PeLK
+from pelk_mm.models import PeLK, enlarge_kernels
 from pelk_mm.ops import SharingGrid
 from tests.helpers.models import ARCH
 
@@ -90,8 +90,25 @@ def test_the_sheet_shows_compact_and_written_out(backbone, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_kernels_of_other_networks():
+    """By the shape of their weights, which two sizes share here."""
+    model = torch.nn.Sequential(
+        *(
+            torch.nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+            for channels in (4, 4, 8)
+        )
+    )
+    enlarge_kernels(model, {'0': 29, '': 31})
+    found = collect_kernels(model)
+    assert [kernels.name for kernels in found] == ['1', '2']
+    found = collect_kernels(model, 2)
+    assert [kernels.grid.kernel_size for kernels in found] == [29, 31, 31]
+    assert torch.equal(found[0].weight, model[0].weight[:, 0])
+    draw_kernels(found, channels=2)
+
+
 def test_refusals(backbone, tmp_path):
-    with pytest.raises(TypeError, match='only PeLK has'):
+    with pytest.raises(TypeError, match='a Conv2d, has no peripheral'):
         collect_kernels(torch.nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match='per_stage must be at least 1'):
         collect_kernels(backbone, 0)
