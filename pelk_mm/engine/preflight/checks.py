@@ -11,6 +11,7 @@ from mmengine.registry import OPTIMIZERS, init_default_scope
 from torch import Tensor, nn
 
 from ...models import PeLK
+from ...models.layers import embed_weights
 from ...models.utils import (
     Checkpoints,
     as_pelk,
@@ -68,7 +69,7 @@ def check_weights(config: Config, checkpoint: Mapping, name: str) -> None:
         given = weights_of(checkpoint, name)
     except RuntimeError as error:
         raise LaunchError(str(error)) from error
-    model = build_model(config, device='meta')
+    model = _build(config)
     _report(_weight_problems(config, model, given, name, training=False))
 
 
@@ -174,7 +175,8 @@ def _weight_problems(
         )
     explained = tuple(backbones)
     rest = {k: v for k, v in own.items() if not k.startswith(explained)}
-    yield from _head_problems(config, path, rest, given, training)
+    fitting = embed_weights(model, given)
+    yield from _head_problems(config, path, rest, fitting, training)
     if not training:
         missing = [name for name in own if name not in given]
         counter = 'num_batches_tracked'

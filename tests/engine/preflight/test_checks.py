@@ -1,12 +1,14 @@
 """Mistakes are named before training, and right configs pass."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
 
-from pelk_mm.engine.preflight.checks import preflight
+from pelk_mm.engine.preflight.checks import check_weights, preflight
 from pelk_mm.models import PeLK
 from pelk_mm.utils.config import build_model
 from pelk_mm.utils.errors import LaunchError
@@ -222,3 +224,34 @@ def test_models_for_real_devices_only_are_checked_too(
     preflight(classification)
     classification.load_from = 'nothing.pth'
     refuses(classification, 'nothing.pth')
+
+
+@pytest.fixture
+def enlarged(classification) -> Config:
+    """A ConvNeXt of mmpretrain with larger kernels."""
+    inner = dict(
+        type='ConvNeXt', arch=dict(depths=[1] * 4, channels=[8, 8, 8, 16])
+    )
+    classification.model.backbone = dict(
+        type='EnlargedKernels', backbone=inner, kernel_size=31
+    )
+    classification.model.head.in_channels = 16
+    return classification
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_weights_from_before_the_kernels_grew_fit(
+    enlarged, training, tmp_path
+):
+    before = copy.deepcopy(enlarged)
+    before.model.backbone = enlarged.model.backbone.backbone
+    enlarged.load_from = str(tmp_path / 'x.pth')
+    for config in (before, enlarged):
+        state = save_weights(config, enlarged.load_from)
+        preflight(enlarged, training=training)
+        check_weights(enlarged, state, 'x.pth')
+    state['backbone.stages.0.0.depthwise_conv.weight'] = torch.zeros(
+        8, 1, 5, 5
+    )
+    torch.save(state, enlarged.load_from)
+    refuses(enlarged, r'depthwise_conv.weight is \(8, 1, 5, 5\)')
