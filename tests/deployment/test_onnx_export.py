@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from pelk_mm.deployment import onnx_export
 from pelk_mm.deployment.compare import compare
@@ -11,7 +12,7 @@ from pelk_mm.deployment.networks import load_network, random_images
 from pelk_mm.deployment.onnx_export import export_onnx
 from pelk_mm.deployment.standard_layers import to_standard_layers
 from pelk_mm.deployment.variants import load_onnx
-from pelk_mm.utils.config import load_config
+from pelk_mm.utils.config import build_model, load_config
 from pelk_mm.utils.errors import LaunchError
 
 onnx = pytest.importorskip('onnx', reason='needs requirements/deploy.txt')
@@ -64,6 +65,37 @@ def test_dense_dynamic_classifier(network, tmp_path):
         (found,) = compare(network.outputs(images), loaded(images))
         assert found.relative < 1e-5
     assert list(path.parent.iterdir()) == [path]
+
+
+# The new exporter takes half a minute.
+@pytest.mark.slow
+def test_enlarged_network_of_a_library(tmp_path):
+    """From weights of the network as it was."""
+    inner = dict(
+        type='ConvNeXt', arch=dict(depths=[1] * 4, channels=[8] * 3 + [16])
+    )
+    config = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(
+                type='ImageClassifier',
+                backbone=inner,
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=16),
+            ),
+        )
+    )
+    before, weights = build_model(config).eval(), tmp_path / 'weights.pth'
+    torch.save(before.state_dict(), weights)
+    config.model.backbone = dict(
+        type='EnlargedKernels', backbone=inner, kernel_size=51
+    )
+    network = load_network(config, str(weights))
+    path = tmp_path / 'enlarged.onnx'
+    export_onnx(network, path, (64, 64), dynamic=True)
+    images = random_images((96, 64), 2)
+    with torch.no_grad():
+        expected = before.head(before.extract_feat(images))
+    torch.testing.assert_close(load_onnx(path)(images)['logits'], expected)
 
 
 @pytest.mark.parametrize('network', ['segmentor'], indirect=True)

@@ -9,7 +9,7 @@ from pelk_mm.deployment.standard_layers import (
     StandardPeripheralConv2d,
     to_standard_layers,
 )
-from pelk_mm.models import PeLK
+from pelk_mm.models import PeLK, enlarge_kernels
 from pelk_mm.models.layers import (
     PartialPeripheralConv2d,
     PeripheralConv2d,
@@ -45,6 +45,18 @@ def test_convolutions(grid, least):
     for shape in ((7, 3), (24, 37)):
         x = torch.randn(2, 2, *shape, dtype=torch.float64)
         torch.testing.assert_close(standard(x), layer(x))
+
+
+@pytest.mark.parametrize('kernels', ['dense', 'compact'])
+def test_convolutions_that_were_enlarged(kernels):
+    """Wherever they stand, also in two places."""
+    conv = nn.Conv2d(4, 4, (1, 7), padding=(0, 3), groups=4)
+    network = nn.ModuleDict(dict(a=conv, b=nn.Sequential(conv)))
+    enlarge_kernels(network, 51)
+    standard = to_standard_layers(network, kernels)
+    x = torch.randn(1, 4, 20, 30)
+    for layer in (standard.a, standard.b):
+        torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-6)
 
 
 def test_box_sums_save_work():

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.runner import Runner, load_checkpoint
+from mmpretrain.structures import DataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -335,6 +336,88 @@ def test_pretrained_weights_of_the_inner_network(tmp_path):
     load_checkpoint(whole, path, strict=True)
     whole.eval()
     assert apart(whole.backbone(x), inner(x)) < 1e-5
+
+
+@DATASETS.register_module()
+class Noise(list):
+    """Pictures of noise, each of one of four classes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            dict(
+                inputs=torch.randint(256, (3, 64, 64)).byte(),
+                data_samples=DataSample().set_gt_label(label),
+            )
+            for label in range(4)
+        )
+
+
+def train(folder, backbone: dict, **fields) -> Runner:
+    config = dict(
+        default_scope='mmpretrain',
+        work_dir=str(folder),
+        experiment_name=str(len(list(folder.iterdir()))),
+        model=dict(
+            type='ImageClassifier',
+            data_preprocessor=dict(type='ClsDataPreprocessor'),
+            backbone=backbone,
+            head=dict(type='LinearClsHead', num_classes=4, in_channels=20),
+        ),
+        train_dataloader=dict(
+            batch_size=2,
+            num_workers=0,
+            dataset=dict(type='Noise'),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        ),
+        optim_wrapper=dict(
+            optimizer=dict(type='AdamW', lr=1e-3),
+            constructor='LayerDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(decay_rate=0.9, scale_lr_by_cell_area=True),
+        ),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
+        **fields,
+    )
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def test_a_training_goes_on_with_larger_kernels(tmp_path):
+    """From the inner network's checkpoint, and from its own."""
+    inner = CONVNEXT | dict(out_indices=-1, gap_before_final_norm=True)
+    backbone = dict(type='EnlargedKernels', backbone=inner, kernel_size=51)
+    train(tmp_path, inner, train_cfg=dict(by_epoch=True, max_epochs=1))
+    old = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    runner = train(
+        tmp_path,
+        backbone,
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        load_from=str(tmp_path / 'epoch_1.pth'),
+    )
+    weight = enlarged(runner.model)[0].weight.detach()
+    name = 'backbone.stages.0.0.depthwise_conv.weight'
+    moved = weight[:, :, 4:11, 4:11] - old['state_dict'][name]
+    assert 0 < moved.abs().max() < 0.01
+    assert 0 < weight[is_new(enlarged(runner.model)[0])].abs().max() < 0.01
+    runner = train(
+        tmp_path,
+        backbone,
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        resume=True,
+    )
+    assert runner.iter == 4
+    moments = runner.optim_wrapper.state_dict()['state'].values()
+    assert {int(each['step']) for each in moments} == {4}
+
+
+@torch.no_grad()
+def test_torch_export():
+    model = enlarge_kernels(build(CONVNEXT), 51)
+    x = torch.randn(1, 3, 64, 64)
+    program = torch.export.export(model, (x,))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count('pelk_mm.peripheral_conv2d.default') == 5
+    assert apart(program.module()(x), model(x)) < 1e-5
 
 
 def test_layer_decay_is_as_before():
