@@ -28,12 +28,11 @@ from torch import Tensor, nn
 import pelk_mm
 from pelk_mm.engine.optimizers.cell_learning_rates import CellLearningRates
 from pelk_mm.models import PeLK
-from pelk_mm.models.backbones.archs import ARCHS
+from pelk_mm.models.backbones.archs import ARCHS, CONVNEXT_BLOCK
 from pelk_mm.models.utils import move_kernels
 from pelk_mm.utils.files import atomic_path, write_json
 
 SMALL = dict(kernel_sizes=(7, 7, 7, 7), center_radius=3)
-CONVNEXT_BLOCK = dict(conv_ratio=1.0, small_kernel=None, pos_embed=False)
 LR = 1e-4
 CLASSES = 8
 

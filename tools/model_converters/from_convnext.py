@@ -15,6 +15,7 @@ from pelk_mm.models import PeLK
 from pelk_mm.models.utils import as_arguments, pelk_arguments, read_checkpoint
 from pelk_mm.models.utils.safe_saving import save_checkpoint
 from pelk_mm.utils.command_line import command
+from pelk_mm.utils.text import first_few
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +72,7 @@ def main() -> None:
     for i, (depth, channels, old, new) in enumerate(rows):
         print(f'{i:5}  {depth:6}  {channels:8}  {old} -> {new}')
     heads = [n for n in converted['state_dict'] if 'backbone.' not in n]
-    print(f'kept besides: {", ".join(heads) or "nothing"}')
+    print(f'kept besides: {first_few(heads) or "nothing"}')
     print(f"backbone=dict(type='PeLK', {as_arguments(backbone)})")
     print(args.out)
 

@@ -32,8 +32,8 @@ _CONVNEXT = {
 }
 #: ConvNeXt's block: every channel is convolved, by one kernel, and nothing is
 #: added to it. PeLK's is the other.
-_CONVNEXT_BLOCK = dict(conv_ratio=1.0, small_kernel=None, pos_embed=False)
-_PELK_BLOCK = dict(conv_ratio=0.375, small_kernel=5, pos_embed=True)
+CONVNEXT_BLOCK = dict(conv_ratio=1.0, small_kernel=None, pos_embed=False)
+PELK_BLOCK = dict(conv_ratio=0.375, small_kernel=5, pos_embed=True)
 
 
 def _convnexts(suffix: str, **kernels: Any) -> dict[str, dict[str, Any]]:
@@ -63,7 +63,7 @@ ARCHS: dict[str, dict[str, Any]] = {
 def block_settings(arch: object, **given: Any) -> dict[str, Any]:
     """Arguments of the blocks; what was not ``given`` is as the arch says."""
     named = isinstance(arch, str) and arch.startswith('convnext-')
-    block = _CONVNEXT_BLOCK if named else _PELK_BLOCK
+    block = CONVNEXT_BLOCK if named else PELK_BLOCK
     # Of strings alone: an array answers `==` with another.
     texts = {name for name, value in given.items() if isinstance(value, str)}
     unsaid = {name for name in texts if given[name] == OF_ARCH}

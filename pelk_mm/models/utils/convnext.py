@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...ops import SharingGrid
 from ...utils.text import first_few
+from ..backbones.archs import CONVNEXT_BLOCK
 from .convnext_layouts import LAYOUTS, STAGES, VECTORS, Layout
 from .kernel_growth import resize_centred
 
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 
 #: What tells a PeLK.
 PELK_KERNEL = 'stages.0.blocks.0.conv.large.weight'
-#: What one may have that no ConvNeXt has, and the arguments of one that has
-#: not.
+#: What one may have that no ConvNeXt has.
 _BRANCH = ('small', 'small_norm', 'large_norm')
-_CONVNEXT_BLOCK = dict(conv_ratio=1.0, small_kernel=None, pos_embed=False)
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ def pelk_arguments(
     )
     names = [name for name, settings in known.items() if settings == arch]
     arguments: dict[str, Any] = dict(arch=names[0]) if names else {}
-    arguments = arguments or dict(arch=arch, **_CONVNEXT_BLOCK)
+    arguments = arguments or dict(arch=arch, **CONVNEXT_BLOCK)
     if convnext.has('grn.gamma'):
         arguments['use_grn'] = True
     if not convnext.has('gamma'):
