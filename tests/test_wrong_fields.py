@@ -240,6 +240,7 @@ DECAY = (
     'norm_decay_mult',
     'bias_decay_mult',
     'flat_decay_mult',
+    'scale_lr_by_cell_area',
 )
 
 
