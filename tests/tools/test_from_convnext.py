@@ -170,6 +170,14 @@ def test_kernels_that_do_not_fit(kernels, radius, message, run_tool, tmp_path):
     assert not (tmp_path / 'pelk.pth').exists()
 
 
+def test_a_head_with_a_hidden_layer_is_left_out():
+    """timm's '_mlp': its last layer alone would be another head."""
+    state = write(make_convnext(), 'timm', nn.Linear(20, 3))
+    state['head.pre_logits.fc.weight'] = torch.zeros(20, 20)
+    made, _ = convert_convnext(state, KERNELS)
+    assert all(name.startswith('backbone.') for name in made['state_dict'])
+
+
 def test_checkpoints_of_something_else(run, tmp_path):
     source, out = tmp_path / 'x.pth', tmp_path / 'pelk.pth'
     two = {
@@ -184,6 +192,14 @@ def test_checkpoints_of_something_else(run, tmp_path):
             write(make_convnext(), 'timm')
             | {'stages.0.blocks.0.attention': torch.zeros(1)},
             'attention, which no ConvNeXt has',
+        ),
+        (
+            {
+                name: value
+                for name, value in write(make_convnext(), 'timm').items()
+                if not name.startswith('stages.3')
+            },
+            'expected a ConvNeXt of 4 stages, got 3',
         ),
     ):
         torch.save(state, source)
