@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 from pelk_mm.apis.conversion import convert_convnext
-from pelk_mm.models import PeLK
 from pelk_mm.models.utils import as_arguments, pelk_arguments, read_checkpoint
 from pelk_mm.models.utils.safe_saving import save_checkpoint
 from pelk_mm.utils.command_line import command
@@ -59,7 +58,7 @@ def main() -> None:
         checkpoint = read_checkpoint(args.checkpoint, args.trust)
         converted, convnext = convert_convnext(checkpoint, *kernels)
         save_checkpoint(converted, args.out)
-    backbone = pelk_arguments(convnext, *kernels, PeLK.arch_settings)
+    backbone = pelk_arguments(convnext, *kernels)
     print(f'read as {convnext}, its names starting with {convnext.prefix!r}')
     print('stage  blocks  channels  kernel')
     rows = zip(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...ops import SharingGrid
 from ...utils.text import first_few
-from ..backbones.archs import CONVNEXT_BLOCK
+from ..backbones.archs import ARCHS, CONVNEXT_BLOCK
 from .convnext_layouts import LAYOUTS, STAGES, VECTORS, Layout
 from .kernel_growth import resize_centred
 
@@ -277,20 +277,13 @@ def _advice(model: PeLK, convnext: ConvNeXt) -> str:
     least = max(convnext.kernel_sizes)
     sizes = [max(size, least) for size in model.kernel_sizes]
     radius = max(model.center_radius, least // 2)
-    arguments = pelk_arguments(convnext, sizes, radius, model.arch_settings)
-    return as_arguments(arguments)
+    return as_arguments(pelk_arguments(convnext, sizes, radius))
 
 
 def pelk_arguments(
-    convnext: ConvNeXt,
-    kernel_sizes: Sequence[int],
-    center_radius: int,
-    known: Mapping[str, Mapping[str, Any]],
+    convnext: ConvNeXt, kernel_sizes: Sequence[int], center_radius: int
 ) -> dict[str, Any]:
-    """Arguments of the PeLK that computes the same, with larger kernels.
-
-    ``known`` are the archs that have names.
-    """
+    """Arguments of the PeLK that computes the same, with larger kernels."""
     weights = convnext.weights
     arch = dict(
         depths=tuple(convnext.depths),
@@ -298,7 +291,7 @@ def pelk_arguments(
         kernel_sizes=tuple(kernel_sizes),
         center_radius=center_radius,
     )
-    names = [name for name, settings in known.items() if settings == arch]
+    names = [name for name, settings in ARCHS.items() if settings == arch]
     arguments: dict[str, Any] = dict(arch=names[0]) if names else {}
     arguments = arguments or dict(arch=arch, **CONVNEXT_BLOCK)
     if convnext.has('grn.gamma'):
