@@ -21,7 +21,14 @@ from .processes import run_probes
 _BASE = ('torch', 'torchvision', 'numpy')
 _OPENCV = ('opencv-python', 'opencv-python-headless')
 _LITE = ('mmengine-lite', 'mmcv-full', 'mmcv-lite')
-_OTHERS = ('setuptools', 'ftfy', 'regex', 'scikit-learn', 'triton')
+_OTHERS = (
+    'setuptools',
+    'ftfy',
+    'regex',
+    'safetensors',
+    'scikit-learn',
+    'triton',
+)
 _DEPLOY = ('onnx', 'onnxscript', 'onnxruntime')
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import pelk_mm
 from pelk_mm.engine.optimizers.cell_learning_rates import CellLearningRates
 from pelk_mm.models import PeLK
-from pelk_mm.models.backbones.archs import ARCHS, CONVNEXT_BLOCK
+from pelk_mm.models.archs import ARCHS, CONVNEXT_BLOCK
 from pelk_mm.models.utils import move_kernels
 from pelk_mm.utils.files import atomic_path, write_json
 

@@ -20,6 +20,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
+from ..archs import ARCHS, OF_ARCH, block_settings
 from ..layers import (
     GRN,
     LayerNorm2d,
@@ -29,13 +30,8 @@ from ..layers import (
     make_permanent,
     reach_all,
 )
-from ..utils import (
-    checkpoint_keeping_stats,
-    init_pretrained,
-    prepare_state_dict,
-)
+from ..utils import checkpoint_keeping_stats, init_pretrained, prepare_weights
 from . import pelk_arguments as arguments
-from .archs import ARCHS, OF_ARCH, block_settings
 
 
 class PeLKBlock(nn.Module):
@@ -186,7 +182,7 @@ class PeLK(BaseModule):
         backend (str, optional): Backend of every peripheral convolution, see
             :func:`pelk_mm.ops.peripheral_conv2d`. Default: None, the fastest.
         init_cfg (dict | list[dict], optional): mmengine's; ``Pretrained``
-            loads only what fits, reports it, and raises if nothing does.
+            takes a ConvNeXt too, reports what fits, and raises if none does.
             Default: truncated normal of std 0.02, as ConvNeXt.
 
     Raises:
@@ -395,7 +391,7 @@ class PeLK(BaseModule):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
-        prepare_state_dict(self, state_dict, prefix)
+        prepare_weights(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -15,7 +15,7 @@ from .pretrained import (
     is_pretrained,
     load_pretrained,
     other_stem,
-    prepare_state_dict,
+    prepare_weights,
     pretrained_of,
 )
 from .safe_loading import (
@@ -45,7 +45,7 @@ __all__ = [
     'move_masks',
     'other_stem',
     'pelk_arguments',
-    'prepare_state_dict',
+    'prepare_weights',
     'pretrained_of',
     'read_checkpoint',
     'read_grids',

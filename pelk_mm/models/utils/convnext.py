@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...ops import SharingGrid
 from ...utils.text import first_few
-from ..backbones.archs import ARCHS, CONVNEXT_BLOCK
+from ..archs import ARCHS, CONVNEXT_BLOCK
 from .convnext_layouts import LAYOUTS, STAGES, VECTORS, Layout
 from .kernel_growth import resize_centred
 

@@ -39,7 +39,7 @@ _KERNEL = re.compile(r'\.conv\.large\.weight$|\.pos_embed$')
 _OUTPUT_NORM = re.compile(r'norm\d+\.')
 
 
-def prepare_state_dict(
+def prepare_weights(
     model: PeLK, state_dict: dict[str, Tensor], prefix: str
 ) -> None:
     """Make a state dict one of this backbone, in place, or raise.
