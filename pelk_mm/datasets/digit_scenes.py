@@ -92,33 +92,82 @@ _FIELDS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What a data set of digit scenes is made with; sides are in pixels.
+class SceneRecipe:
+    """What every data set of scenes is made with; sides are in pixels.
 
-    Scenes are for segmentation and detection, pictures of a single digit for
-    classification. A value that is no integer is a TypeError, one that is too
-    small a ValueError.
+    A value that is no integer is a TypeError, one that is too small a
+    ValueError.
     """
 
     train_scenes: int = 800
     val_scenes: int = 80
     scene_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in asdict(self):
+            # NumPy's integers would not go into the JSON files.
+            least = _FIELDS[name][0]
+            value = check_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, value)
+
+    @property
+    def pictures(self) -> int:
+        """How many :meth:`write` writes."""
+        return self.train_scenes + self.val_scenes
+
+    def write(
+        self, root: Path, handwritings: dict[str, Handwritings]
+    ) -> Iterator[None]:
+        """Write everything but the stamp; yields after each picture."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Recipe(SceneRecipe):
+    """What a data set of digit scenes is made with; sides are in pixels.
+
+    Scenes are for segmentation and detection, pictures of a single digit for
+    classification.
+    """
+
     train_digits: int = 4000
     # Shows nearly all handwritings kept for validation, and none twice.
     val_digits: int = 350
     digit_size: int = 64
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        for name, (least, *_) in _FIELDS.items():
-            # NumPy's integers would not go into the JSON files.
-            value = check_integer(name, getattr(self, name), least)
-            object.__setattr__(self, name, value)
+    @property
+    def pictures(self) -> int:
+        return super().pictures + self.train_digits + self.val_digits
+
+    def write(
+        self, root: Path, handwritings: dict[str, Handwritings]
+    ) -> Iterator[None]:
+        for part, (split, samples) in enumerate(handwritings.items()):
+            coco = _empty_coco(split)
+            for index in range(getattr(self, f'{split}_scenes')):
+                rng = np.random.default_rng((self.seed, part, index))
+                scene = draw_scene(rng, samples, self.scene_size)
+                _write_scene(root, split, index + 1, scene, coco)
+                yield
+            path = f'annotations/instances_{split}2017.json'
+            path = root / COCO_ROOT / path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(coco, separators=(',', ':')))
+            for index in range(getattr(self, f'{split}_digits')):
+                rng = np.random.default_rng((self.seed, 2 + part, index))
+                turn, digit = divmod(index, 10)
+                images = samples.images[samples.labels == digit]
+                handwriting = images[turn % len(images)]
+                image = draw_digit(rng, handwriting, self.digit_size)
+                name = f'{digit}/{digit}_{index + 1:08d}.jpg'
+                _save(root / IMAGENET_ROOT / split / name, image)
+                yield
 
 
 def make_digit_scenes(
     root: str | Path,
-    recipe: Recipe | None = None,
+    recipe: SceneRecipe | None = None,
     *,
     overwrite: bool = False,
     progress: bool = True,
@@ -145,13 +194,12 @@ def make_digit_scenes(
     except (FileExistsError, NotADirectoryError) as error:
         text = f'{root} cannot be made: a part of its path is a file'
         raise NotADirectoryError(f'{text}; choose another root') from error
-    scenes = recipe.train_scenes + recipe.val_scenes
-    total = scenes + recipe.train_digits + recipe.val_digits
     scratch = TemporaryDirectory(dir=root.parent, prefix=f'.{root.name}-')
     with scratch as folder:
         new = Path(folder, 'new')
-        pictures = _write_pictures(new, recipe, handwritings)
-        for _ in track(pictures, 'Digit scenes', total, disable=not progress):
+        written = recipe.write(new, handwritings)
+        about = dict(total=recipe.pictures, disable=not progress)
+        for _ in track(written, 'Digit scenes', **about):
             pass
         files = sum(path.is_file() for path in new.rglob('*'))
         write_json(new / _STAMP, dict(_stamp(recipe), files=files))
@@ -159,11 +207,11 @@ def make_digit_scenes(
     return root
 
 
-def _stamp(recipe: Recipe) -> dict[str, int]:
+def _stamp(recipe: SceneRecipe) -> dict[str, int]:
     return dict(format_version=FORMAT_VERSION, **asdict(recipe))
 
 
-def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
+def _is_made(root: Path, recipe: SceneRecipe, overwrite: bool) -> bool:
     """Whether the data set is at `root`; an error if another thing is."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -191,7 +239,7 @@ def _is_made(root: Path, recipe: Recipe, overwrite: bool) -> bool:
     return True
 
 
-def _why_not(root: Path, recipe: Recipe) -> str | None:
+def _why_not(root: Path, recipe: SceneRecipe) -> str | None:
     """Why the digit scenes at `root` are not those of a recipe, or whole."""
     try:
         stamp = dict(json.loads((root / _STAMP).read_text()))
@@ -213,7 +261,7 @@ def _why_not(root: Path, recipe: Recipe) -> str | None:
     return None
 
 
-def _put_in_place(new: Path, root: Path, recipe: Recipe) -> None:
+def _put_in_place(new: Path, root: Path, recipe: SceneRecipe) -> None:
     old = new.with_name('old')
     if root.exists() and any(root.iterdir()):
         root.rename(old)
@@ -228,42 +276,24 @@ def _put_in_place(new: Path, root: Path, recipe: Recipe) -> None:
             raise
 
 
-def _write_pictures(
-    root: Path, recipe: Recipe, handwritings: dict[str, Handwritings]
-) -> Iterator[None]:
-    """Write everything but the stamp; yields after each picture."""
-    for part, (split, samples) in enumerate(handwritings.items()):
-        coco = _empty_coco(split)
-        for index in range(getattr(recipe, f'{split}_scenes')):
-            rng = np.random.default_rng((recipe.seed, part, index))
-            scene = draw_scene(rng, samples, recipe.scene_size)
-            _write_scene(root, split, index + 1, scene, coco)
-            yield
-        path = root / COCO_ROOT / 'annotations' / f'instances_{split}2017.json'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(coco, separators=(',', ':')))
-        for index in range(getattr(recipe, f'{split}_digits')):
-            rng = np.random.default_rng((recipe.seed, 2 + part, index))
-            turn, digit = divmod(index, 10)
-            images = samples.images[samples.labels == digit]
-            handwriting = images[turn % len(images)]
-            image = draw_digit(rng, handwriting, recipe.digit_size)
-            name = f'{digit}/{digit}_{index + 1:08d}.jpg'
-            _save(root / IMAGENET_ROOT / split / name, image)
-            yield
+def write_ade(
+    root: Path, split: str, number: int, image: np.ndarray, values: np.ndarray
+) -> None:
+    """Write a picture and its annotation, (H, W) uint8, as ADE20K has it."""
+    ade_split = {'train': 'training', 'val': 'validation'}[split]
+    name = f'{ade_split}/ADE_{split}_{number:08d}'
+    ade = root / ADE_ROOT
+    _save(ade / 'images' / f'{name}.jpg', image)
+    _save(ade / 'annotations' / f'{name}.png', values)
 
 
 def _write_scene(
     root: Path, split: str, number: int, scene: Scene, coco: dict
 ) -> None:
     """Write a scene as ADE20K and as COCO have it."""
-    ade_split = {'train': 'training', 'val': 'validation'}[split]
-    name = f'{ade_split}/ADE_{split}_{number:08d}'
     # -1, the background, takes the last place.
     values = np.array([2 + label for label in scene.labels] + [1], np.uint8)
-    ade = root / ADE_ROOT
-    _save(ade / 'images' / f'{name}.jpg', scene.image)
-    _save(ade / 'annotations' / f'{name}.png', values[scene.owners])
+    write_ade(root, split, number, scene.image, values[scene.owners])
 
     name = f'{number:012d}.jpg'
     _save(root / COCO_ROOT / f'{split}2017' / name, scene.image)
