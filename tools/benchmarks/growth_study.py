@@ -33,7 +33,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 import pelk_mm
-from pelk_mm.analysis.figures import FAINT, INK, save_figure
+from pelk_mm.analysis.figures import FAINT, SOFT, STRONG, save_figure
 from pelk_mm.apis.conversion import grow_checkpoint
 from pelk_mm.apis.launch import build_runner, prepare_training
 from pelk_mm.datasets.bar_scenes import BAR_METAINFO, BarRecipe
@@ -79,23 +79,14 @@ ROWS = [
     Row("paper's block, 31", 31, paper=True),
 ]
 TASKS = {
-    'digits': Task(Recipe(800, 100, 96), 4, 200, 2e-3),
+    'digits': Task(Recipe(800, 100, 128), 4, 400, 2e-3),
     'bars': Task(BarRecipe(800, 100, 160), 2, 300, 4e-3),
 }
 EPOCHS = 2  # of a classifier
 #: Pixels of digits are counted by their distance from the bar, in steps.
 STEP, STEPS = 16, 16
 #: What the table shows of them: distances in pixels.
-RANGES = [(0, 48), (48, 80), (80, 144)]
-#: Of each row's line, told apart also by those who see no red or no green.
-STYLES = [
-    (INK, '-'),
-    ('#6baed6', '-'),
-    ('#2171b5', '-'),
-    ('#08306b', '-'),
-    ('#08306b', ':'),
-    ('#d55e00', '-'),
-]
+RANGES = [(0, 48), (48, 80), (80, 128)]
 
 
 def parse_args() -> argparse.Namespace:
@@ -163,7 +154,12 @@ def segmentor_config(name: str, row: Row, data: Path, start: Path) -> Config:
     )
     del model.decode_head.pool_scales
     model.auxiliary_head = None
-    model.data_preprocessor.size = (task.recipe.scene_size,) * 2
+    size = (task.recipe.scene_size,) * 2
+    model.data_preprocessor.size = size
+    for loader in loaders(config):
+        for step in loader.dataset.pipeline:
+            for key in {'scale', 'crop_size'} & step.keys():
+                step[key] = size
     if name == 'bars':
         model.decode_head.num_classes = len(BAR_METAINFO['classes'])
         for loader in loaders(config):
@@ -207,7 +203,9 @@ def classify(paper: bool, seed: int, work_dir: str) -> dict:
     folder = Path(
         work_dir, 'classifiers', 'paper' if paper else '7', str(seed)
     )
-    settings = dict(epochs=EPOCHS, recipe=asdict(TASKS['digits'].recipe))
+    recipe = TASKS['digits'].recipe
+    settings = dict(epochs=EPOCHS, pictures=recipe.train_digits)
+    settings['picture_size'] = recipe.digit_size
     run = earlier(folder, settings)
     if 'accuracy' not in run:
         config = classifier_config(paper, Path(work_dir, 'digits'))
@@ -400,54 +398,45 @@ distance from the bar.
 
 {bars_verdict}
 
-{cpu}, {cores} cores, one thread a run; Python {python}, torch {torch}, \
-mmengine {mmengine}, mmcv {mmcv}, mmseg {mmseg}, pelk_mm {pelk_mm} \
-({commit}).
+All trainings together took {cpu_minutes:.0f} minutes of CPU time. {cpu}, \
+{cores} cores, one thread a run; Python {python}, torch {torch}, \
+mmengine {mmengine}, mmcv {mmcv}, mmseg {mmseg}, pelk_mm {pelk_mm} ({commit}).
 
     {command}
 """
 
 
 def draw(runs: Iterable[Mapping], path: Path) -> None:
-    """Right pixels by distance: a line and a band for each row."""
-    figure = Figure((8, 4.2), layout='constrained')
-    axes = figure.subplots()
+    """Right pixels by distance: a panel a row, over what 7 × 7 reaches."""
+    figure = Figure((9, 4.8), layout='constrained')
+    panels = figure.subplots(2, 3, sharex=True, sharey=True)
     x = STEP * (np.arange(RANGES[-1][1] // STEP) + 0.5)
-    ends = {}
-    for row, (colour, style) in zip(ROWS, STYLES, strict=True):
-        own = [r for r in runs if (r['task'], r['row']) == ('bars', row.name)]
-        shares = [
-            np.divide(run['right'], np.maximum(run['pixels'], 1))
-            for run in own
-        ]
-        y = 100 * np.array(shares)[:, : len(x)]
-        mean, deviation = y.mean(0), y.std(0, ddof=min(1, len(y) - 1))
-        axes.plot(x, mean, style, color=colour, linewidth=2)
-        band = mean - deviation, mean + deviation
-        axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
-        ends[row.name] = mean[-1]
-    names = sorted(ends, key=ends.get)
-    for name, height in zip(
-        names, set_apart(sorted(ends.values()), 5), strict=True
-    ):
-        colour = STYLES[[row.name for row in ROWS].index(name)][0]
-        place = dict(xytext=(x[-1] + 3, height), va='center', fontsize=9)
-        axes.annotate(name, (x[-1], ends[name]), color=colour, **place)
-    axes.axhline(50, color=FAINT, linewidth=0.8, linestyle=':', zorder=0)
-    axes.text(2, 51, 'guessing', color=FAINT, fontsize=8)
-    axes.set(xlim=(0, x[-1]), ylim=(0, 102))
-    axes.set_xlabel('Distance from the bar in pixels')
-    axes.set_ylabel('Pixels of digits that are right, %')
-    axes.spines[['top', 'right']].set_visible(False)
-    save_figure(figure, path)
-
-
-def set_apart(heights: Iterable[float], least: float) -> list[float]:
-    """Rising heights, moved downwards until they lie this far apart."""
-    moved = []
-    for height in reversed(list(heights)):
-        moved.append(min([height, *(m - least for m in moved[-1:])]))
-    return moved[::-1]
+    lines = {}
+    for run in (run for run in runs if run['task'] == 'bars'):
+        right, pixels = (np.array(run[key]) for key in ('right', 'pixels'))
+        share = 100 * right[: len(x)] / pixels[: len(x)]
+        lines.setdefault(run['row'], []).append(share)
+    for axes, row in zip(panels.flat, ROWS, strict=True):
+        axes.axhline(50, color=FAINT, linewidth=0.8, linestyle=':')
+        if row is not ROWS[0]:
+            mean = np.mean(lines[ROWS[0].name], axis=0)
+            axes.plot(x, mean, color=FAINT, linewidth=1.5)
+        for line in lines[row.name]:
+            axes.plot(x, line, color=SOFT, linewidth=1)
+        mean = np.mean(lines[row.name], axis=0)
+        axes.plot(x, mean, color=STRONG, linewidth=2.2)
+        axes.set_title(row.name, fontsize=10, loc='left')
+        axes.set(xlim=(0, x[-1] + STEP / 2), ylim=(30, 101))
+        axes.spines[['top', 'right']].set_visible(False)
+    first, second = panels.flat[:2]
+    end = dict(x=x[-1], fontsize=8, ha='right')
+    first.text(y=92, s='mean', color=STRONG, **end)
+    first.text(y=85, s='each seed', color=SOFT, **end)
+    first.text(y=51.5, s='guessing the colour', color=FAINT, **end)
+    second.text(y=34, s=f'mean of {ROWS[0].name}', color=FAINT, **end)
+    figure.supxlabel('distance from the bar in pixels', fontsize=10)
+    figure.supylabel('digit pixels that are right, %', fontsize=10)
+    save_figure(figure, path, dpi=150)
 
 
 def main() -> None:
@@ -465,6 +454,7 @@ def main() -> None:
         pelk_mm=pelk_mm.__version__,
         command=shlex.join([*command, *sys.argv[1:]]),
         seeds=args.seeds,
+        cpu_minutes=sum(run['cpu_seconds'] for run in starts + runs) / 60,
         tables=rows,
     )
     results = Path(args.results)
