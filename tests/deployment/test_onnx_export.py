@@ -98,6 +98,7 @@ def test_enlarged_network_of_a_library(tmp_path):
     torch.testing.assert_close(load_onnx(path)(images)['logits'], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', ['segmentor'], indirect=True)
 def test_compact_dynamic_segmentor(network, tmp_path, monkeypatch):
     # Rows of all cells in boxes too, as larger kernels have them.

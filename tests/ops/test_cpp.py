@@ -235,6 +235,7 @@ def test_library_that_cannot_be_loaded(tmp_path, monkeypatch):
     assert_falls_back(result, 'could not be built')
 
 
+@pytest.mark.slow
 def test_two_processes_build_once(tmp_path):
     environment = {
         **os.environ,

@@ -118,6 +118,7 @@ def test_merging(trained, opens, tmp_path):
     assert opens([checkpoint], tool, *args) == [1]
 
 
+@pytest.mark.slow
 def test_exporting(trained, opens, tmp_path):
     config, checkpoint = trained('classifier')
     out = ('--shape', 32, 32, '--out', tmp_path / 'model.onnx')

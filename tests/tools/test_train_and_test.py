@@ -94,6 +94,7 @@ def test_dist_train_runs_on_two_processes(config, tmp_path):
     assert (tmp_path / 'iter_6.pth').is_file()
 
 
+@pytest.mark.slow
 def test_dist_test_runs_on_two_processes(config, trained, tmp_path):
     result = run(
         'tools/dist_test.sh',
