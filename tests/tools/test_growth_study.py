@@ -109,10 +109,10 @@ def test_what_lies_within_the_spread_is_no_difference(study, miou, word):
 
 def test_a_finished_run_is_kept_for_its_settings(study, tmp_path):
     settings = dict(iterations=5)
-    assert study.earlier(tmp_path, settings) == dict(settings=settings)
+    assert study.earlier_run(tmp_path, settings) == dict(settings=settings)
     study.write_json(tmp_path / 'run.json', dict(settings=settings, miou=1.0))
-    assert study.earlier(tmp_path, settings)['miou'] == 1
-    assert 'miou' not in study.earlier(tmp_path, dict(iterations=6))
+    assert study.earlier_run(tmp_path, settings)['miou'] == 1
+    assert 'miou' not in study.earlier_run(tmp_path, dict(iterations=6))
 
 
 def test_the_picture(study, tmp_path):

@@ -9,30 +9,28 @@ RESULTS/growth_study.{md,json} and PICTURE.
 
 import argparse
 import itertools
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import mmcv
-import mmengine
-import mmseg
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from measure import environment
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from studies import (
+    add_folders,
+    earlier_run,
+    make_parser,
+    processes,
+    provenance,
+    write_results,
+)
 
-import pelk_mm
 from pelk_mm.analysis.figures import FAINT, SOFT, STRONG, save_figure
 from pelk_mm.apis.conversion import grow_checkpoint
 from pelk_mm.apis.launch import build_runner, prepare_training
@@ -47,7 +45,7 @@ from pelk_mm.datasets.digit_scenes import (
 from pelk_mm.models.utils import read_checkpoint
 from pelk_mm.models.utils.safe_saving import save_checkpoint
 from pelk_mm.utils.config import load_config
-from pelk_mm.utils.files import atomic_path, write_json
+from pelk_mm.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,19 +88,11 @@ RANGES = [(0, 48), (48, 80), (80, 128)]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--workers', type=int, default=2, help='runs side by side')
-    work_help = 'folder of data, logs and finished runs, which are kept'
-    add('--work-dir', default='work_dirs/growth_study', help=work_help)
-    results = str(Path(__file__).with_name('results'))
-    add('--results', default=results, help='folder of the table')
+    parser = make_parser(__doc__)
+    add_folders(parser, 'growth_study')
     picture = str(ROOT / 'docs' / 'assets' / 'growth_by_distance.png')
-    add('--picture', default=picture, help='accuracy by distance')
+    text = 'accuracy by distance'
+    parser.add_argument('--picture', default=picture, help=text)
     return parser.parse_args()
 
 
@@ -206,7 +196,7 @@ def classify(paper: bool, seed: int, work_dir: str) -> dict:
     recipe = TASKS['digits'].recipe
     settings = dict(epochs=EPOCHS, pictures=recipe.train_digits)
     settings['picture_size'] = recipe.digit_size
-    run = earlier(folder, settings)
+    run = earlier_run(folder, settings)
     if 'accuracy' not in run:
         config = classifier_config(paper, Path(work_dir, 'digits'))
         runner, found = train(config, seed, folder)
@@ -228,7 +218,7 @@ def segment(name: str, row: Row, start: Mapping, work_dir: str) -> dict:
     )
     settings = dict(task._asdict(), recipe=asdict(task.recipe))
     settings.update(row=list(row), start=start['settings'])
-    run = earlier(folder, settings)
+    run = earlier_run(folder, settings)
     if 'miou' not in run:
         weights = grow(start['checkpoint'], row, folder)
         config = segmentor_config(name, row, Path(work_dir, name), weights)
@@ -242,13 +232,6 @@ def segment(name: str, row: Row, start: Mapping, work_dir: str) -> dict:
     figures = f'mIoU {run["miou"]:.2f}, {run["seconds"]:.0f} s'
     print(f'{name}, {row.name}, seed {seed}: {figures}', flush=True)
     return run
-
-
-def earlier(folder: Path, settings: dict) -> dict:
-    """A run that was finished before with these settings, or its beginning."""
-    done = folder / 'run.json'
-    run = json.loads(done.read_text()) if done.is_file() else {}
-    return run if run.get('settings') == settings else dict(settings=settings)
 
 
 def grow(source: str, row: Row, folder: Path) -> Path:
@@ -299,10 +282,7 @@ def study(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Train the classifiers, then every row on every task, with each seed."""
     for name, task in TASKS.items():
         make_digit_scenes(Path(args.work_dir, name), task.recipe)
-    # One thread a run: two runs side by side take less time than two threads
-    # a run, and the figures do not depend on how many run.
-    spawn = get_context('spawn')
-    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+    with processes(args.workers) as pool:
         kinds = itertools.product(args.seeds, (False, True))
         futures = [
             pool.submit(classify, paper, seed, args.work_dir)
@@ -445,30 +425,20 @@ def main() -> None:
     rows = {
         name: [summarise(name, row, runs) for row in ROWS] for name in TASKS
     }
-    command = ['python', f'tools/benchmarks/{Path(__file__).name}']
     about = dict(
-        environment('cpu'),
-        mmengine=mmengine.__version__,
-        mmcv=mmcv.__version__,
-        mmseg=mmseg.__version__,
-        pelk_mm=pelk_mm.__version__,
-        command=shlex.join([*command, *sys.argv[1:]]),
+        provenance(__file__, 'mmengine', 'mmcv', 'mmseg'),
         seeds=args.seeds,
         cpu_minutes=sum(run['cpu_seconds'] for run in starts + runs) / 60,
         tables=rows,
     )
-    results = Path(args.results)
-    everything = dict(about, classifiers=starts, runs=runs)
-    write_json(results / 'growth_study.json', everything)
     cells = dict(about, seeds=', '.join(map(str, args.seeds)))
     for name in TASKS:
         cells[f'{name}_table'] = markdown_table(rows[name])
         cells[f'{name}_verdict'] = verdict(rows[name])
-    table = TEMPLATE.format(**cells)
-    with atomic_path(results / 'growth_study.md') as path:
-        path.write_text(table)
+    everything = dict(about, classifiers=starts, runs=runs)
+    path = Path(args.results, 'growth_study')
+    write_results(path, everything, TEMPLATE.format(**cells))
     draw(runs, Path(args.picture))
-    print(table)
 
 
 if __name__ == '__main__':

@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import shlex
 import statistics
-import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import environment
+from studies import make_parser, processes, provenance, write_results
 from torch import Tensor, nn
 
-import pelk_mm
 from pelk_mm.engine.optimizers.cell_learning_rates import CellLearningRates
 from pelk_mm.models import PeLK
 from pelk_mm.models.archs import ARCHS, CONVNEXT_BLOCK
 from pelk_mm.models.utils import move_kernels
-from pelk_mm.utils.files import atomic_path, write_json
 
 SMALL = dict(kernel_sizes=(7, 7, 7, 7), center_radius=3)
 LR = 1e-4
@@ -96,16 +90,11 @@ NETWORKS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
     add('--size', type=int, default=512, help='of the pictures, in pixels')
     add('--batch', type=int, default=1, help='pictures a step')
     add('--after', type=int, nargs='+', default=[1, 5], help='steps')
-    add('--workers', type=int, default=2, help='runs side by side')
     add(
         '--networks',
         nargs='+',
@@ -191,8 +180,7 @@ def drift(network: str, rate: str, seed: int, args: argparse.Namespace):
 
 def study(args: argparse.Namespace) -> list[dict]:
     """Every network with each of its rates and seeds, several at a time."""
-    spawn = get_context('spawn')
-    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+    with processes(args.workers) as pool:
         futures = [
             pool.submit(drift, network, rate, seed, args)
             for network in args.networks
@@ -268,29 +256,21 @@ def main() -> None:
     args = parse_args()
     runs = study(args)
     rows = summarise(runs)
-    command = ['python', f'tools/benchmarks/{Path(__file__).name}']
     about = dict(
-        environment('cpu'),
-        pelk_mm=pelk_mm.__version__,
-        command=shlex.join([*command, *sys.argv[1:]]),
+        provenance(__file__),
         lr=LR,
         size=args.size,
         batch=args.batch,
         seeds=args.seeds,
         after=args.after,
     )
-    write_json(
-        args.out.with_suffix('.json'), dict(about, table=rows, runs=runs)
-    )
+    everything = dict(about, table=rows, runs=runs)
     about.update(
         table=markdown(rows, args.after),
         seeds=', '.join(map(str, args.seeds)),
         after=' and '.join(map(str, args.after)),
     )
-    text = TEMPLATE.format(**about)
-    with atomic_path(args.out.with_suffix('.md')) as path:
-        path.write_text(text)
-    print(text)
+    write_results(args.out, everything, TEMPLATE.format(**about))
 
 
 if __name__ == '__main__':

@@ -8,26 +8,26 @@ one has. Writes a table and all figures to RESULTS/sparsity_study.{md,json}.
 
 import argparse
 import itertools
-import json
-import shlex
 import statistics
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
-import mmengine
 import torch
-from measure import environment
 from mmengine.config import Config
 from mmengine.runner import Runner
+from studies import (
+    add_folders,
+    earlier_run,
+    make_parser,
+    processes,
+    provenance,
+    write_results,
+)
 
-import pelk_mm
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks import DynamicSparsityHook
 from pelk_mm.utils.config import load_config
-from pelk_mm.utils.files import atomic_path, write_json
+from pelk_mm.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs' / 'demo_pelk_digits.py'
@@ -47,18 +47,9 @@ SETTINGS = dict(
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    add('--epochs', type=int, default=8)
-    add('--workers', type=int, default=2, help='runs side by side')
-    work_help = 'folder of data, logs and finished runs, which are kept'
-    add('--work-dir', default='work_dirs/sparsity_study', help=work_help)
-    results = str(Path(__file__).with_name('results'))
-    add('--results', default=results, help='folder of the table')
+    parser = make_parser(__doc__)
+    parser.add_argument('--epochs', type=int, default=8)
+    add_folders(parser, 'sparsity_study')
     args = parser.parse_args()
     if args.epochs < 3:
         parser.error('--epochs must be at least 3, as the first 2 are warm-up')
@@ -116,15 +107,12 @@ def run_once(
     """Train one variant with one seed, unless that was done before."""
     torch.set_num_threads(1)
     folder = Path(work_dir) / variant.replace(' ', '_') / str(seed)
-    done = folder / 'run.json'
-    run = json.loads(done.read_text()) if done.is_file() else {}
-    settings = dict(SETTINGS, epochs=epochs)
-    if run.get('settings') != settings:
+    run = earlier_run(folder, dict(SETTINGS, epochs=epochs))
+    if 'accuracy' not in run:
         config = make_config(variant, seed, epochs, data)
         config.work_dir = str(folder)
-        run = dict(variant=variant, seed=seed, settings=settings)
-        run.update(train(config))
-        write_json(done, run)
+        run.update(variant=variant, seed=seed, **train(config))
+        write_json(folder / 'run.json', run)
     figures = f'{run["accuracy"]:.2f} %, {run["seconds"]:.0f} s'
     print(f'{variant}, seed {seed}: {figures}', flush=True)
     return run
@@ -135,10 +123,7 @@ def study(args: argparse.Namespace) -> list[dict]:
     digits = SETTINGS['train_pictures'], SETTINGS['val_pictures']
     recipe = Recipe(1, 1, 128, *digits, SETTINGS['picture_size'])
     data = make_digit_scenes(Path(args.work_dir) / 'data', recipe)
-    # One thread a run: two runs side by side take less time than two threads
-    # a run, and the figures do not depend on how many run.
-    spawn = get_context('spawn')
-    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
+    with processes(args.workers) as pool:
         same = args.epochs, data, args.work_dir
         futures = [
             pool.submit(run_once, variant, seed, *same)
@@ -221,28 +206,21 @@ def main() -> None:
     runs = study(args)
     rows = [summarise(variant, runs) for variant in VARIANTS]
     settings = dict(SETTINGS, epochs=args.epochs)
-    command = ['python', f'tools/benchmarks/{Path(__file__).name}']
     about = dict(
-        environment('cpu'),
-        mmengine=mmengine.__version__,
-        pelk_mm=pelk_mm.__version__,
-        command=shlex.join([*command, *sys.argv[1:]]),
+        provenance(__file__, 'mmengine'),
         seeds=args.seeds,
         settings=settings,
         table=rows,
         verdict=verdict(rows),
     )
-    results = Path(args.results)
-    write_json(results / 'sparsity_study.json', dict(about, runs=runs))
     base = rows[0]['cpu_seconds']
     cells = dict(
         seeds=', '.join(map(str, args.seeds)),
         rows='\n'.join(markdown_row(row, base) for row in rows),
     )
     table = TEMPLATE.format(**{**about, **settings, **cells})
-    with atomic_path(results / 'sparsity_study.md') as path:
-        path.write_text(table)
-    print(table)
+    path = Path(args.results, 'sparsity_study')
+    write_results(path, dict(about, runs=runs), table)
 
 
 if __name__ == '__main__':
