@@ -1,28 +1,16 @@
 # ConvNeXt-S of ImageNet-21k and 1k, its kernels grown to 101 x 101.
-# Any ConvNeXt of this size will do: another file, in any of the usual layouts,
-# and its own mean and std.
-_base_ = [
-    '_base_/models/cascade_mask_rcnn_pelk.py',
-    '_base_/datasets/coco_instance_mstrain_crop.py',
-    '_base_/schedules/coco_3x.py',
-]
+_base_ = './cascade_mask_rcnn_pelk_convnext_t_101_coco.py'
 
-checkpoint = (
-    'https://download.openmmlab.com/mmclassification/v0/convnext/'
-    'convnext-small_in21k-pre_3rdparty_in1k_20221219-aeca4c93.pth'
-)
 model = dict(
     backbone=dict(
         arch='convnext-small-101',
         drop_path_rate=0.6,
         init_cfg=dict(
-            type='Pretrained', checkpoint=checkpoint, prefix='backbone.'
+            checkpoint=(
+                'https://download.openmmlab.com/mmclassification/v0/convnext/'
+                'convnext-small_in21k-pre_3rdparty_in1k_20221219-aeca4c93.pth'
+            )
         ),
-    ),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        decay_rate=0.7, num_layers=12, scale_lr_by_cell_area=True
     )
 )
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

@@ -7,16 +7,17 @@ _base_ = [
     '_base_/schedules/ade20k_160k.py',
 ]
 
-checkpoint = (
-    'https://download.openmmlab.com/mmclassification/v0/convnext/'
-    'convnext-tiny_in21k-pre_3rdparty_in1k_20221219-7501e534.pth'
-)
 model = dict(
     backbone=dict(
         arch='convnext-tiny-101',
         drop_path_rate=0.4,
         init_cfg=dict(
-            type='Pretrained', checkpoint=checkpoint, prefix='backbone.'
+            type='Pretrained',
+            checkpoint=(
+                'https://download.openmmlab.com/mmclassification/v0/convnext/'
+                'convnext-tiny_in21k-pre_3rdparty_in1k_20221219-7501e534.pth'
+            ),
+            prefix='backbone.',
         ),
     ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
