@@ -7,6 +7,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 
 from pelk_mm.models import PeLK
+from pelk_mm.models.archs import CONVNEXT_BLOCK
 from pelk_mm.models.utils import move_kernels
 from pelk_mm.utils.config import build_model
 
@@ -91,9 +92,8 @@ def networks(kernel_sizes: tuple[int, ...]) -> tuple[PeLK, PeLK]:
     for sizes in ((7, 7, 7, 7), kernel_sizes):
         arch = dict(depths=(1,) * 4, channels=(8, 16, 16, 16))
         arch |= dict(kernel_sizes=sizes, center_radius=3)
-        block = dict(conv_ratio=1.0, small_kernel=None, pos_embed=False)
         scale = dict(layer_scale_init_value=1.0, out_indices=range(4))
-        models.append(PeLK(arch, **block, **scale))
+        models.append(PeLK(arch, **CONVNEXT_BLOCK, **scale))
         grids.append([stage.grid for stage in models[-1].stages])
     plain, grown = models
     for weight in plain.parameters():

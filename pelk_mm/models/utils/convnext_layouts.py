@@ -17,9 +17,10 @@ class Layout:
 
     In names ``{i}`` is a stage counted from 0 and ``{n}`` from 1, ``{odd}``
     and ``{even}`` are 2i + 1 and 2i, ``{b}`` is a block and ``{j}`` the first
-    or second layer. ``norms`` are those of each stage's output, ``final`` is
-    that of a classifier, and ``head`` its linear layer; the latter two are
-    beside the backbone where that is one part of the model.
+    or second layer. ``vectors`` may end before those of GRN. ``norms`` are
+    those of each stage's output, ``final`` is that of a classifier, and
+    ``head`` its linear layer; the latter two are beside the backbone where
+    that is one part of the model.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Layout:
     downsample: str
     block: str
     layers: tuple[str, str, str, str]
-    vectors: tuple[str, str, str]
+    vectors: tuple[str, ...] = VECTORS
     norms: tuple[str, ...] = ()
     final: tuple[str, ...] = ()
     head: str = 'head'
@@ -64,7 +65,7 @@ class Layout:
                 ours = f'stages.{i}.blocks.{b}.'
                 for pair in zip(self.layers, LAYERS, strict=True):
                     yield from layer(theirs + pair[0], ours + pair[1])
-                for name, vector in zip(self.vectors, VECTORS, strict=True):
+                for name, vector in zip(self.vectors, VECTORS, strict=False):
                     yield theirs + name, ours + vector
 
 
@@ -86,7 +87,6 @@ LAYOUTS = (
             'pointwise_conv1',
             'pointwise_conv2',
         ),
-        vectors=('gamma', 'grn.gamma', 'grn.beta'),
         norms=('norm{i}',),
         head='head.fc',
     ),
@@ -96,7 +96,6 @@ LAYOUTS = (
         downsample='downsample_layers.{i}.{j}',
         block='stages.{i}.{b}.',
         layers=('dwconv', 'norm', 'pwconv1', 'pwconv2'),
-        vectors=('gamma', 'grn.gamma', 'grn.beta'),
         # The second as in DINOv3's repository.
         norms=('norm{i}', 'norms.{i}'),
         final=('norm',),
@@ -125,7 +124,7 @@ LAYOUTS = (
         downsample='features.{even}.{j}',
         block='features.{odd}.{b}.',
         layers=('block.0', 'block.2', 'block.3', 'block.5'),
-        vectors=('layer_scale', '', ''),
+        vectors=('layer_scale',),
         final=('classifier.0',),
         head='classifier.2',
     ),
@@ -151,7 +150,7 @@ LAYOUTS = (
             'pointwise_conv1',
             'pointwise_conv2',
         ),
-        vectors=('gamma', '', ''),
+        vectors=('gamma',),
         final=('layer_norm',),
         head='classifier',
     ),
