@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from .base import Backend
-from .triton_plan import Plan, Tiles, copy_plan, make_plan, make_tables
+from .triton_plan import (
+    Plan,
+    Tiles,
+    copy_plan,
+    make_plan,
+    make_tables,
+    round_up,
+)
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Ampere: the oldest generation whose tensor cores know bfloat16 and TF32.
@@ -28,22 +35,22 @@ _MAX_CHANNELS = 65535
 class TritonBackend(Backend):
     """Tensor-core kernels for NVIDIA GPUs.
 
-    Work per output: k' products with a tile of 64 columns (two for the cells
-    of more than one row), instead of K^2 multiply-adds. float32 runs as three
-    TF32 products, with an error near float32's own; the narrower dtypes in
-    their own format, accumulated in float32. Results repeat bit by bit.
-    Around a non-finite input more outputs turn non-finite than the kernel
-    reaches.
+    Work per output: k' products with a tile of 64 columns (in float16 two for
+    the cells of several rows), instead of K^2 multiply-adds. float32 runs as
+    three TF32 products, with an error near float32's own; the narrower dtypes
+    in their own format, accumulated in float32. In bfloat16 sums of several
+    rows are rounded to it once more. Results repeat bit by bit. Around a
+    non-finite input more outputs turn non-finite than the kernel reaches.
 
     Scratch: the input once in planar order, rows padded to a multiple of 16
-    to 64, and for some box sizes of rows once more (twice in the narrow
-    dtypes): for PeLK's kernels 1 to 7 planes of the input's size in all, 3
-    for stage 1 of PeLK-T at 224 x 224 in bfloat16. One more plane holds a
-    channels-last output, or the output's gradient. Channels are taken in
+    to 64, and for some box sizes of rows once more (twice in float16): for
+    PeLK's kernels 1 to 7 planes of the input's size in all, 4 for stage 1 of
+    PeLK-T at 224 x 224 in bfloat16. One more plane holds a channels-last
+    output, and one the input of the weight's gradient. Channels are taken in
     groups to keep this below 128 MiB. The weight's gradient has at most some
     thousand partial sums for each of its k' columns, or one per tile of the
-    map if those are more. The weight is expanded to ``(C, k', K)``, never to
-    K x K.
+    map if those are more. The weight is expanded to k' rows, each padded and
+    as often as 16 bytes have numbers, never to K x K.
     """
 
     name = 'triton'
@@ -82,8 +89,7 @@ class TritonBackend(Backend):
         """
         if not self._interpreted:
             pixel = torch.zeros(1, 1, 1, 16, device='cuda')
-            target = torch.empty_like(pixel)[..., :1]
-            _interleave(pixel, target, Tiles(16, 16, 16, 16, 4))
+            _interleave(pixel, torch.empty_like(pixel)[..., :1], 16)
 
     def forward(
         self,
@@ -93,93 +99,193 @@ class TritonBackend(Backend):
         grid: SharingGrid,
         layout: torch.memory_format,
     ) -> Tensor:
-        batch, channels, height, width = input.shape
+        work = _Work(input, grid)
         output = torch.empty_like(input, memory_format=layout)
-        direct = output.is_contiguous()
-        narrow = input.element_size() < 4
-        tiles = Tiles.forward(batch * height, channels, width, narrow)
-        reach = tiles.reach(width, grid.kernel_size)
-        plan = make_plan(grid.sizes, height, reach, narrow)
-        tables = make_tables(plan, input.device)
-        # The kernel's k' distinct rows, written out along the columns.
-        rows = weight.squeeze(1).index_select(2, tables.column_cells)
-        lines = plan.num_maps * (plan.top + height)
-        if not direct:
-            lines += height
-        kernel = grid.num_cells, grid.kernel_size
-        blocks = -(-batch * height // tiles.lines), -(-width // tiles.columns)
         with _on(input.device):
-            for group in _channel_groups(input, batch * lines * tiles.padded):
-                maps = _fill_maps(input[:, group], plan, tiles)
-                target = planes = output[:, group]
-                count = target.shape[1]
-                if not direct:
-                    shape = count, batch, height, tiles.padded
-                    planes = _scratch(input, *shape).transpose(0, 1)
-                sizes = batch, height, width, plan.top, maps.stride(0), *kernel
-                _kernels().forward_kernel[(*blocks, count)](
-                    maps,
-                    rows[group],
-                    None if bias is None else bias[group],
-                    planes,
-                    tables.ladder,
-                    tables.cells,
-                    tables.level_ends,
-                    *sizes,
-                    *planes.stride()[:3],
-                    planes.shape[3],
-                    HAS_BIAS=bias is not None,
-                    maxnreg=128,
-                    # Loading ahead would bypass the first-level cache,
-                    # which holds most of a tile shifted by a few rows.
-                    num_stages=1,
-                    **_constants(input, plan, tiles),
-                )
-                if not direct:
-                    _interleave(planes, target, tiles)
+            rows = work.write_rows(weight)
+            for group in work.channel_groups():
+                maps = _fill_maps(input[:, group], work.plan, work.padded)
+                group_bias = None if bias is None else bias[group]
+                work.convolve(maps, rows[group], group_bias, output[:, group])
         return output
 
     def weight_grad(
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
-        batch, _, height, width = input.shape
-        cells = grid.num_cells
-        narrow = input.element_size() < 4
-        tiles = Tiles.weight_grad(batch * height, width, narrow)
-        reach = tiles.reach(width, grid.kernel_size)
-        plan = make_plan(grid.sizes, height, reach, narrow)
-        tables = make_tables(plan, input.device)
-        pairs, chunks = tiles.pairs(width, grid.kernel_size)
-        lines = plan.num_maps * (plan.top + height) + height
+        work = _Work(input, grid)
         grads = []
         with _on(input.device):
-            for group in _channel_groups(input, batch * lines * tiles.padded):
-                maps = _fill_maps(input[:, group], plan, tiles)
-                grad_group = grad_output[:, group]
-                count = maps.shape[1]
-                programs = count * cells * pairs
-                splits, split_lines = tiles.splits(batch * height, programs)
-                sizes = batch, count, height, width, plan.top, maps.stride(0)
-                shape = splits * pairs, count, cells, cells
-                partial_sums = _scratch(input, *shape, dtype=torch.float32)
-                _kernels().weight_grad_kernel[pairs, cells * splits, count](
-                    maps,
-                    _fill_maps(grad_group, copy_plan(), tiles),
-                    partial_sums,
-                    tables.ladder,
-                    tables.boxes_of,
-                    tables.cell_starts,
-                    *sizes,
-                    cells,
-                    grid.kernel_size,
-                    splits,
-                    split_lines,
-                    chunks,
-                    num_stages=3,
-                    **_constants(input, plan, tiles),
+            for group in work.channel_groups():
+                maps = _fill_maps(
+                    grad_output[:, group], work.plan, work.padded
                 )
-                grads.append(partial_sums.sum(0))
+                grads.append(work.correlate(maps, input[:, group]))
         return torch.cat(grads).to(input.dtype).unsqueeze(1)
+
+    def backward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        grad_output: Tensor,
+        grid: SharingGrid,
+        layout: torch.memory_format,
+    ) -> tuple[Tensor, Tensor]:
+        work = _Work(input, grid)
+        grad_input = torch.empty_like(input, memory_format=layout)
+        grads = []
+        with _on(input.device):
+            rows = work.write_rows(weight, flipped=True)
+            for group in work.channel_groups():
+                maps = _fill_maps(
+                    grad_output[:, group], work.plan, work.padded
+                )
+                work.convolve(maps, rows[group], None, grad_input[:, group])
+                grads.append(work.correlate(maps, input[:, group]))
+        return grad_input, torch.cat(grads).to(input.dtype).unsqueeze(1)
+
+
+class _Work:
+    """What the launches for maps of one shape have in common."""
+
+    def __init__(self, input: Tensor, grid: SharingGrid) -> None:
+        self.input, self.grid = input, grid
+        self.batch, channels, self.height, self.width = input.shape
+        lines = self.batch * self.height
+        narrow = input.element_size() < 4
+        size = self.width, grid.kernel_size
+        self.tiles = Tiles.forward(lines, channels, self.width, narrow)
+        self.grad_tiles = Tiles.weight_grad(lines, self.width, narrow)
+        self.padded = self.tiles.pad(self.width)
+        means = input.dtype == torch.float16
+        reach = self.tiles.reach(*size)
+        self.plan = make_plan(grid.sizes, self.height, reach, means)
+        groups = self.tiles.group, self.grad_tiles.group
+        self.tables = make_tables(
+            self.plan, self.height, *groups, input.device
+        )
+        self.precision = 'tf32x3' if input.dtype == torch.float32 else 'ieee'
+        # Numbers of 16 bytes, the widest access.
+        self.phases = 16 // input.element_size()
+        first, last = self.tiles.taps(*size)
+        self.first_tap = (first - self.phases) // 16 * 16
+        self.taps = round_up(last + 1 - self.first_tap, 16)
+
+    def channel_groups(self) -> Iterator[slice]:
+        """Slices of channels whose scratch is small enough."""
+        lines = self.plan.num_maps * (self.plan.top + self.height)
+        lines += self.height
+        return _channel_groups(self.input, self.batch * lines * self.padded)
+
+    def write_rows(self, weight: Tensor, flipped: bool = False) -> Tensor:
+        """The kernel's k' distinct rows, ``(C, k', phases, taps)``."""
+        channels, cells = len(weight), self.grid.num_cells
+        rows = _scratch(weight, channels, cells, self.phases, self.taps)
+        block = 1024
+        blocks = -(-self.phases * self.taps // block)
+        _kernels().rows_kernel[channels * cells, blocks](
+            weight.contiguous(),
+            rows,
+            self.tables.column_cells,
+            cells,
+            self.grid.kernel_size,
+            self.first_tap,
+            self.taps,
+            FLIPPED=flipped,
+            PHASES=self.phases,
+            BLOCK=block,
+        )
+        return rows
+
+    def convolve(
+        self, maps: Tensor, rows: Tensor, bias: Tensor | None, output: Tensor
+    ) -> None:
+        """Write the convolution of what the maps were made of."""
+        channels = output.shape[1]
+        planes = output
+        direct = output.stride(3) == 1
+        if not direct:
+            shape = channels, self.batch, self.height, self.padded
+            planes = _scratch(output, *shape).transpose(0, 1)
+        tiles, tables = self.tiles, self.tables
+        blocks = (
+            -(-self.batch * self.height // tiles.lines),
+            -(-self.width // tiles.columns),
+        )
+        _kernels().forward_kernel[(*blocks, channels)](
+            maps,
+            rows,
+            bias,
+            planes,
+            tables.steps,
+            tables.levels,
+            self.batch,
+            self.height,
+            self.width,
+            self.plan.top,
+            maps[0, 0].numel(),
+            self.grid.num_cells,
+            self.grid.kernel_size,
+            self.first_tap,
+            self.taps,
+            *planes.stride()[:3],
+            planes.shape[3],
+            self.padded,
+            LEVELS=len(tables.levels),
+            HAS_BIAS=bias is not None,
+            PHASES=self.phases,
+            maxnreg=128,
+            # Loading ahead would bypass the first-level cache, which holds
+            # most of a tile shifted by a few rows.
+            num_stages=1,
+            **self._constants(tiles),
+        )
+        if not direct:
+            _interleave(planes, output, self.padded)
+
+    def correlate(self, maps: Tensor, input: Tensor) -> Tensor:
+        """``(C, k', k')`` in float32, of the maps of an output's gradient."""
+        channels, cells = input.shape[1], self.grid.num_cells
+        tiles, tables = self.grad_tiles, self.tables
+        pairs, chunks = tiles.pairs(self.width, self.grid.kernel_size)
+        groups = len(tables.counts)
+        splits, split_lines = tiles.splits(
+            self.batch * self.height, channels * groups * pairs
+        )
+        shape = splits * pairs, channels, cells, cells
+        partial_sums = _scratch(input, *shape, dtype=torch.float32)
+        _kernels().weight_grad_kernel[pairs, groups * splits, channels](
+            maps,
+            _fill_maps(input, copy_plan(), self.padded),
+            partial_sums,
+            tables.cells,
+            tables.counts,
+            tables.cell_steps,
+            tables.cell_starts,
+            self.batch,
+            channels,
+            self.height,
+            self.plan.top,
+            maps[0, 0].numel(),
+            cells,
+            self.grid.kernel_size,
+            splits,
+            split_lines,
+            chunks,
+            self.padded,
+            num_stages=1,
+            **self._constants(tiles),
+        )
+        return partial_sums.sum(0)
+
+    def _constants(self, tiles: Tiles) -> dict[str, Any]:
+        return dict(
+            BLOCK_M=tiles.lines,
+            BLOCK_X=tiles.columns,
+            BLOCK_K=tiles.chunk,
+            GROUP=tiles.group,
+            PRECISION=self.precision,
+            num_warps=tiles.warps,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -214,18 +320,6 @@ def _on(device: torch.device) -> AbstractContextManager:
     )
 
 
-def _constants(input: Tensor, plan: Plan, tiles: Tiles) -> dict[str, Any]:
-    return dict(
-        PADDED=tiles.padded,
-        LEVELS=len(plan.boxes),
-        BLOCK_M=tiles.lines,
-        BLOCK_X=tiles.columns,
-        BLOCK_K=tiles.chunk,
-        PRECISION='tf32x3' if input.dtype == torch.float32 else 'ieee',
-        num_warps=tiles.warps,
-    )
-
-
 def _scratch(
     like: Tensor, *shape: int, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -243,12 +337,12 @@ def _channel_groups(input: Tensor, scratch: int) -> Iterator[slice]:
         yield slice(first, min(first + most, channels))
 
 
-def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
+def _fill_maps(input: Tensor, plan: Plan, padded: int) -> Tensor:
     """``(maps, C, N, top + H, padded)``: all boxes of the plan's ladder."""
     batch, channels, height, _ = input.shape
     lines = plan.top + height
-    maps = _scratch(input, plan.num_maps, channels, batch, lines, tiles.padded)
-    _turn(_kernels().maps_kernel, batch * lines, channels, tiles)(
+    maps = _scratch(input, plan.num_maps, channels, batch, lines, padded)
+    _turn(_kernels().maps_kernel, batch * lines, channels, padded)(
         input,
         maps,
         *input.shape,
@@ -256,27 +350,28 @@ def _fill_maps(input: Tensor, plan: Plan, tiles: Tiles) -> Tensor:
         maps.stride(0),
         BOXES=sum(plan.boxes),
         LARGEST=plan.boxes[0],
-        SPLIT=plan.narrow,
+        MEANS=plan.means,
     )
     return maps
 
 
-def _interleave(planes: Tensor, target: Tensor, tiles: Tiles) -> None:
+def _interleave(planes: Tensor, target: Tensor, padded: int) -> None:
     """Copy ``planes``, ``(N, C, H, padded)``, into the output."""
     batch, channels, height, _ = target.shape
     kernel = _kernels().interleave_kernel
-    launch = _turn(kernel, batch * height, channels, tiles)
+    launch = _turn(kernel, batch * height, channels, padded)
     launch(planes, target, *target.shape, *target.stride())
 
 
-def _turn(kernel: Any, lines: int, channels: int, tiles: Tiles) -> Callable:
+def _turn(kernel: Any, lines: int, channels: int, padded: int) -> Callable:
     """The launch of a kernel that turns lines from one layout to another."""
-    block_c = 2048 // tiles.chunk
-    blocks = -(-channels // block_c) * (tiles.padded // tiles.chunk)
+    block_w = min(padded & -padded, 64)
+    block_c = 2048 // block_w
+    blocks = -(-channels // block_c) * (padded // block_w)
     return partial(
         kernel[lines, blocks],
-        PADDED=tiles.padded,
+        PADDED=padded,
         BLOCK_C=block_c,
-        BLOCK_W=tiles.chunk,
+        BLOCK_W=block_w,
         num_warps=4,
     )

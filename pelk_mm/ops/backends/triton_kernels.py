@@ -7,18 +7,16 @@ The mathematics, for one channel. Row cell ``a`` of the kernel covers the
 offsets of ``s_a`` neighbouring rows, on all of which the kernel's row is the
 same K numbers, ``w_a``. With ``X_a`` the sums of those ``s_a`` rows of X,
 ``Y = sum_a X_a T_a``, where ``T_a[x', x] = w_a[x' - x + K // 2]`` is a banded
-Toeplitz matrix that the tensor cores see as a tile made on the fly. ``X_a`` is
-a sum of a few row-shifted *maps*: the input, and running sums of 2, 4, 8 ...
+Toeplitz matrix, of which the tensor cores see a tile at a time. ``X_a`` is a
+sum of a few row-shifted *maps*: the input, and running sums of 2, 4, 8 ...
 of its rows, the *boxes* of a *ladder*. The ladder, and which cell takes which
 boxes at which shift, are worked out in ``triton_plan.py``.
 
-Ladder, one row of four int32 per level, largest box first and 1 last: rows
-per box; maps per box; index of the first of them; box over the next level's
-box. Maps lie in the opposite order, the input first. They hold means of rows,
-not sums, which keeps float16 from overflowing: the accumulator is multiplied
-by the fourth entry on the way down. A narrow dtype holds a mean as two maps,
-the rounded mean and the rest, so that rounding it costs no more than float32
-accumulation does.
+Maps lie smallest box first, the input before all. In float32 and bfloat16
+they hold sums of rows. In float16, which sums would overflow, they hold means,
+and the accumulator is multiplied by the box on the way down. A mean takes two
+maps there, the rounded mean and the rest: float16's products are wanted as
+exact as float16's results. In bfloat16 a sum is rounded once.
 """
 
 from __future__ import annotations
@@ -42,6 +40,34 @@ def _add_product(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _rounded(values, dtype: tl.constexpr):
+    if _WIDEN and dtype == tl.bfloat16:
+        # The interpreter would cut the rest of the number off.
+        bits = values.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        values = (bits & -0x10000).to(tl.float32, bitcast=True)
+    return values.to(dtype)
+
+
+@triton.jit
+def _chosen(step, member, GROUP: tl.constexpr):
+    """The four numbers of the step that each member of a group stands for.
+
+    Chosen rather than loaded, so that the compiler knows them to be equal
+    for all columns of a member, and loads those 16 bytes at a time.
+    """
+    one = tl.zeros_like(member)
+    two, three, four = one, one, one
+    for index in tl.static_range(GROUP):
+        chosen = member == index
+        one = tl.where(chosen, tl.load(step + index * 4), one)
+        two = tl.where(chosen, tl.load(step + index * 4 + 1), two)
+        three = tl.where(chosen, tl.load(step + index * 4 + 2), three)
+        four = tl.where(chosen, tl.load(step + index * 4 + 3), four)
+    return one, two, three, four
+
+
+@triton.jit
 def maps_kernel(
     input,  # (N, C, H, W), any strides
     maps,  # (maps, C, N, top + H, Wp), contiguous
@@ -50,7 +76,7 @@ def maps_kernel(
     map_stride,  # elements from one map to the next
     BOXES: tl.constexpr,  # all box sizes, 1 too, as bits of one number
     LARGEST: tl.constexpr,  # of them
-    SPLIT: tl.constexpr,  # whether a mean takes two maps
+    MEANS: tl.constexpr,  # in two maps each, not sums in one
     PADDED: tl.constexpr,  # Wp
     BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
@@ -89,81 +115,120 @@ def maps_kernel(
         total += tl.load(row_in, mask=met, other=0.0).to(tl.float32)
         # A power of two, and one of the boxes.
         if ((step + 1) & step) == 0 and (BOXES & (step + 1)) != 0:
-            mean = total * (1.0 / (step + 1))
-            rounded = mean.to(maps.dtype.element_ty)
+            mean = total * (1.0 / (step + 1)) if MEANS else total
+            rounded = _rounded(mean, maps.dtype.element_ty)
             tl.store(target, rounded, mask=kept & (y >= 0))
             target += map_stride
-            if SPLIT and step > 0:
+            if MEANS and step > 0:
                 rest = (mean - rounded.to(tl.float32)).to(rounded.dtype)
                 tl.store(target, rest, mask=kept & (y >= 0))
                 target += map_stride
 
 
 @triton.jit
+def rows_kernel(
+    weight,  # (C, 1, k', k'), contiguous
+    rows,  # (C, k', PHASES, taps), contiguous
+    column_cells,  # (K,) int32
+    num_cells, kernel_size,
+    first_tap,
+    taps,
+    FLIPPED: tl.constexpr,  # whether to read the weight from its end
+    PHASES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write every row cell's K numbers out, with zeros on either side.
+
+    ``PHASES`` times, each copy one number further: where a tile of a banded
+    Toeplitz matrix starts, in one of them there is an aligned address.
+    Grid: (C * k', tiles of PHASES * taps).
+    """
+    row = tl.program_id(0)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tap = at // taps + at % taps + first_tap
+    column = tl.load(
+        column_cells + tap, mask=(tap >= 0) & (tap < kernel_size), other=-1
+    )
+    source = row.to(tl.int64) * num_cells + column
+    if FLIPPED:
+        source = (row // num_cells * 2 + 1).to(tl.int64) * num_cells
+        source = (source - row) * num_cells - 1 - column
+    values = tl.load(weight + source, mask=column >= 0, other=0.0)
+    end = PHASES * taps
+    tl.store(rows + row.to(tl.int64) * end + at, values, mask=at < end)
+
+
+@triton.jit
 def forward_kernel(
     maps,  # as maps_kernel writes them
-    kernel_rows,  # (C, k', K), contiguous: w_a
+    rows,  # as rows_kernel writes them: w_a
     bias,  # (C,), read if HAS_BIAS
     output,  # (N, C, H, >= W), innermost stride 1
-    ladder,
-    cells,  # (k' * levels, 3) int32: cell, shift, boxes
-    level_ends,  # (levels + 1,) int32: which of these belong to a level
-    batch, height, width, top, map_stride,
-    num_cells, kernel_size,
+    steps, levels,  # see Tables
+    batch, height, width, top,
+    map_size,  # N * (top + H) * Wp
+    num_cells, kernel_size, first_tap, taps,
     stride_n, stride_c, stride_h,
     store_width,  # W, or Wp where the output has that many columns
-    PADDED: tl.constexpr, LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    padded,  # Wp
+    LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr, PHASES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add up ``X_a T_a``; accumulators are float32.
 
     A tile is BLOCK_M lines of one channel, images one behind the other, by
-    BLOCK_X columns. Grid: (tiles of N * H lines, tiles of W, C).
+    BLOCK_X columns; GROUP products are made as one, side by side.
+    Grid: (tiles of N * H lines, tiles of W, C).
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = m // height
-    y = m % height
-    x = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
+    # A line behind the last image meets no box.
+    y = tl.where(n < batch, m % height, height)
+    left = tl.program_id(1) * BLOCK_X
+    x = left + tl.arange(0, BLOCK_X)
     c = tl.program_id(2).to(tl.int64)
     radius = kernel_size // 2
-    lines = top + height
-    # Where box 0 of a line's own row is, in every map.
-    home = ((c * batch + n) * lines + y + top) * PADDED
-    map_step = tl.cast(map_stride, tl.int64)
-    left = tl.program_id(1) * BLOCK_X
     first = tl.maximum(left - radius, 0) // BLOCK_K
     last = tl.cdiv(tl.minimum(left + BLOCK_X + radius, width), BLOCK_K)
+    # Where box 0 of a line's own row is, in the channel's first map.
+    maps += c * map_size
+    home = (n * (top + height) + y + top).to(map_size.dtype) * padded
+    home = tl.multiple_of(home, 16)
+    map_stride = tl.num_programs(2) * tl.cast(map_size, tl.int64)
+    # Column k of the map meets column x of the output at tap k - x + radius.
+    tap = radius - first_tap - x
+    phase = tap & (PHASES - 1)
+    row_size = PHASES * taps
+    start = tl.multiple_of(phase * taps + tap - phase, PHASES)
+    toeplitz = rows + c * num_cells * row_size + start
+    side = tl.arange(0, GROUP * BLOCK_K)
+    member = side // BLOCK_K
+    column = side % BLOCK_K
 
     total = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
+    begin = 0
     for level in range(LEVELS):
-        box = tl.load(ladder + level * 4)
-        parts = tl.load(ladder + level * 4 + 1)
-        first_map = tl.load(ladder + level * 4 + 2)
-        begin = tl.load(level_ends + level)
-        end = tl.load(level_ends + level + 1)
-        for entry in range(begin, end):
-            cell = tl.load(cells + entry * 3)
-            shift = tl.load(cells + entry * 3 + 1)
-            boxes = tl.load(cells + entry * 3 + 2)
-            row = kernel_rows + (c * num_cells + cell) * kernel_size
+        end = tl.load(levels + level * 2)
+        for group in range(begin, end):
+            step = steps + group * GROUP * 4
+            cell, map, down, box = _chosen(step, member, GROUP)
+            cell = tl.multiple_of(cell * row_size, PHASES)
+            shift = tl.multiple_of(map * map_stride + down * padded, 16)
+            # Boxes wholly above or below the map are not stored.
+            row = y[:, None] + down[None, :]
+            met = (row > -box[None, :]) & (row < height)
+            met = met & (y < height)[:, None]
             for chunk in range(first, last):
-                k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-                tap = k[:, None] - x[None, :] + radius
-                inside = (tap >= 0) & (tap < kernel_size)
-                toeplitz = tl.load(row + tap, mask=inside, other=0.0)
-                for step in range(boxes * parts):
-                    down = shift + step // parts * box
-                    # Boxes wholly above or below the map are not stored.
-                    met = (y + down > -box) & (y + down < height)
-                    source = maps + (first_map + step % parts) * map_step
-                    lines_in = tl.load(
-                        source + (home + down * PADDED)[:, None] + k[None, :],
-                        mask=((m < batch * height) & met)[:, None],
-                        other=0.0,
-                    )
-                    total = _add_product(lines_in, toeplitz, total, PRECISION)
-        total *= tl.load(ladder + level * 4 + 3).to(tl.float32)
+                k = chunk * BLOCK_K + column
+                lines_in = tl.load(
+                    maps + (home[:, None] + (shift + k)[None, :]),
+                    mask=met,
+                    other=0.0,
+                )
+                tiles = tl.load(toeplitz[None, :] + (cell + k)[:, None])
+                total = _add_product(lines_in, tiles, total, PRECISION)
+        total *= tl.load(levels + level * 2 + 1).to(tl.float32)
+        begin = end
 
     if HAS_BIAS:
         total += tl.load(bias + c).to(tl.float32)
@@ -171,7 +236,7 @@ def forward_kernel(
     line += y.to(tl.int64) * stride_h
     tl.store(
         output + line[:, None] + x[None, :],
-        total.to(output.dtype.element_ty),
+        _rounded(total, output.dtype.element_ty),
         mask=(m < batch * height)[:, None] & (x < store_width)[None, :],
     )
 
@@ -205,81 +270,92 @@ def interleave_kernel(
 
 @triton.jit
 def weight_grad_kernel(
-    maps,  # of the input, as maps_kernel writes them
-    grad_maps,  # (C, N, H, Wp), contiguous: the output's gradient
+    maps,  # of the output's gradient, as maps_kernel writes them
+    planes,  # (C, N, H, Wp), contiguous: the input
     partial,  # (splits * pairs, C, k', k') float32, contiguous
-    ladder,
-    boxes_of,  # (levels, k', 2) int32: shift, boxes
+    cells, counts, cell_steps,  # see Tables
     cell_starts,  # (k' + 1,) int32: first kernel column of every cell
-    batch, channels, height, width, top, map_stride,
+    batch, channels, height, top,
+    map_size,  # N * (top + H) * Wp
     num_cells, kernel_size,
     splits, split_lines,
-    chunks,  # most chunks of input columns that meet a tile of columns
-    PADDED: tl.constexpr, LEVELS: tl.constexpr,
+    chunks,  # most chunks of columns of the maps that meet a tile of columns
+    padded,  # Wp
     BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Share of a split of the lines and a pair of tiles in the gradient.
 
-    ``M_a[x', x] = sum over lines of X_a[line, x'] G[line, x]`` is a matrix
-    product; the gradient of ``w_theta(a, b)`` is the sum of those diagonals
-    of ``M_a`` that lie in cell b. Every program writes numbers of its own
-    and the host adds them up, so that results repeat bit by bit.
-    Grid: (tiles of W * chunks, k' * splits, C).
+    ``M_a[x', x] = sum over lines of G_a[line, x'] X[line, x]``, of GROUP cells
+    at once, is a matrix product; the gradient of ``w_theta`` is the sum of
+    those diagonals of a matrix that lie in one cell. The boxes are those of
+    the output's gradient, which the input's gradient needs as well: the
+    weight's offsets are the other way round, and so are its cells.
+
+    Every program writes numbers of its own and the host adds them up, so that
+    results repeat bit by bit.
+    Grid: (tiles of W * chunks, groups * splits, C).
     """
     pair = tl.program_id(0)
-    cell = tl.program_id(1) // splits
+    group = tl.program_id(1) // splits
     split = tl.program_id(1) % splits
+    groups = tl.num_programs(1) // splits
     c = tl.program_id(2).to(tl.int64)
     radius = kernel_size // 2
-    lines = top + height
     left = pair // chunks * BLOCK_X
     x = left + tl.arange(0, BLOCK_X)
     chunk = tl.maximum(left - radius, 0) // BLOCK_K + pair % chunks
     k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
-    map_step = tl.cast(map_stride, tl.int64)
     begin = split * split_lines
     end = tl.minimum(begin + split_lines, batch * height)
-    if chunk * BLOCK_K >= tl.minimum(left + BLOCK_X + radius, width):
+    if chunk * BLOCK_K >= tl.minimum(left + BLOCK_X + radius, padded):
         end = begin  # No column of this chunk meets the tile.
+    side = tl.arange(0, GROUP * BLOCK_K)
+    member = side // BLOCK_K
+    column = chunk * BLOCK_K + side % BLOCK_K
+    map_stride = tl.num_programs(2) * tl.cast(map_size, tl.int64)
+    maps += c * map_size
+    planes += c * batch * height * padded
 
-    total = tl.zeros((BLOCK_K, BLOCK_X), tl.float32)
-    for level in range(LEVELS):
-        box = tl.load(ladder + level * 4)
-        parts = tl.load(ladder + level * 4 + 1)
-        first_map = tl.load(ladder + level * 4 + 2)
-        shift = tl.load(boxes_of + (level * num_cells + cell) * 2)
-        boxes = tl.load(boxes_of + (level * num_cells + cell) * 2 + 1)
-        steps = boxes * parts
-        for index in range(tl.cdiv(end - begin, BLOCK_M) * steps):
-            block = index // tl.maximum(steps, 1)
-            step = index % tl.maximum(steps, 1)
-            m = begin + block * BLOCK_M + tl.arange(0, BLOCK_M)
+    total = tl.zeros((GROUP * BLOCK_K, BLOCK_X), tl.float32)
+    for index in range(tl.load(counts + group)):
+        step = cell_steps + (index * groups + group) * GROUP * 4
+        factor, map, down, box = _chosen(step, member, GROUP)
+        total *= factor.to(tl.float32)[:, None]
+        shift = tl.multiple_of(map * map_stride + down * padded, 16)
+        for block in range(begin, end, BLOCK_M):
+            m = block + tl.arange(0, BLOCK_M)
             n = m // height
-            y = m % height
-            down = shift + step // parts * box
-            met = (m < end) & (y + down > -box) & (y + down < height)
-            home = ((c * batch + n) * lines + y + top + down) * PADDED
-            source = maps + (first_map + step % parts) * map_step
+            y = tl.where(m < end, m % height, height)
+            home = (n * (top + height) + y + top).to(map_size.dtype) * padded
+            home = tl.multiple_of(home, 16)
+            row = y[:, None] + down[None, :]
+            met = (row > -box[None, :]) & (row < height)
+            met = met & (y < height)[:, None] & (column < padded)[None, :]
             lines_in = tl.load(
-                source + home[:, None] + k[None, :],
-                mask=met[:, None],
+                maps + (home[:, None] + (shift + column)[None, :]),
+                mask=met,
                 other=0.0,
             )
-            line = ((c * batch + n) * height + y) * PADDED
-            grads = tl.load(
-                grad_maps + line[:, None] + x[None, :],
-                mask=(m < end)[:, None],
+            line = (n * height + y).to(map_size.dtype) * padded
+            values = tl.load(
+                planes + (tl.multiple_of(line, 16)[:, None] + x[None, :]),
+                mask=(y < height)[:, None] & (x < padded)[None, :],
                 other=0.0,
             )
-            total = _add_product(tl.trans(lines_in), grads, total, PRECISION)
-        total *= tl.load(ladder + level * 4 + 3).to(tl.float32)
+            total = _add_product(tl.trans(lines_in), values, total, PRECISION)
 
+    factor = tl.load(cells + (group * GROUP + member) * 2 + 1)
+    total *= factor.to(tl.float32)[:, None]
+    cell = tl.load(cells + (group * GROUP + tl.arange(0, GROUP)) * 2)
+    matrices = total.reshape(GROUP, BLOCK_K, BLOCK_X)
     tap = k[:, None] - x[None, :] + radius
     share = (split * tl.num_programs(0) + pair) * channels + c
-    target = partial + (share * num_cells + cell) * num_cells
+    target = partial + ((share + 1) * num_cells - 1 - cell) * num_cells
     for column in range(num_cells):
-        first = tl.load(cell_starts + column)
+        first_tap = tl.load(cell_starts + column)
         past = tl.load(cell_starts + column + 1)
-        inside = (tap >= first) & (tap < past)
-        tl.store(target + column, tl.sum(tl.where(inside, total, 0.0)))
+        inside = (tap >= first_tap) & (tap < past)
+        sums = tl.sum(tl.where(inside[None, :, :], matrices, 0.0), 2)
+        mask = cell >= 0
+        tl.store(target + (num_cells - 1 - column), tl.sum(sums, 1), mask=mask)

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate, combinations, pairwise
+from itertools import accumulate, chain, combinations, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from torch import Tensor
 # Box sizes a ladder may have besides 1; powers of two scale exactly.
 _BOXES = (2, 4, 8, 16, 32)
 # What one more map costs (written once, read through the caches) in matrix
-# products over 64 columns, by counting an H100's bytes and multiply-adds.
-_MAP_COST = {False: 1.0, True: 3.0}
+# products over 64 columns.
+_MAP_COST = 1.0
 # The weight's gradient is split until about this many programs share it.
 _PROGRAMS = 2048
 
@@ -32,7 +33,7 @@ class Plan:
     """
 
     sizes: tuple[int, ...]  # of the grid's cells
-    narrow: bool  # 16 bits: a box of more than one row takes two maps
+    means: bool  # float16: a box of more than one row is a mean in two maps
     boxes: tuple[int, ...]  # rows per box, descending, the last one 1
     cells: tuple[tuple[tuple[int, int, int], ...], ...]
 
@@ -44,7 +45,7 @@ class Plan:
     @property
     def parts(self) -> tuple[int, ...]:
         """Maps per level."""
-        return tuple(2 if self.narrow and box > 1 else 1 for box in self.boxes)
+        return tuple(2 if self.means and box > 1 else 1 for box in self.boxes)
 
     @cached_property
     def num_maps(self) -> int:
@@ -53,16 +54,41 @@ class Plan:
     @cached_property
     def num_products(self) -> int:
         """Matrix products per tile and chunk of columns."""
-        return sum(
-            part * count
-            for part, level in zip(self.parts, self.cells, strict=True)
-            for _, _, count in level
-        )
+        return sum(map(len, self.steps))
+
+    @cached_property
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
+        """What is multiplied and added up, level by level."""
+        # Maps lie smallest box first.
+        first = self.num_maps
+        levels = []
+        for box, parts, level in zip(
+            self.boxes, self.parts, self.cells, strict=True
+        ):
+            first -= parts
+            levels.append(
+                tuple(
+                    Step(cell, first + part, shift + box * index, box)
+                    for cell, shift, count in level
+                    for index in range(count)
+                    for part in range(parts)
+                )
+            )
+        return tuple(levels)
+
+
+class Step(NamedTuple):
+    """One product: a map, some rows further down, with a cell's weights."""
+
+    cell: int
+    map: int
+    down: int
+    box: int
 
 
 @lru_cache(maxsize=512)
 def make_plan(
-    sizes: tuple[int, ...], height: int, columns: int, narrow: bool
+    sizes: tuple[int, ...], height: int, columns: int, means: bool
 ) -> Plan:
     """The plan of least estimated cost, over all ladders.
 
@@ -73,15 +99,14 @@ def make_plan(
     longest = max(last - first for _, first, last in spans)
     useful = [box for box in _BOXES if box <= longest]
     plans = [
-        _split(sizes, spans, (*reversed(rungs), 1), narrow)
+        _split(sizes, spans, (*reversed(rungs), 1), means)
         for count in range(len(useful) + 1)
         for rungs in combinations(useful, count)
     ]
     return min(
         plans,
         key=lambda plan: (
-            plan.num_products * columns / 64
-            + plan.num_maps * _MAP_COST[narrow]
+            plan.num_products * columns / 64 + plan.num_maps * _MAP_COST
         ),
     )
 
@@ -108,7 +133,7 @@ def _split(
     sizes: tuple[int, ...],
     spans: list[tuple[int, int, int]],
     boxes: tuple[int, ...],
-    narrow: bool,
+    means: bool,
 ) -> Plan:
     levels: list[list[tuple[int, int, int]]] = [[] for _ in boxes]
     for cell, first, past in spans:
@@ -116,57 +141,88 @@ def _split(
             if count := (past - first) // box:
                 level.append((cell, first, count))
                 first += count * box
-    return Plan(sizes, narrow, boxes, tuple(map(tuple, levels)))
+    return Plan(sizes, means, boxes, tuple(map(tuple, levels)))
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A plan as the kernels read it; int32 but for ``column_cells``."""
+    """A plan as the kernels read it, in int32.
 
-    ladder: Tensor  # (levels, 4): box, maps, first map, box over next
-    cells: Tensor  # (entries, 3): cell, shift, count; level by level
-    level_ends: Tensor  # (levels + 1,): where a level's entries begin
-    boxes_of: Tensor  # (levels, k', 2): shift and count, 0 for none
+    As many products as a kernel's tile takes are made in one go. Those that
+    are missing meet no row.
+    """
+
+    steps: Tensor  # (groups * steps, 4): cell, map, down, box
+    levels: Tensor  # (levels, 2): past its groups, factor of the sum behind it
+    cells: Tensor  # (groups * cells, 2): a cell or -1, factor behind its steps
+    counts: Tensor  # (groups,): most steps of a group's cells
+    cell_steps: Tensor  # (steps, groups * cells, 4): factor before, map, ...
+    column_cells: Tensor  # (K,): the cell of each column
     cell_starts: Tensor  # (k' + 1,): first column of each cell, and K
-    column_cells: Tensor  # (K,) int64: the cell of each column
 
 
 @lru_cache(maxsize=512)
-def make_tables(plan: Plan, device: torch.device) -> Tables:
-    """Copy a plan to the device, once."""
-    # Maps lie smallest box first.
-    first_maps = [*accumulate(reversed(plan.parts[1:]), initial=0)][::-1]
-    steps = [box // below for box, below in pairwise((*plan.boxes, 1))]
-    ladder = list(zip(plan.boxes, plan.parts, first_maps, steps, strict=True))
-    boxes_of = torch.zeros(len(plan.boxes), len(plan.sizes), 2)
-    for index, level in enumerate(plan.cells):
-        for cell, shift, count in level:
-            boxes_of[index, cell, 0], boxes_of[index, cell, 1] = shift, count
+def make_tables(
+    plan: Plan, height: int, steps: int, cells: int, device: torch.device
+) -> Tables:
+    """Copy a plan to the device, once.
+
+    ``steps`` of the forward pass go together, and ``cells`` of the weight's
+    gradient.
+    """
+    nothing = Step(0, 0, height, 0)  # below every map
+    factors = [box // below for box, below in pairwise((*plan.boxes, 1))]
+    levels = [list(level) for level in plan.steps]
+    if not plan.means:
+        levels, factors = [[*chain(*levels)]], [1]
+    for level in levels:
+        level += [nothing] * (-len(level) % steps)
+    ends = accumulate(len(level) // steps for level in levels)
+
+    steps_of: list[list[Step]] = [[] for _ in plan.sizes]
+    for step in chain(*plan.steps):
+        steps_of[step.cell].append(step)
+    order = sorted(enumerate(steps_of), key=lambda row: -len(row[1]))
+    order += [(-1, [])] * (-len(order) % cells)
+    most = len(order[0][1])
+    last, cell_steps = [], []
+    for _, row in order:
+        boxes = [step.box if plan.means else 1 for step in row] or [1]
+        befores = [above // box for above, box in pairwise((boxes[0], *boxes))]
+        last.append(boxes[-1])
+        cell_steps.append(
+            [
+                (before, *step[1:])
+                for before, step in zip(befores, row, strict=False)
+            ]
+            + [(1, *nothing[1:])] * (most - len(row))
+        )
     columns = [
         cell for cell, size in enumerate(plan.sizes) for _ in range(size)
     ]
 
-    def table(rows: object) -> Tensor:
-        return torch.as_tensor(rows, dtype=torch.int32).to(device)
+    def table(rows: Iterable[object]) -> Tensor:
+        return torch.tensor(list(rows), dtype=torch.int32).to(device)
 
     return Tables(
-        table(ladder),
-        table([row for level in plan.cells for row in level]),
-        table([0, *accumulate(map(len, plan.cells))]),
-        table(boxes_of),
+        table(step for level in levels for step in level),
+        table(zip(ends, factors, strict=True)),
+        table((cell, end) for (cell, _), end in zip(order, last, strict=True)),
+        table(len(row) for _, row in order[::cells]),
+        table(zip(*cell_steps, strict=True)),
+        table(columns),
         table([0, *accumulate(plan.sizes)]),
-        torch.tensor(columns).to(device),
     )
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block sizes: the first three are powers of two of at least 16."""
+    """Block sizes: powers of two, the first three of at least 16."""
 
     lines: int  # image rows of a tile, one image behind the other
     columns: int  # of a tile
     chunk: int  # input columns that a product contracts over
-    padded: int  # the map's width rounded up to whole chunks
+    group: int  # products in one go, or cells of the weight's gradient
     warps: int  # per program
 
     @staticmethod
@@ -179,19 +235,24 @@ class Tiles:
         if narrow and lines * channels * width >= 256 * 128 * 64:
             # Enough work for large tiles, which share each Toeplitz tile
             # among more lines.
-            most, warps = min(256, 128 * 64 // columns), 8
+            most, warps = 128, 8
         else:
             most, warps = 64, 4
-        rows, padded = _power_of_two(lines, most), _round_up(width, chunk)
-        return Tiles(rows, columns, chunk, padded, warps)
+        group = (128 if narrow else 32) // chunk
+        return Tiles(_power_of_two(lines, most), columns, chunk, group, warps)
 
     @staticmethod
     def weight_grad(lines: int, width: int, narrow: bool) -> Tiles:
         """For ``weight_grad_kernel``, which contracts over the lines."""
         columns = _power_of_two(width, 64)
         most = (64 if narrow else 16) * 64 // columns
-        rows, padded = _power_of_two(lines, most), _round_up(width, columns)
-        return Tiles(rows, columns, columns, padded, 4)
+        group = 2 if columns == 64 else 4
+        rows = _power_of_two(lines, most)
+        return Tiles(rows, columns, columns, group, 4)
+
+    def pad(self, width: int) -> int:
+        """The map's width rounded up to whole chunks."""
+        return round_up(width, self.chunk)
 
     def reach(self, width: int, kernel_size: int) -> int:
         """Columns of the input that the widest met tile contracts over."""
@@ -204,13 +265,31 @@ class Tiles:
         chunks = self.reach(width, kernel_size) // self.chunk
         return -(-width // self.columns) * chunks, chunks
 
+    def taps(self, width: int, kernel_size: int) -> tuple[int, int]:
+        """First and last column of the kernel, from 0, in any product.
+
+        Those below 0 and from K on have no weight.
+        """
+        lefts = range(0, width, self.columns)
+        chunks = [*self._chunks(width, kernel_size)]
+        radius = kernel_size // 2
+        first = min(
+            first * self.chunk - (left + self.columns - 1)
+            for left, (first, _) in zip(lefts, chunks, strict=True)
+        )
+        last = max(
+            past * self.chunk - 1 - left
+            for left, (_, past) in zip(lefts, chunks, strict=True)
+        )
+        return first + radius, last + radius
+
     def splits(self, lines: int, programs: int) -> tuple[int, int]:
         """How often to split a channel's lines, and the lines of one split.
 
         ``programs`` are those without a split.
         """
         wanted = min(_PROGRAMS // programs, lines // (4 * self.lines))
-        size = _round_up(-(-lines // max(wanted, 1)), self.lines)
+        size = round_up(-(-lines // max(wanted, 1)), self.lines)
         return -(-lines // size), size
 
     def _chunks(
@@ -227,5 +306,5 @@ def _power_of_two(value: int, most: int) -> int:
     return min(most, max(16, 1 << (value - 1).bit_length()))
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
