@@ -247,22 +247,41 @@ class TestInterpreted:
         assert_close_by_region(actual, expected.double(), 2**-10)
 
     @pytest.mark.parametrize('dtype', DTYPES)
-    def test_boxes(self, dtype):
-        input = make_input((2, 3, 12, 5), dtype, 'slice')
-        means = dtype == torch.float16
-        plan = triton_plan.Plan((8,), means, (8, 2, 1), ((), (), ()))
-        maps = triton_backend._fill_maps(input, plan, 16).double()
-        padded = torch.nn.functional.pad(input.double(), (0, 11, 7, 8))
-        rows = padded.unfold(2, 8, 1)[:, :, :19].transpose(0, 1)
+    @pytest.mark.parametrize(
+        ('shape', 'boxes', 'layout'),
+        [
+            ((2, 3, 12, 5), (8, 2, 1), 'slice'),
+            # Several tiles of rows, columns and channels.
+            ((2, 9, 70, 18), (8, 2, 1), 'channels_last'),
+            ((1, 3, 40, 17), (32, 4, 1), 'strided'),
+            ((1, 34, 40, 17), (1,), 'contiguous'),
+        ],
+    )
+    def test_maps(self, shape, boxes, layout, dtype):
+        input = make_input(shape, dtype, layout)
+        largest, means = boxes[0], dtype == torch.float16
+        plan = triton_plan.Plan((8,), means, boxes, ((), (), ()))
+        maps = triton_backend._fill_maps(input, plan, 32).double()
+        right = 32 - shape[3]
+        padded = torch.nn.functional.pad(
+            input.double(), (0, right, largest - 1, largest - 1)
+        )
+        rows = padded.unfold(2, largest, 1).transpose(0, 1)
         first = 0
-        for box, parts in ((1, 1), (2, 1 + means), (8, 1 + means)):
-            expected = rows[..., :box].sum(-1)[:, :, 8 - box :]
-            stored = maps[first : first + parts].sum(0)[:, :, 8 - box :]
-            first += parts
+        for box in reversed(boxes):
+            above = largest - box
+            expected = rows[..., :box].sum(-1)[:, :, above:]
+            stored = maps[first, :, :, above:]
+            first += 1
+            if means and box > 1:
+                stored = stored + maps[first, :, :, above:]
+                first += 1
             error = (stored * (box if means else 1) - expected).abs().max()
-            # Two maps keep float32's precision.
-            exact = 2**-8 if dtype == torch.bfloat16 else 2**-15
-            assert error <= exact * expected.abs().max()
+            # Two maps in float16; bfloat16 rounds.
+            limit = {torch.float32: 2**-22, torch.float16: 2**-15}
+            limit = 0 if box == 1 else limit.get(dtype, 2**-8)
+            assert error <= limit * expected.abs().max()
+        assert first == len(maps)
 
     def test_groups_of_channels(self, monkeypatch):
         grid = GRIDS['5']

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
+from math import gcd
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from .triton_plan import (
     copy_plan,
     make_plan,
     make_tables,
+    power_of_two,
     round_up,
 )
 
@@ -342,7 +344,16 @@ def _fill_maps(input: Tensor, plan: Plan, padded: int) -> Tensor:
     batch, channels, height, _ = input.shape
     lines = plan.top + height
     maps = _scratch(input, plan.num_maps, channels, batch, lines, padded)
-    _turn(_kernels().maps_kernel, batch * lines, channels, padded)(
+    # A tile of 16 KiB, wide enough for whole memory sectors on both sides.
+    # Without boxes its rows do not overlap the next one's: rather channels.
+    size, block_w = input.element_size(), 16
+    most = max((128 if plan.top else 64) // size, 2 * plan.boxes[0])
+    rows = power_of_two(lines, most)
+    step = rows if rows >= lines else rows - plan.top
+    block_c = (16 << 10) // (size * rows * block_w)
+    blocks = batch * -(-lines // step) * (padded // block_w)
+    run_c, run_w = _runs(input)
+    _kernels().maps_kernel[(blocks * -(-channels // block_c),)](
         input,
         maps,
         *input.shape,
@@ -351,26 +362,49 @@ def _fill_maps(input: Tensor, plan: Plan, padded: int) -> Tensor:
         BOXES=sum(plan.boxes),
         LARGEST=plan.boxes[0],
         MEANS=plan.means,
+        PADDED=padded,
+        RUN_C=run_c,
+        RUN_W=run_w,
+        ROWS=rows,
+        STEP=step,
+        BLOCK_C=block_c,
+        BLOCK_W=block_w,
+        num_warps=8,
     )
     return maps
+
+
+def _runs(tensor: Tensor) -> tuple[int, int]:
+    """How many channels, and columns, one access of up to 16 bytes takes.
+
+    They are adjacent in memory and every run of so many is aligned, as is
+    the end of the dimension. One of the two numbers is 1.
+    """
+    strides, size = list(tensor.stride()), tensor.element_size()
+    if 1 not in (strides[1], strides[3]):
+        return 1, 1
+    fastest = 1 if strides[1] == 1 else 3
+    del strides[fastest]
+    start = tensor.data_ptr() // size
+    run = gcd(16 // size, start, tensor.shape[fastest], *strides)
+    return (run, 1) if fastest == 1 else (1, run)
 
 
 def _interleave(planes: Tensor, target: Tensor, padded: int) -> None:
     """Copy ``planes``, ``(N, C, H, padded)``, into the output."""
     batch, channels, height, _ = target.shape
-    kernel = _kernels().interleave_kernel
-    launch = _turn(kernel, batch * height, channels, padded)
-    launch(planes, target, *target.shape, *target.stride())
-
-
-def _turn(kernel: Any, lines: int, channels: int, padded: int) -> Callable:
-    """The launch of a kernel that turns lines from one layout to another."""
     block_w = min(padded & -padded, 64)
     block_c = 2048 // block_w
     blocks = -(-channels // block_c) * (padded // block_w)
-    return partial(
-        kernel[lines, blocks],
+    run_c, run_w = _runs(target)
+    _kernels().interleave_kernel[batch * height, blocks](
+        planes,
+        target,
+        *target.shape,
+        *target.stride(),
         PADDED=padded,
+        RUN_C=run_c,
+        RUN_W=run_w,
         BLOCK_C=block_c,
         BLOCK_W=block_w,
         num_warps=4,

@@ -78,51 +78,66 @@ def maps_kernel(
     LARGEST: tl.constexpr,  # of them
     MEANS: tl.constexpr,  # in two maps each, not sums in one
     PADDED: tl.constexpr,  # Wp
+    RUN_C: tl.constexpr,  # C, and W, fall into aligned runs of so many
+    RUN_W: tl.constexpr,  # adjacent elements of the input
+    ROWS: tl.constexpr,  # of a tile
+    STEP: tl.constexpr,  # rows from tile to tile: those with whole boxes
     BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """Write the means of every box in planar order, padded with zeros.
+    """Write the sums of every box in planar order, padded with zeros.
 
     A box of s rows starts at its own row and reaches down, so it is there
-    for rows from ``1 - s`` on; map rows above that stay unwritten. One walk
-    down passes all boxes that start at a row, smallest first.
-    Grid: (N * (top + H), tiles of C x Wp).
+    for rows from ``1 - s`` on; map rows above that stay unwritten. The sums
+    of a tile are its product with a banded matrix, exact but for rounding.
+    Grid: (N * tiles of (top + H) x Wp x C,), C fastest.
     """
     lines = LARGEST - 1 + height
-    n = tl.program_id(0) // lines
-    line = tl.program_id(0) % lines
-    row = line - (LARGEST - 1)
-    tiles_w = PADDED // BLOCK_W
-    c = tl.program_id(1) // tiles_w * BLOCK_C + tl.arange(0, BLOCK_C)
-    x = tl.program_id(1) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
-    source = (
-        input
-        + n.to(tl.int64) * stride_n
-        + (c.to(tl.int64) * stride_c)[:, None]
-        + (x.to(tl.int64) * stride_w)[None, :]
-    )
-    target = (
-        maps
-        + ((c.to(tl.int64) * batch + n) * lines + line)[:, None] * PADDED
-        + x[None, :]
-    )
-    kept = (c < channels)[:, None]
-    inside = kept & (x < width)[None, :]
-    total = tl.zeros((BLOCK_C, BLOCK_W), tl.float32)
-    for step in tl.static_range(LARGEST):
-        y = row + step
-        row_in = source + y * tl.cast(stride_h, tl.int64)
-        met = inside & (y >= 0) & (y < height)
-        total += tl.load(row_in, mask=met, other=0.0).to(tl.float32)
+    tile = tl.program_id(0)
+    c = tile % tl.cdiv(channels, BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tile //= tl.cdiv(channels, BLOCK_C)
+    x = tile % (PADDED // BLOCK_W) * BLOCK_W + tl.arange(0, BLOCK_W)
+    tile //= PADDED // BLOCK_W
+    row = tl.arange(0, ROWS)
+    line = tile % tl.cdiv(lines, STEP) * STEP + row
+    y = line - (LARGEST - 1)
+    n = (tile // tl.cdiv(lines, STEP)).to(tl.int64)
+
+    source = input + n * stride_n
+    source += (y.to(tl.int64) * stride_h)[:, None, None]
+    source += (c.to(tl.int64) * stride_c)[None, :, None]
+    source += (x.to(tl.int64) * stride_w)[None, None, :]
+    size: tl.constexpr = input.dtype.element_ty.primitive_bitwidth // 8
+    source = tl.multiple_of(source, (1, RUN_C * size, RUN_W * size))
+    inside = ((y >= 0) & (y < height))[:, None, None]
+    inside &= tl.max_constancy(c < channels, RUN_C)[None, :, None]
+    inside &= tl.max_constancy(x < width, RUN_W)[None, None, :]
+    rows = tl.load(source, mask=inside, other=0.0)
+
+    target = maps + (n * lines + line)[:, None, None] * PADDED
+    target += (c.to(tl.int64) * batch * lines * PADDED)[None, :, None]
+    target += x[None, None, :]
+    kept = ((row < STEP) & (y < height))[:, None, None]
+    kept &= (c < channels)[None, :, None]
+    tl.store(target, rows, mask=kept & (y >= 0)[:, None, None])
+    rows = tl.reshape(rows, (ROWS, BLOCK_C * BLOCK_W))
+    below = row[None, :] - row[:, None]
+    for box in tl.static_range(2, LARGEST + 1):
         # A power of two, and one of the boxes.
-        if ((step + 1) & step) == 0 and (BOXES & (step + 1)) != 0:
-            mean = total * (1.0 / (step + 1)) if MEANS else total
-            rounded = _rounded(mean, maps.dtype.element_ty)
-            tl.store(target, rounded, mask=kept & (y >= 0))
+        if (box & (box - 1)) == 0 and (BOXES & box) != 0:
+            band = tl.where((below >= 0) & (below < box), 1.0, 0.0)
+            if MEANS:
+                band *= 1.0 / box
+            sums = tl.zeros((ROWS, BLOCK_C * BLOCK_W), tl.float32)
+            sums = _add_product(band.to(rows.dtype), rows, sums, 'tf32x3')
+            sums = tl.reshape(sums, (ROWS, BLOCK_C, BLOCK_W))
+            rounded = _rounded(sums, maps.dtype.element_ty)
+            there = kept & (y > -box)[:, None, None]
             target += map_stride
-            if MEANS and step > 0:
-                rest = (mean - rounded.to(tl.float32)).to(rounded.dtype)
-                tl.store(target, rest, mask=kept & (y >= 0))
+            tl.store(target, rounded, mask=there)
+            if MEANS:
+                rest = (sums - rounded.to(tl.float32)).to(rounded.dtype)
                 target += map_stride
+                tl.store(target, rest, mask=there)
 
 
 @triton.jit
@@ -247,7 +262,9 @@ def interleave_kernel(
     output,  # (N, C, H, W), any strides
     batch, channels, height, width,
     stride_n, stride_c, stride_h, stride_w,
-    PADDED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
+    PADDED: tl.constexpr,
+    RUN_C: tl.constexpr, RUN_W: tl.constexpr,  # as for maps_kernel
+    BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Copy planes into channels-last memory. Grid: (N * H, tiles of C x Wp).
 
@@ -265,7 +282,11 @@ def interleave_kernel(
     target = output + n.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
     target += (c.to(tl.int64) * stride_c)[:, None]
     target += (x.to(tl.int64) * stride_w)[None, :]
-    tl.store(target, values, mask=kept & (x < width)[None, :])
+    size: tl.constexpr = output.dtype.element_ty.primitive_bitwidth // 8
+    target = tl.multiple_of(target, (RUN_C * size, RUN_W * size))
+    inside = tl.max_constancy(c < channels, RUN_C)[:, None]
+    inside &= tl.max_constancy(x < width, RUN_W)[None, :]
+    tl.store(target, values, mask=inside)
 
 
 @triton.jit

@@ -228,7 +228,7 @@ class Tiles:
     @staticmethod
     def forward(lines: int, channels: int, width: int, narrow: bool) -> Tiles:
         """For ``forward_kernel`` on ``channels`` planes of ``lines`` rows."""
-        columns = _power_of_two(width, 64)
+        columns = power_of_two(width, 64)
         # A wide map wastes less at the ends of the kernel's reach with short
         # chunks; a map of one tile is one chunk.
         chunk = columns if narrow and width <= 64 else min(columns, 32)
@@ -239,15 +239,15 @@ class Tiles:
         else:
             most, warps = 64, 4
         group = (128 if narrow else 32) // chunk
-        return Tiles(_power_of_two(lines, most), columns, chunk, group, warps)
+        return Tiles(power_of_two(lines, most), columns, chunk, group, warps)
 
     @staticmethod
     def weight_grad(lines: int, width: int, narrow: bool) -> Tiles:
         """For ``weight_grad_kernel``, which contracts over the lines."""
-        columns = _power_of_two(width, 64)
+        columns = power_of_two(width, 64)
         most = (64 if narrow else 16) * 64 // columns
         group = 2 if columns == 64 else 4
-        rows = _power_of_two(lines, most)
+        rows = power_of_two(lines, most)
         return Tiles(rows, columns, columns, group, 4)
 
     def pad(self, width: int) -> int:
@@ -301,7 +301,7 @@ class Tiles:
             yield (max(left - radius, 0) // self.chunk, -(-past // self.chunk))
 
 
-def _power_of_two(value: int, most: int) -> int:
+def power_of_two(value: int, most: int) -> int:
     """``value`` rounded up to a power of two between 16 and ``most``."""
     return min(most, max(16, 1 << (value - 1).bit_length()))
 
