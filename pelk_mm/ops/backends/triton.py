@@ -155,7 +155,7 @@ class _Work:
         lines = self.batch * self.height
         narrow = input.element_size() < 4
         size = self.width, grid.kernel_size
-        self.tiles = Tiles.forward(lines, channels, self.width, narrow)
+        self.tiles = Tiles.forward(lines, channels, *size, narrow)
         self.grad_tiles = Tiles.weight_grad(lines, self.width, narrow)
         self.padded = self.tiles.pad(self.width)
         means = input.dtype == torch.float16
@@ -274,7 +274,8 @@ class _Work:
             split_lines,
             chunks,
             self.padded,
-            num_stages=1,
+            # Three TF32 products leave no room to load ahead.
+            num_stages=1 if self.precision == 'tf32x3' else 3,
             **self._constants(tiles),
         )
         return partial_sums.sum(0)
@@ -346,8 +347,8 @@ def _fill_maps(input: Tensor, plan: Plan, padded: int) -> Tensor:
     maps = _scratch(input, plan.num_maps, channels, batch, lines, padded)
     # A tile of 16 KiB, wide enough for whole memory sectors on both sides.
     # Without boxes its rows do not overlap the next one's: rather channels.
-    size, block_w = input.element_size(), 16
-    most = max((128 if plan.top else 64) // size, 2 * plan.boxes[0])
+    size, block_w = input.element_size(), min(padded & -padded, 32)
+    most = max(64 // size, 2 * plan.boxes[0])
     rows = power_of_two(lines, most)
     step = rows if rows >= lines else rows - plan.top
     block_c = (16 << 10) // (size * rows * block_w)

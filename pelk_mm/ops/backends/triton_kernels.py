@@ -221,9 +221,9 @@ def forward_kernel(
     column = side % BLOCK_K
 
     total = tl.zeros((BLOCK_M, BLOCK_X), tl.float32)
-    begin = 0
     for level in range(LEVELS):
-        end = tl.load(levels + level * 2)
+        begin = tl.load(levels + level * 3)
+        end = tl.load(levels + level * 3 + 1)
         for group in range(begin, end):
             step = steps + group * GROUP * 4
             cell, map, down, box = _chosen(step, member, GROUP)
@@ -242,8 +242,7 @@ def forward_kernel(
                 )
                 tiles = tl.load(toeplitz[None, :] + (cell + k)[:, None])
                 total = _add_product(lines_in, tiles, total, PRECISION)
-        total *= tl.load(levels + level * 2 + 1).to(tl.float32)
-        begin = end
+        total *= tl.load(levels + level * 3 + 2).to(tl.float32)
 
     if HAS_BIAS:
         total += tl.load(bias + c).to(tl.float32)
