@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -142,7 +144,7 @@ def environment(clock: str) -> dict[str, object]:
     """Where and with what a measurement was made."""
     return {
         'cpu': _cpu_name(),
-        'gpu': torch.cuda.get_device_name() if clock == 'gpu' else None,
+        **(_gpu() if clock == 'gpu' else {'gpu': None}),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
         'clock': clock,
@@ -152,6 +154,17 @@ def environment(clock: str) -> dict[str, object]:
         'python': platform.python_version(),
         'system': platform.platform(),
         'commit': _commit(),
+    }
+
+
+def _gpu() -> dict[str, object]:
+    import triton
+
+    return {
+        'gpu': torch.cuda.get_device_name(),
+        'cuda': torch.version.cuda,
+        'cudnn': torch.backends.cudnn.version(),
+        'triton': triton.__version__,
     }
 
 
@@ -170,9 +183,15 @@ def _commit() -> str | None:
     return None
 
 
+def command(script: str) -> str:
+    """The command line of a script of this folder, as one would type it."""
+    words = ['python', f'tools/benchmarks/{Path(script).name}']
+    return shlex.join([*words, *sys.argv[1:]])
+
+
 def show_environment(clock: str, **more: object) -> dict[str, object]:
     """Print and return :func:`environment` and whatever else matters."""
-    where = {**environment(clock), **more}
+    where = {**environment(clock), 'command': command(sys.argv[0]), **more}
     print('\n'.join(f'{key}: {value}' for key, value in where.items()))
     return where
 

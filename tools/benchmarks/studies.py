@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-from measure import environment
+from measure import command, environment
 
 import pelk_mm
 from pelk_mm.utils.files import atomic_path, write_json
@@ -58,12 +56,11 @@ def earlier_run(folder: Path, settings: dict) -> dict:
 
 def provenance(script: str, *packages: str) -> dict[str, object]:
     """Where, with what and by what command a study was made."""
-    command = ['python', f'tools/benchmarks/{Path(script).name}']
     return dict(
         environment('cpu'),
         **{name: import_module(name).__version__ for name in packages},
         pelk_mm=pelk_mm.__version__,
-        command=shlex.join([*command, *sys.argv[1:]]),
+        command=command(script),
     )
 
 
