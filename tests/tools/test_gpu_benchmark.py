@@ -1,4 +1,4 @@
-"""What tools/benchmarks/peripheral_conv.py and gpu.py say about a GPU."""
+"""What the benchmarks of the operator and of networks say about a GPU."""
 
 import pytest
 import torch
@@ -91,6 +91,11 @@ class TestOnGPU:
         copies = [lambda call=call: call() + one.cuda() for call in products]
         assert tool.gpu.measure(copies, 5, 0.5)['timed'] == 'calls'
         assert tool.gpu.measure(products, 5, 0.5)['timed'] == 'graph'
+
+    def test_a_step_and_its_host(self, tool, products):
+        entry = tool.gpu.measure_step(products[0], 3, 1.0)
+        assert 0 < entry['best_ms'] <= entry['median_ms'] < 50
+        assert 0 < entry['host_ms'] < 50
 
     def test_kernels_are_counted(self, tool, products):
         rows = tool.gpu.kernels(lambda: [call() for call in products], 3)

@@ -13,6 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 Call = Callable[[], object]
 #: Seconds that one pass over the inputs takes at most, of several.
 _PASS_S = 0.02
+#: Seconds of steps in a row.
+_STEPS_S = 0.5
 
 
 def num_inputs(nbytes: int) -> int:
@@ -47,47 +49,68 @@ def measure(
     """
     first_s, again_s = seconds(calls[0]), seconds(calls[0])
     calls = calls[: max(1, int(_PASS_S / again_s))]
-    pass_s = again_s * len(calls)
-    rounds = max(1, min(rounds, int(budget_s / pass_s)))
-    eager, host = [], []
-
-    def one_after_another() -> None:
-        for call in calls:
-            call()
-
-    for _ in range(rounds):
-        ms, enqueued = _pass(one_after_another)
-        eager.append(ms / len(calls))
-        host.append(enqueued / len(calls))
+    rounds = max(1, min(rounds, int(budget_s / (again_s * len(calls)))))
+    eager, host = _passes(_in_turn(calls), rounds)
     how, times = 'calls', eager
     replay = capture(calls) if again_s < _PASS_S else None
     if replay is not None:
-        _pass(replay)
-        how = 'graph'
-        times = [_pass(replay)[0] / len(calls) for _ in range(rounds)]
+        seconds(replay)
+        how, (times, _) = 'graph', _passes(replay, rounds)
     return {
-        'median_ms': statistics.median(times),
-        'best_ms': min(times),
+        'median_ms': statistics.median(times) / len(calls),
+        'best_ms': min(times) / len(calls),
         'rounds': rounds,
         'timed': how,
         'inputs': len(calls),
-        'eager_ms': statistics.median(eager),
+        'eager_ms': statistics.median(eager) / len(calls),
+        'host_ms': min(host) / len(calls),
+        'first_s': first_s,
+    }
+
+
+def measure_step(
+    step: Call, rounds: int, budget_s: float
+) -> dict[str, object]:
+    """Time a step of a training, which no step after it waits for."""
+    first_s = seconds(step)
+    seconds(step)
+    again_s = seconds(step)
+    count = max(1, int(_STEPS_S / again_s))
+    rounds = max(1, min(rounds, int(budget_s / (again_s * count))))
+    times, _ = _passes(_in_turn([step] * count), rounds)
+    # Alone: launches that have queued up make the host wait for the GPU.
+    _, host = _passes(step, 3)
+    return {
+        'median_ms': statistics.median(times) / count,
+        'best_ms': min(times) / count,
+        'rounds': rounds,
         'host_ms': min(host),
         'first_s': first_s,
     }
 
 
-def _pass(call: Call) -> tuple[float, float]:
+def _in_turn(calls: Sequence[Call]) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _passes(call: Call, rounds: int) -> tuple[list[float], list[float]]:
     """Milliseconds between events around a call, and until it returned."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    begin.record()
-    call()
-    end.record()
-    enqueued = 1e3 * (time.perf_counter() - start)
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end), enqueued
+    times, host = [], []
+    for _ in range(rounds):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        begin.record()
+        call()
+        end.record()
+        host.append(1e3 * (time.perf_counter() - start))
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return times, host
 
 
 def capture(calls: Sequence[Call]) -> Call | None:
