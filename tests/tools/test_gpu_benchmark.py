@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device'),
-]
+from tests.helpers.devices import DEVICES, on_gpu
 
 
 @pytest.fixture
@@ -50,7 +47,7 @@ def test_targets_of_a_gpu(tool):
     ]
 
 
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=ON_GPU)])
+@pytest.mark.parametrize('device', DEVICES)
 def test_errors_are_small_and_seen(tool, device, monkeypatch):
     case = tool.Case(1, 3, 8, 9, 13)
     with torch.device(device):
@@ -70,8 +67,7 @@ def test_errors_are_small_and_seen(tool, device, monkeypatch):
     assert worst['output']['inside'] == pytest.approx(0.01, rel=0.5)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@on_gpu
 class TestOnGPU:
     @pytest.fixture
     def products(self):

@@ -1,0 +1,52 @@
+"""Tests that need a GPU, and what they do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+_MARKS = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device'),
+)
+#: Where what holds anywhere is tested; the GPU by `make test-gpu`.
+DEVICES = ('cpu', pytest.param('cuda', marks=_MARKS))
+
+
+def on_gpu(test: Callable) -> Callable:
+    """Mark a test that makes no sense without a GPU."""
+    for mark in _MARKS:
+        test = mark(test)
+    return test
+
+
+def captured(call: Callable) -> tuple[Callable[[], None], object]:
+    """A replay of the call as a CUDA graph, and where its results appear."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    return graph.replay, results
+
+
+def peak_memory(call: Callable) -> int:
+    """Bytes that a call adds on the GPU, at its peak."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def require_memory(gigabytes: float) -> None:
+    free = torch.cuda.mem_get_info()[0]
+    if free < gigabytes * 1e9:
+        pytest.skip(f'{free / 1e9:.0f} of {gigabytes} GB are free')
