@@ -47,6 +47,27 @@ def test_targets_of_a_gpu(tool):
     ]
 
 
+def test_targets_of_training_steps(tool):
+    import throughput
+
+    key = '224 x 224, batch 64, training step, AdamW, bfloat16'
+    ms = {
+        'pelk_t': 50.0,
+        'same_width_t': 45.0,
+        'pelk_101_t': 55.0,
+        'pelk_t, CUDA graph': 60.0,
+        'same_width_t, CUDA graph': 45.0,
+    }
+    times = {name: dict(median_ms=value) for name, value in ms.items()}
+    rows = throughput.targets({key: dict(networks=times)})
+    assert [(row['value'], row['verdict']) for row in rows] == [
+        (45 / 50, 'pass'),
+        (45 / 60, 'falls short'),
+        (50 / 55, 'falls short'),
+    ]
+    assert rows[1]['target'].endswith(f'{key}, CUDA graph')
+
+
 @pytest.mark.parametrize('device', DEVICES)
 def test_errors_are_small_and_seen(tool, device, monkeypatch):
     case = tool.Case(1, 3, 8, 9, 13)

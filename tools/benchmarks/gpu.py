@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -127,7 +126,6 @@ def capture(calls: Sequence[Call]) -> Call | None:
             calls[0]()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
-    gc.collect()
     graph, now = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.stream(now), torch.cuda.graph(graph):
