@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -177,10 +177,13 @@ class SharingGrid:
             ValueError: If the last two dimensions are not k' x k'.
         """
         self._check_plane('weight', weight, self.num_cells)
-        repeats = torch.tensor(self.sizes, device=weight.device)
-        size = self.kernel_size
-        rows = weight.repeat_interleave(repeats, -2, output_size=size)
-        return rows.repeat_interleave(repeats, -1, output_size=size)
+        for _ in range(2):
+            weight = weight.transpose(-1, -2)
+            cells = zip(weight.split(1, -1), self.sizes, strict=True)
+            shape = weight.shape[:-1]
+            repeated = [cell.expand(*shape, size) for cell, size in cells]
+            weight = torch.cat(repeated, -1)
+        return weight
 
     def reduce(self, kernel: Tensor) -> Tensor:
         """Sum a full kernel over every cell: the adjoint of :meth:`expand`.
@@ -195,9 +198,16 @@ class SharingGrid:
             ValueError: If the last two dimensions are not K x K.
         """
         self._check_plane('kernel', kernel, self.kernel_size)
-        for dim in (-2, -1):
-            parts = kernel.split(self.sizes, dim)
-            kernel = torch.stack([part.sum(dim) for part in parts], dim)
+        largest = max(self.sizes)
+        missing = [largest - size for size in self.sizes]
+        zero = kernel.new_zeros(1)
+        # Cells of one size, filled up with zeros, need one sum.
+        for _ in range(2):
+            kernel = kernel.transpose(-1, -2)
+            zeros = zero.expand(*kernel.shape[:-1], sum(missing))
+            parts = kernel.split(self.sizes, -1), zeros.split(missing, -1)
+            cells = torch.cat([*chain(*zip(*parts, strict=True))], -1)
+            kernel = cells.unflatten(-1, (-1, largest)).sum(-1)
         return kernel
 
     def project(self, kernel: Tensor) -> Tensor:

@@ -77,6 +77,35 @@ def test_reduce_is_the_adjoint_and_project_the_inverse(sizes):
     )
 
 
+def test_what_is_not_finite_stays_in_its_cell():
+    grid = SharingGrid(13)
+    kernel = torch.ones(13, 13)
+    kernel[0, 4] = torch.inf
+    expected = grid.areas.float()
+    expected[0, 2] = torch.inf
+    assert torch.equal(grid.reduce(kernel), expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_narrow_kernels_are_rounded_along_an_axis_only(dtype):
+    grid = SharingGrid(101, 3)
+    kernel = torch.rand(101, 101).to(dtype)
+    exact = grid.reduce(kernel.double())
+    error = (grid.reduce(kernel) - exact).abs() / exact
+    assert error.max() <= torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize('method', ['expand', 'reduce'])
+def test_derivatives(method):
+    grid = SharingGrid(9)
+    size = grid.num_cells if method == 'expand' else grid.kernel_size
+    x = torch.randn(2, size, size, dtype=torch.float64, requires_grad=True)
+    function = getattr(grid, method)
+    torch.autograd.gradcheck(function, x)
+    torch.autograd.gradgradcheck(function, x)
+    assert torch.equal(torch.vmap(function)(x), function(x))
+
+
 @pytest.mark.parametrize(
     'arguments,error,words',
     [
