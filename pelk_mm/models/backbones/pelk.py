@@ -28,6 +28,7 @@ from ..layers import (
     PeripheralConv2d,
     density,
     make_permanent,
+    pointwise_mlp,
     reach_all,
 )
 from ..utils import checkpoint_keeping_stats, init_pretrained, prepare_weights
@@ -83,9 +84,9 @@ class PeLKBlock(nn.Module):
         return self._forward(x, pos_sums)
 
     def _forward(self, x: Tensor, pos_sums: Tensor | None) -> Tensor:
-        y = self.conv(x, pos_sums).permute(0, 2, 3, 1)
-        y = self.grn(self.act(self.pointwise_conv1(self.norm(y))))
-        y = self.pointwise_conv2(y)
+        y = self.norm(self.conv(x, pos_sums).permute(0, 2, 3, 1))
+        mlp = self.pointwise_conv1, self.act, self.grn, self.pointwise_conv2
+        y = pointwise_mlp(y, mlp)
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))

@@ -8,6 +8,7 @@ from .peripheral_conv import (
     SmallConv2d,
     density,
 )
+from .pointwise import pointwise_mlp
 
 __all__ = [
     'GRN',
@@ -19,6 +20,7 @@ __all__ = [
     'density',
     'embed_weights',
     'make_permanent',
+    'pointwise_mlp',
     'reach_all',
     'why_not_enlarged',
 ]

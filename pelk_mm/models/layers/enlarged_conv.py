@@ -9,9 +9,9 @@ import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ...ops import SharingGrid
+from .derived import is_changed
 from .peripheral_conv import PeripheralConv2d
 
 #: Whose forward passes are understood. With a stride of 1 the last one pads
@@ -114,14 +114,7 @@ def why_not_enlarged(conv: nn.Conv2d, grid: SharingGrid) -> str | None:
         or 'forward' in vars(conv)
     ):
         return f'{kind.__name__} with a forward pass of its own'
-    if parametrize.is_parametrized(conv) or any(
-        (
-            conv._forward_pre_hooks,
-            conv._forward_hooks,
-            conv._backward_pre_hooks,
-            conv._backward_hooks,
-        )
-    ):
+    if is_changed(conv):
         return 'hooks or parametrizations, which would be lost'
     if conv.padding_mode != 'zeros':
         return f'padding_mode {conv.padding_mode!r}'
