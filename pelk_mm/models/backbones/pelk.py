@@ -87,9 +87,15 @@ class PeLKBlock(nn.Module):
         y = self.norm(self.conv(x, pos_sums).permute(0, 2, 3, 1))
         mlp = self.pointwise_conv1, self.act, self.grn, self.pointwise_conv2
         y = pointwise_mlp(y, mlp)
-        if self.gamma is not None:
-            y = y * self.gamma
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        scale = self.gamma
+        if scale is None:
+            y = self.drop_path(y)
+        else:
+            if self.training:
+                # Of a scale a sample, which is quicker than of its maps.
+                scale = self.drop_path(scale.expand(y.shape[0], 1, 1, -1))
+            y = y * scale
+        return x + y.permute(0, 3, 1, 2)
 
 
 class PeLKStage(nn.Module):

@@ -205,13 +205,15 @@ class PartialPeripheralConv2d(nn.Module):
         if self.small is not None:
             y = y + self.small_norm(self.small(head))
         if pos_sums is not None:
-            y = y + self._constant(pos_sums).to(y.dtype)[:, None, None]
+            # Under autocast this makes it float32, as the others are, which
+            # joining would do with one more copy.
+            y = y + self._constant(pos_sums)[:, None, None]
         # Joined with nothing, it would be copied.
         return torch.cat((y, tail), 1) if self.split[1] else y
 
     def _constant(self, pos_sums: Tensor) -> Tensor:
         """``sum_{i,j} w(i, j) h(i, j)`` per channel, ``(g,)``."""
-        return (self.large.weight[:, 0] * pos_sums).sum((1, 2))
+        return (self.large.weight * pos_sums).sum((1, 2, 3))
 
     @torch.no_grad()
     def merge(self, pos_sums: Tensor | None = None) -> None:
