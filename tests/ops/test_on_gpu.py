@@ -215,4 +215,5 @@ def test_compiled_into_a_cuda_graph():
             torch.autograd.grad(expected, leaves, grad),
             strict=True,
         ):
-            torch.testing.assert_close(got, value)
+            # The bias's is torch's own sum, in another order once compiled.
+            torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-3)
