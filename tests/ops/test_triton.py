@@ -7,24 +7,31 @@ starts.
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import re
 import subprocess
 import sys
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.backends import (
     BACKENDS,
     BackendError,
     memory_format,
+    triton_launch,
     triton_plan,
 )
 from pelk_mm.ops.backends import triton as triton_backend
+from pelk_mm.ops.backends.triton_launch import View, make_work, maps_launch
 from pelk_mm.ops.backends.triton_plan import Tiles, make_plan, make_tables
 from pelk_mm.ops.choice import select_backend
 
@@ -150,6 +157,14 @@ def check(
     return actual
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """What a test has replaced is neither used nor kept by the launches."""
+    make_work.cache_clear()
+    yield
+    make_work.cache_clear()
+
+
 @pytest.fixture
 def poison():
     """Everything torch allocates unwritten is NaN."""
@@ -261,7 +276,10 @@ class TestInterpreted:
         input = make_input(shape, dtype, layout)
         largest, means = boxes[0], dtype == torch.float16
         plan = triton_plan.Plan((8,), means, boxes, ((), (), ()))
-        maps = triton_backend._fill_maps(input, plan, 32).double()
+        launch, size = maps_launch(View.of(input), plan, 32)
+        maps = torch.empty(size, dtype=dtype)
+        launch(input, maps)
+        maps = maps.double()
         right = 32 - shape[3]
         padded = torch.nn.functional.pad(
             input.double(), (0, right, largest - 1, largest - 1)
@@ -292,14 +310,16 @@ class TestInterpreted:
             torch.randn(1, 3, 3, 4),
         ]
         whole = call(*arguments, grid, 'triton')
-        monkeypatch.setattr(triton_backend, '_SCRATCH_BYTES', 4000)
-        groups = list(triton_backend._channel_groups(arguments[0], 400))
-        assert groups == [slice(0, 2), slice(2, 3)]
-        monkeypatch.setattr(triton_backend, '_SCRATCH_BYTES', 1)
-        for one, other in zip(
-            whole, call(*arguments, grid, 'triton'), strict=True
-        ):
-            assert torch.equal(one, other)
+        kind = View.of(arguments[0]), grid, torch.channels_last, True
+        work = make_work(*kind)
+        plane = (work.map_size * work.plan.num_maps + 3 * work.padded) * 4
+        for scratch, counts in ((2 * plane, [2, 1]), (1, [1, 1, 1])):
+            monkeypatch.setattr(triton_launch, '_SCRATCH_BYTES', scratch)
+            make_work.cache_clear()
+            parts = call(*arguments, grid, 'triton')
+            assert all(map(torch.equal, whole, parts))
+            groups = make_work(*kind).groups
+            assert [group.count for group in groups] == counts
 
     def test_splits_of_the_weight_gradient(self, monkeypatch):
         monkeypatch.setattr(Tiles, 'splits', lambda *_: (3, 16))
@@ -330,7 +350,7 @@ class TestInterpreted:
 
     def test_runs_on_cpu_and_is_the_one_that_runs(self, monkeypatch):
         assert available_backends('cpu', torch.float16)['triton'] is None
-        monkeypatch.setattr(triton_backend, '_scratch', None)
+        monkeypatch.setattr(triton_backend, 'make_work', None)
         input, weight = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3)
         with pytest.raises(TypeError):
             peripheral_conv2d(input, weight, GRIDS['5'], backend='triton')
@@ -479,7 +499,7 @@ class TestWhyNot:
         monkeypatch.delattr(
             'pelk_mm.ops.backends.triton_kernels', raising=False
         )
-        triton_backend._kernels.cache_clear()
+        triton_launch.kernels.cache_clear()
         backend = triton_backend.TritonBackend()
         monkeypatch.setitem(BACKENDS, 'triton', backend)
         try:
@@ -494,7 +514,7 @@ class TestWhyNot:
             with pytest.raises(BackendError):
                 backend.prepare()
         finally:
-            triton_backend._kernels.cache_clear()
+            triton_launch.kernels.cache_clear()
         assert 'importing triton failed' in reason
         assert isinstance(raised.value.__cause__, ImportError)
 
@@ -507,12 +527,13 @@ class TestWhyNot:
 
         launches = []
         kernels = SimpleNamespace(
-            INTERPRETED=False, interleave_kernel={(1, 1): launch}
+            INTERPRETED=False, interleave_kernel={(1, 1, 1): launch}
         )
         monkeypatch.setattr(
             torch, 'zeros', lambda *size, device: torch.ones(size)
         )
-        monkeypatch.setattr(triton_backend, '_kernels', lambda: kernels)
+        for module in (triton_backend, triton_launch):
+            monkeypatch.setattr(module, 'kernels', lambda: kernels)
         monkeypatch.setattr(triton_backend, '_why_not_on', lambda _: None)
         backend = triton_backend.TritonBackend()
         where = torch.device('cuda'), torch.float32
@@ -558,28 +579,36 @@ class TestWhyNot:
 class Recorder:
     """A kernel that notes its launches instead of running."""
 
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
+    def __init__(self, kernel, launches, direct):
+        self.kernel, self.arg_names = kernel, kernel.arg_names
+        self.launches, self.direct = launches, direct
 
     def __getitem__(self, grid):
-        return lambda *args, **kwargs: self.launches.append(
-            (self.kernel, grid, args, kwargs)
-        )
+        def launch(*args, **kwargs):
+            self.launches.append((self.kernel, grid, args, kwargs))
+            return {grid: lambda *args: self.direct.append((self, grid, args))}
+
+        return launch
 
 
-def record_launches(monkeypatch, shape, grid, dtype):
-    """What a forward and a weight gradient launch, without their tensors."""
+def replace_kernels(monkeypatch):
+    """Lists of what Triton is asked to launch, and of what goes past it."""
     from pelk_mm.ops.backends import triton_kernels
 
-    launches = []
+    launches, direct = [], []
     recorders = {
-        name: Recorder(kernel, launches)
+        name: Recorder(kernel, launches, direct)
         for name, kernel in vars(triton_kernels).items()
         if name.endswith('_kernel')
     }
-    monkeypatch.setattr(
-        triton_backend, '_kernels', lambda: SimpleNamespace(**recorders)
-    )
+    kernels = SimpleNamespace(**recorders, COMPILED_TAKES_ALL=True)
+    monkeypatch.setattr(triton_launch, 'kernels', lambda: kernels)
+    make_work.cache_clear()
+    return launches, direct
+
+
+def run(shape, grid, dtype, with_bias=True):
+    """A forward and a backward pass of tensors without memory."""
     batch, channels, height, width = shape
     input = torch.empty(
         batch, height, width, channels * 8 // 3, dtype=dtype, device='meta'
@@ -588,53 +617,55 @@ def record_launches(monkeypatch, shape, grid, dtype):
         channels, 1, grid.num_cells, grid.num_cells, dtype=dtype, device='meta'
     )
     backend = triton_backend.TritonBackend()
-    backend.forward(
-        input, weight, weight[:, 0, 0, 0], grid, torch.channels_last
-    )
+    bias = weight[:, 0, 0, 0] if with_bias else None
+    backend.forward(input, weight, bias, grid, torch.channels_last)
     backend.backward(input, weight, input, grid, torch.channels_last)
-    assert {launch[0] for launch in launches} == {
-        recorder.kernel for recorder in recorders.values()
+
+
+def record_launches(monkeypatch, *kind):
+    """What a forward and a backward pass launch."""
+    launches, _ = replace_kernels(monkeypatch)
+    run(*kind)
+    assert {kernel.__name__ for kernel, *_ in launches} == {
+        'rows_kernel',
+        'maps_kernel',
+        'forward_kernel',
+        'interleave_kernel',
+        'weight_grad_kernel',
     }
     return launches
 
 
+@lru_cache
+def make_binder(kernel, arch):
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(GPUTarget('cuda', arch, 32))
+    return backend, create_function_from_signature(
+        kernel.signature, kernel.params, backend
+    )
+
+
+def specialise(kernel, args, kwargs, arch=90):
+    """What Triton compiles for a launch, as it finds out itself."""
+    backend, bind = make_binder(kernel, arch)
+    return backend, *bind(*args, **kwargs)
+
+
 def compile_launch(kernel, args, kwargs, arch):
     """Compile as a launch would, aligned pointers and round numbers known."""
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = {
-        'torch.float32': 'fp32',
-        'torch.bfloat16': 'bf16',
-        'torch.float16': 'fp16',
-        'torch.int32': 'i32',
-    }
-    values = dict(zip(kernel.arg_names, args, strict=False))
-    constants = {
-        name: value
-        for name, value in kwargs.items()
-        if name in kernel.arg_names
-    }
-    options = {
-        name: value for name, value in kwargs.items() if name not in constants
-    }
-    signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        value = values.get(name)
-        if isinstance(value, torch.Tensor):
-            signature[name] = '*' + names[str(value.dtype)]
-        elif value is None or value == 1:
-            signature[name] = 'constexpr'
-            constants.setdefault(name, value)
-            continue
-        else:
-            signature[name] = 'i32' if value < 2**31 else 'i64'
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(index,)] = [['tt.divisibility', 16]]
+    backend, bound, found, options = specialise(kernel, args, kwargs, arch)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, kwargs, bound, found, options
+    )
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget('cuda', arch, 32),
-        options=options,
+        target=backend.target,
+        options=options.__dict__,
     )
 
 
@@ -716,9 +747,102 @@ def test_launches_stay_within_grid_and_scratch(monkeypatch):
             for tensor in args:
                 if isinstance(tensor, torch.Tensor) and tensor.ndim == 5:
                     assert tensor.nbytes <= max(
-                        triton_backend._SCRATCH_BYTES,
+                        triton_launch._SCRATCH_BYTES,
                         tensor.nbytes // tensor.shape[1],
                     )
+
+
+class Ops(TorchDispatchMode):
+    """Notes what torch itself runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.add(op.overloadpacket.__name__)
+        return op(*args, **kwargs or {})
+
+
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+@pytest.mark.parametrize('shape', [STAGE_1, (1, 5, 600, 1000)])
+def test_second_call(monkeypatch, shape):
+    """Triton is asked once, and nothing is copied from or to the host."""
+    launches, direct = replace_kernels(monkeypatch)
+    run(shape, GRIDS['51'], torch.bfloat16)
+    first = len(launches)
+    assert first >= 10 and not direct
+    with Ops() as ops:
+        run(shape, GRIDS['51'], torch.bfloat16)
+    assert len(launches) == first
+    assert len(direct) == first
+    for launch, (recorder, grid, args) in zip(launches, direct, strict=True):
+        kernel, asked_grid, tensors, constants = launch
+        assert (kernel, asked_grid) == (recorder.kernel, grid)
+        _, bound, *_ = specialise(kernel, tensors, constants)
+        assert len(args) == len(bound)
+        for one, other in zip(args, bound.values(), strict=True):
+            if isinstance(one, torch.Tensor):
+                assert one.shape == other.shape and one.dtype == other.dtype
+            else:
+                assert one == other
+    # The last two are the sum of float32 and its conversion.
+    views = {'permute', 'slice', 'select', 'detach'}
+    makes = {'empty', 'new_empty', 'empty_like', 'cat', 'sum', '_to_copy'}
+    assert ops.names <= views | makes, ops.names
+
+
+@pytest.mark.parametrize(
+    ('layout', 'channels', 'start', 'expected'),
+    [
+        ('channels_last', 46, 0, (2, 1)),
+        ('channels_last', 64, 0, (8, 1)),
+        ('channels_last', 64, 4, (4, 1)),
+        ('channels_last', 93, 0, (1, 1)),
+        ('contiguous', 93, 0, (1, 8)),
+        ('strided', 64, 0, (1, 1)),
+    ],
+)
+def test_runs(layout, channels, start, expected):
+    """What one load may take, from strides, sizes and the address."""
+    shape = 1, channels, 24, 56
+    storage = torch.empty(2 * math.prod(shape) + start, dtype=torch.bfloat16)
+    strides = {
+        'contiguous': (channels * 1344, 1344, 56, 1),
+        'channels_last': (channels * 1344, 1, channels * 56, channels),
+        'strided': (channels * 2688, 2688, 112, 2),
+    }
+    tensor = storage.as_strided(shape, strides[layout], start)
+    assert View.of(tensor).runs() == expected
+
+
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+def test_multi_scale_training_compiles_few_kernels(monkeypatch):
+    """2000 steps of PeLK-T on two COCO images, resized and padded."""
+    choose = random.Random(0).choice
+    ratios = [4 / 3, 640 / 427, 16 / 9, 1, 3 / 4, 427 / 640]
+    batches = set()
+    for _ in range(2000):
+        sizes = []
+        for _ in range(2):
+            side, ratio = choose(range(480, 801, 32)), choose(ratios)
+            size = side * max(1, 1 / ratio), side * max(1, ratio)
+            scale = min(1, 1333 / max(size))
+            sizes.append([math.ceil(scale * x / 32) * 32 for x in size])
+        batches.add(tuple(map(max, zip(*sizes, strict=True))))
+    assert len(batches) > 100
+    stages = (46, 51), (93, 49), (187, 47), (374, 13)
+    found = set()
+    launches, _ = replace_kernels(monkeypatch)
+    for height, width in batches:
+        for stage, (channels, kernel_size) in enumerate(stages):
+            shape = 2, channels, height >> stage + 2, width >> stage + 2
+            run(shape, SharingGrid(kernel_size), torch.bfloat16, False)
+    for kernel, _, args, kwargs in launches:
+        _, _, key, options = specialise(kernel, args, kwargs)
+        found.add((kernel.__name__, tuple(key), str(options)))
+    print(Counter(name for name, *_ in found))
+    assert len(found) <= 30
 
 
 @pytest.mark.gpu

@@ -26,6 +26,9 @@ import triton.language as tl
 
 #: Whether the kernels below run in Triton's interpreter, on any device.
 INTERPRETED: bool = triton.knobs.runtime.interpret
+#: Whether a compiled kernel is launched with all its arguments; before Triton
+#: 3.3 it was without the constants.
+COMPILED_TAKES_ALL = [*map(int, triton.__version__.split('.')[:2])] >= [3, 3]
 # The interpreter multiplies the bit patterns of bfloat16. Widening the factors
 # first changes no product: they are exact in float32 either way.
 _WIDEN = tl.constexpr(INTERPRETED)
@@ -67,21 +70,32 @@ def _chosen(step, member, GROUP: tl.constexpr):
     return one, two, three, four
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'batch',
+        'channels',
+        'height',
+        'width',
+        'stride_n',
+        'stride_h',
+        'step',
+    ],
+    do_not_specialize_on_alignment=['input', 'stride_c', 'stride_w'],
+)
 def maps_kernel(
     input,  # (N, C, H, W), any strides
     maps,  # (maps, C, N, top + H, Wp), contiguous
     batch, channels, height, width,
     stride_n, stride_c, stride_h, stride_w,
     map_stride,  # elements from one map to the next
+    padded,  # Wp
+    step,  # rows from tile to tile: those with whole boxes
     BOXES: tl.constexpr,  # all box sizes, 1 too, as bits of one number
     LARGEST: tl.constexpr,  # of them
     MEANS: tl.constexpr,  # in two maps each, not sums in one
-    PADDED: tl.constexpr,  # Wp
     RUN_C: tl.constexpr,  # C, and W, fall into aligned runs of so many
     RUN_W: tl.constexpr,  # adjacent elements of the input
     ROWS: tl.constexpr,  # of a tile
-    STEP: tl.constexpr,  # rows from tile to tile: those with whole boxes
     BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of every box in planar order, padded with zeros.
@@ -95,12 +109,12 @@ def maps_kernel(
     tile = tl.program_id(0)
     c = tile % tl.cdiv(channels, BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C)
     tile //= tl.cdiv(channels, BLOCK_C)
-    x = tile % (PADDED // BLOCK_W) * BLOCK_W + tl.arange(0, BLOCK_W)
-    tile //= PADDED // BLOCK_W
+    x = tile % (padded // BLOCK_W) * BLOCK_W + tl.arange(0, BLOCK_W)
+    tile //= padded // BLOCK_W
     row = tl.arange(0, ROWS)
-    line = tile % tl.cdiv(lines, STEP) * STEP + row
+    line = tile % tl.cdiv(lines, step) * step + row
     y = line - (LARGEST - 1)
-    n = (tile // tl.cdiv(lines, STEP)).to(tl.int64)
+    n = (tile // tl.cdiv(lines, step)).to(tl.int64)
 
     source = input + n * stride_n
     source += (y.to(tl.int64) * stride_h)[:, None, None]
@@ -113,10 +127,10 @@ def maps_kernel(
     inside &= tl.max_constancy(x < width, RUN_W)[None, None, :]
     rows = tl.load(source, mask=inside, other=0.0)
 
-    target = maps + (n * lines + line)[:, None, None] * PADDED
-    target += (c.to(tl.int64) * batch * lines * PADDED)[None, :, None]
+    target = maps + (n * lines + line)[:, None, None] * padded
+    target += (c.to(tl.int64) * batch * lines * padded)[None, :, None]
     target += x[None, None, :]
-    kept = ((row < STEP) & (y < height))[:, None, None]
+    kept = ((row < step) & (y < height))[:, None, None]
     kept &= (c < channels)[None, :, None]
     tl.store(target, rows, mask=kept & (y >= 0)[:, None, None])
     rows = tl.reshape(rows, (ROWS, BLOCK_C * BLOCK_W))
@@ -140,7 +154,10 @@ def maps_kernel(
                 tl.store(target, rest, mask=there)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=['num_cells', 'kernel_size'],
+    do_not_specialize_on_alignment=['weight'],
+)
 def rows_kernel(
     weight,  # (C, 1, k', k'), contiguous
     rows,  # (C, k', PHASES, taps), contiguous
@@ -172,7 +189,17 @@ def rows_kernel(
     tl.store(rows + row.to(tl.int64) * end + at, values, mask=at < end)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'batch',
+        'height',
+        'width',
+        'top',
+        'num_cells',
+        'kernel_size',
+    ],
+    do_not_specialize_on_alignment=['bias'],
+)
 def forward_kernel(
     maps,  # as maps_kernel writes them
     rows,  # as rows_kernel writes them: w_a
@@ -255,13 +282,23 @@ def forward_kernel(
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'batch',
+        'channels',
+        'height',
+        'width',
+        'stride_n',
+        'stride_h',
+    ],
+    do_not_specialize_on_alignment=['output', 'stride_c', 'stride_w'],
+)
 def interleave_kernel(
     planar,  # (C, N, H, Wp), contiguous
     output,  # (N, C, H, W), any strides
     batch, channels, height, width,
     stride_n, stride_c, stride_h, stride_w,
-    PADDED: tl.constexpr,
+    padded,  # Wp
     RUN_C: tl.constexpr, RUN_W: tl.constexpr,  # as for maps_kernel
     BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
@@ -272,11 +309,11 @@ def interleave_kernel(
     """
     n = tl.program_id(0) // height
     y = tl.program_id(0) % height
-    tiles_w = PADDED // BLOCK_W
+    tiles_w = padded // BLOCK_W
     c = tl.program_id(1) // tiles_w * BLOCK_C + tl.arange(0, BLOCK_C)
     x = tl.program_id(1) % tiles_w * BLOCK_W + tl.arange(0, BLOCK_W)
     kept = (c < channels)[:, None]
-    line = ((c.to(tl.int64) * batch + n) * height + y) * PADDED
+    line = ((c.to(tl.int64) * batch + n) * height + y) * padded
     values = tl.load(planar + line[:, None] + x[None, :], mask=kept, other=0.0)
     target = output + n.to(tl.int64) * stride_n + y.to(tl.int64) * stride_h
     target += (c.to(tl.int64) * stride_c)[:, None]
@@ -288,7 +325,19 @@ def interleave_kernel(
     tl.store(target, values, mask=inside)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        'batch',
+        'channels',
+        'height',
+        'top',
+        'num_cells',
+        'kernel_size',
+        'splits',
+        'split_lines',
+    ],
+    do_not_specialize_on_alignment=['chunks'],
+)
 def weight_grad_kernel(
     maps,  # of the output's gradient, as maps_kernel writes them
     planes,  # (C, N, H, Wp), contiguous: the input

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Box sizes a ladder may have besides 1; powers of two scale exactly.
 _BOXES = (2, 4, 8, 16, 32)
@@ -177,7 +178,7 @@ def make_tables(
         levels, factors = [[*chain(*levels)]], [1]
     for level in levels:
         level += [nothing] * (-len(level) % steps)
-    ends = accumulate((len(level) // steps for level in levels), initial=0)
+    ends = [*accumulate((len(row) // steps for row in levels), initial=0)]
 
     steps_of: list[list[Step]] = [[] for _ in plan.sizes]
     for step in chain(*plan.steps):
@@ -201,20 +202,27 @@ def make_tables(
         cell for cell, size in enumerate(plan.sizes) for _ in range(size)
     ]
 
-    def table(rows: Iterable[object]) -> Tensor:
-        return torch.tensor(list(rows), dtype=torch.int32).to(device)
-
-    return Tables(
-        table(step for level in levels for step in level),
-        table(
+    tables: list[Iterable[object]] = [
+        [step for level in levels for step in level],
+        [
             (*ends, by)
             for ends, by in zip(pairwise(ends), factors, strict=True)
-        ),
-        table((cell, end) for (cell, _), end in zip(order, last, strict=True)),
-        table(len(row) for _, row in order[::cells]),
-        table(zip(*cell_steps, strict=True)),
-        table(columns),
-        table([0, *accumulate(plan.sizes)]),
+        ],
+        [(cell, end) for (cell, _), end in zip(order, last, strict=True)],
+        [len(row) for _, row in order[::cells]],
+        zip(*cell_steps, strict=True),
+        columns,
+        [0, *accumulate(plan.sizes)],
+    ]
+    arrays = [torch.tensor([*rows], dtype=torch.int32) for rows in tables]
+    # One copy, in which every table begins at a multiple of 16 bytes.
+    flat = [pad(array.flatten(), (0, -array.numel() % 4)) for array in arrays]
+    parts = torch.cat(flat).to(device).split([*map(len, flat)])
+    return Tables(
+        *(
+            part[: array.numel()].view(array.shape)
+            for part, array in zip(parts, arrays, strict=True)
+        )
     )
 
 
