@@ -259,6 +259,22 @@ def test_only_where_a_gpu_multiplies_16_bits():
         assert got == [None, None]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_on_a_gpu(dtype, monkeypatch):
+    mlp = layers(249, 996, torch.float32).to('cuda')
+    x = torch.randn(3, 32, 32, 249, device='cuda', requires_grad=True)
+    results = []
+    with torch.autocast('cuda', dtype), Widths() as widths:
+        results.append(values(mlp, x))
+        assert not any(width % 8 for width in widths.seen)
+        monkeypatch.setattr(pointwise, 'padded_dtype', lambda x: None)
+        results.append(values(mlp, x))
+        assert any(width % 8 for width in widths.seen)
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+
+
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_network(with_cp, padded):
     """A step of a whole network, checkpointed or not."""
