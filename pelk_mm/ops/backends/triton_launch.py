@@ -52,11 +52,12 @@ class Launch:
         self._kernel = getattr(kernels(), name)
         self._grid = (*grid, 1, 1)[:3]
         self._numbers, self._constants = numbers, constants
-        self._compiled: Callable | None = None
+        self._compiled: tuple[Callable, tuple] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> None:
         if self._compiled is not None:
-            self._compiled(*tensors, *self._numbers)
+            launch, rest = self._compiled
+            launch(*tensors, *rest)
             return
         compiled = self._kernel[self._grid](
             *tensors, *self._numbers, **self._constants
@@ -64,8 +65,9 @@ class Launch:
         # The interpreter compiles nothing.
         if compiled is not None and kernels().COMPILED_TAKES_ALL:
             names = self._kernel.arg_names[len(tensors) + len(self._numbers) :]
-            self._numbers += tuple(self._constants[name] for name in names)
-            self._compiled = compiled[self._grid]
+            constants = (self._constants[name] for name in names)
+            rest = (*self._numbers, *constants)
+            self._compiled = compiled[self._grid], rest
 
 
 class View(NamedTuple):
