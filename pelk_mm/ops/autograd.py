@@ -255,6 +255,13 @@ def _unfold(tensor: Tensor, size: int, place: int) -> Tensor:
 def at_autograd(function: type[Function]) -> Callable:
     """``function.apply`` where no transform of ``torch.func`` is at work.
 
-    Which ``Function.apply`` looks for at length.
+    Which ``Function.apply`` looks for at length. Where nothing is recorded,
+    as in a backward pass, nothing is prepared for it either.
     """
-    return super(Function, function).apply  # type: ignore[misc]
+    apply = super(Function, function).apply  # type: ignore[misc]
+
+    def run(*operands: Any) -> Any:
+        recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        return (apply if recorded else function.forward)(*operands)
+
+    return run
