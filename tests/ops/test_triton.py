@@ -58,6 +58,7 @@ GRIDS = {
     'ones': SharingGrid.from_sizes([1] * 7),
     'one cell': SharingGrid.from_sizes([5]),
     'far': SharingGrid.from_sizes([25, 1, 25]),
+    'large cells': SharingGrid.from_sizes([64, 1, 64]),
 }
 
 
@@ -690,6 +691,8 @@ STAGE_1, WIDE = (64, 46, 56, 56), (1, 62, 128, 512)
     ('arch', 'dtype', 'shape', 'grid'),
     [
         (90, torch.bfloat16, STAGE_1, '51'),
+        # Maps of few, but aligned, channels in a tile.
+        (90, torch.float32, (2, 96, 100, 100), 'large cells'),
         *(
             pytest.param(arch, dtype, *rest, marks=SLOW)
             for arch in (80, 90)

@@ -384,7 +384,7 @@ def maps_launch(
         BOXES=sum(plan.boxes),
         LARGEST=plan.boxes[0],
         MEANS=plan.means,
-        RUN_C=run_c,
+        RUN_C=min(run_c, block_c),
         RUN_W=run_w,
         ROWS=rows,
         BLOCK_C=block_c,
