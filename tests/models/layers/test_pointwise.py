@@ -59,7 +59,7 @@ def layers(width=5, hidden=11, dtype=torch.float64):
 def values(mlp, x):
     """The output and all gradients."""
     y = pointwise_mlp(x, mlp)
-    signs = torch.linspace(-1, 1, y.numel()).view_as(y)
+    signs = torch.linspace(-1, 1, y.numel(), device=y.device).view_as(y)
     operands = (x, *mlp.parameters())
     return y, *torch.autograd.grad((y * signs).sum(), operands)
 
