@@ -27,6 +27,7 @@ written once it is measured:
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -222,7 +223,7 @@ def measure(
     for name, entry in times.items():
         entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
         speed, ms = entry['images_per_s'], entry['median_ms']
-        mib = entry['peak_memory'] / 2**20
+        mib = entry.get('peak_memory', math.nan) / 2**20
         print(f'  {name:26}{speed:9.2f} images/s{ms:10.1f} ms{mib:10.1f} MiB')
         if 'kernels' in entry:
             show_kernels(entry)
@@ -235,16 +236,16 @@ def measure_on_gpu(
     args: argparse.Namespace,
     in_graph: bool,
 ) -> dict | None:
-    """A step's time, its host's and its kernels', and what it allocates."""
-    reserved = torch.cuda.memory_reserved()
+    """A step's time, its host's and its kernels', and what it allocates.
+
+    A graph allocates nothing when it runs: it holds what its capture took.
+    """
     call = step(model, images, args, in_graph)
     if call is None:
         return None
     entry = gpu.measure_step(call, args.rounds, args.budget)
-    peak = bench.peak_memory(call, args.device)
-    # A graph holds what it needs, and allocates nothing when it runs.
-    held = torch.cuda.memory_reserved() - reserved
-    entry['peak_memory'] = held if in_graph else peak
+    if not in_graph:
+        entry['peak_memory'] = bench.peak_memory(call, args.device)
     kernels = gpu.kernels(call, 3)
     entry['gpu_ms'] = sum(us for us, _ in kernels.values()) / 1e3
     entry['launches'] = sum(count for _, count in kernels.values())
