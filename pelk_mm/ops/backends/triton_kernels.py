@@ -197,8 +197,12 @@ def rows_kernel(
         'top',
         'num_cells',
         'kernel_size',
+        'stride_n',
+        'stride_c',
+        'stride_h',
+        'store_width',
     ],
-    do_not_specialize_on_alignment=['bias'],
+    do_not_specialize_on_alignment=['bias', 'output'],
 )
 def forward_kernel(
     maps,  # as maps_kernel writes them
@@ -212,6 +216,7 @@ def forward_kernel(
     stride_n, stride_c, stride_h,
     store_width,  # W, or Wp where the output has that many columns
     padded,  # Wp
+    RUN_W: tl.constexpr,  # as for maps_kernel, of the output
     LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr, PHASES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
@@ -275,10 +280,14 @@ def forward_kernel(
         total += tl.load(bias + c).to(tl.float32)
     line = n.to(tl.int64) * stride_n + c * stride_c
     line += y.to(tl.int64) * stride_h
+    size: tl.constexpr = output.dtype.element_ty.primitive_bitwidth // 8
+    target = output + line[:, None] + x[None, :]
+    target = tl.multiple_of(target, (1, RUN_W * size))
+    inside = tl.max_constancy(x < store_width, RUN_W)[None, :]
     tl.store(
-        output + line[:, None] + x[None, :],
+        target,
         _rounded(total, output.dtype.element_ty),
-        mask=(m < batch * height)[:, None] & (x < store_width)[None, :],
+        mask=(m < batch * height)[:, None] & inside,
     )
 
 

@@ -308,6 +308,8 @@ class Group:
             columns,
             columns,
             work.padded,
+            # All strides are multiples of the lowest.
+            RUN_W=gcd(work.phases, columns),
             LEVELS=len(work.tables.levels),
             HAS_BIAS=work.has_bias,
             PHASES=work.phases,
