@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain, combinations, pairwise
@@ -172,49 +172,16 @@ def make_tables(
     gradient.
     """
     nothing = Step(0, 0, height, 0)  # below every map
-    factors = [box // below for box, below in pairwise((*plan.boxes, 1))]
-    levels = [list(level) for level in plan.steps]
-    if not plan.means:
-        levels, factors = [[*chain(*levels)]], [1]
-    for level in levels:
-        level += [nothing] * (-len(level) % steps)
-    ends = [*accumulate((len(row) // steps for row in levels), initial=0)]
-
-    steps_of: list[list[Step]] = [[] for _ in plan.sizes]
-    for step in chain(*plan.steps):
-        steps_of[step.cell].append(step)
-    order = sorted(enumerate(steps_of), key=lambda row: -len(row[1]))
-    order += [(-1, [])] * (-len(order) % cells)
-    most = len(order[0][1])
-    last, cell_steps = [], []
-    for _, row in order:
-        boxes = [step.box if plan.means else 1 for step in row] or [1]
-        befores = [above // box for above, box in pairwise((boxes[0], *boxes))]
-        last.append(boxes[-1])
-        cell_steps.append(
-            [
-                (before, *step[1:])
-                for before, step in zip(befores, row, strict=False)
-            ]
-            + [(1, *nothing[1:])] * (most - len(row))
-        )
     columns = [
         cell for cell, size in enumerate(plan.sizes) for _ in range(size)
     ]
-
-    tables: list[Iterable[object]] = [
-        [step for level in levels for step in level],
-        [
-            (*ends, by)
-            for ends, by in zip(pairwise(ends), factors, strict=True)
-        ],
-        [(cell, end) for (cell, _), end in zip(order, last, strict=True)],
-        [len(row) for _, row in order[::cells]],
-        zip(*cell_steps, strict=True),
+    tables = (
+        *_step_tables(plan, steps, nothing),
+        *_cell_tables(plan, cells, nothing),
         columns,
         [0, *accumulate(plan.sizes)],
-    ]
-    arrays = [torch.tensor([*rows], dtype=torch.int32) for rows in tables]
+    )
+    arrays = [torch.tensor(rows, dtype=torch.int32) for rows in tables]
     # One copy, in which every table begins at a multiple of 16 bytes.
     flat = [pad(array.flatten(), (0, -array.numel() % 4)) for array in arrays]
     parts = torch.cat(flat).to(device).split([*map(len, flat)])
@@ -224,6 +191,41 @@ def make_tables(
             for part, array in zip(parts, arrays, strict=True)
         )
     )
+
+
+def _step_tables(plan: Plan, group: int, nothing: Step) -> tuple[list, list]:
+    """``steps`` and ``levels``. Sums, unlike means, are all one level."""
+    levels = [list(level) for level in plan.steps]
+    factors = [box // below for box, below in pairwise((*plan.boxes, 1))]
+    if not plan.means:
+        levels, factors = [[*chain(*levels)]], [1]
+    for level in levels:
+        level += [nothing] * (-len(level) % group)
+    ends = accumulate((len(level) // group for level in levels), initial=0)
+    rows = zip(pairwise(ends), factors, strict=True)
+    return [*chain(*levels)], [(*groups, factor) for groups, factor in rows]
+
+
+def _cell_tables(
+    plan: Plan, group: int, nothing: Step
+) -> tuple[list, list, list]:
+    """``cells``, ``counts``, ``cell_steps``; cells of most steps first."""
+    steps_of: list[list[Step]] = [[] for _ in plan.sizes]
+    for step in chain(*plan.steps):
+        steps_of[step.cell].append(step)
+    order = sorted(enumerate(steps_of), key=lambda row: -len(row[1]))
+    order += [(-1, [])] * (-len(order) % group)
+    counts = [len(steps) for _, steps in order]
+    cells, cell_steps = [], []
+    for cell, steps in order:
+        # A sum of means is brought to each step's box, at last to one row.
+        boxes = [step.box if plan.means else 1 for step in steps] or [1]
+        factors = [above // box for above, box in pairwise((boxes[0], *boxes))]
+        rows = zip(factors, steps, strict=False)
+        missing = [(1, *nothing[1:])] * (counts[0] - len(steps))
+        cells.append((cell, boxes[-1]))
+        cell_steps.append([(by, *step[1:]) for by, step in rows] + missing)
+    return cells, counts[::group], [*zip(*cell_steps, strict=True)]
 
 
 @dataclass(frozen=True)
