@@ -56,6 +56,19 @@ EXPLICIT_GRIDS = {
     'pairs': SharingGrid.from_sizes([3, 1, 1, 3, 1, 3, 1, 1, 3]),
     'far': SharingGrid.from_sizes([1000, 1, 1000]),
 }
+#: One of every kind.
+GRIDS = {
+    '5': SharingGrid(5, center_radius=0),
+    '13': SharingGrid(13),
+    '31': SharingGrid(31),
+    '51': SharingGrid(51),
+    '101': SharingGrid(101, center_radius=3),
+    'explicit': SharingGrid.from_sizes([1, 1, 2, 4, 1, 4, 2, 1, 1]),
+    'ones': SharingGrid.from_sizes([1] * 7),
+    'one cell': SharingGrid.from_sizes([5]),
+    'far': SharingGrid.from_sizes([25, 1, 25]),
+    'large cells': SharingGrid.from_sizes([64, 1, 64]),
+}
 LAYOUTS = ('contiguous', 'channels_last', 'slice', 'strided')
 BACKENDS = ('dense', 'fft', 'cpp')
 

@@ -1,4 +1,4 @@
-"""The Triton backend: interpreted, through the compiler, and on a GPU.
+"""The Triton backend, interpreted and on a GPU.
 
 Whether kernels are interpreted is settled when triton is first imported, so
 ``TestInterpreted`` runs in a process of its own, which ``test_interpreted``
@@ -7,20 +7,15 @@ starts.
 
 from __future__ import annotations
 
-import math
 import os
-import random
 import re
 import subprocess
 import sys
-from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.backends import (
@@ -32,10 +27,11 @@ from pelk_mm.ops.backends import (
 )
 from pelk_mm.ops.backends import triton as triton_backend
 from pelk_mm.ops.backends.triton_launch import View, make_work, maps_launch
-from pelk_mm.ops.backends.triton_plan import Tiles, make_plan, make_tables
+from pelk_mm.ops.backends.triton_plan import Tiles, make_plan
 from pelk_mm.ops.choice import select_backend
+from tests.helpers.operator_cases import GRIDS
 
-triton = pytest.importorskip('triton')
+pytest.importorskip('triton')
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -47,18 +43,6 @@ TOLERANCE = {
     torch.float32: (1e-6, 1e-5),
     torch.float16: (2**-11 * 1.05, 2**-11 * 1.05),
     torch.bfloat16: (2**-7, 2**-7),
-}
-GRIDS = {
-    '5': SharingGrid(5, center_radius=0),
-    '13': SharingGrid(13),
-    '31': SharingGrid(31),
-    '51': SharingGrid(51),
-    '101': SharingGrid(101, center_radius=3),
-    'explicit': SharingGrid.from_sizes([1, 1, 2, 4, 1, 4, 2, 1, 1]),
-    'ones': SharingGrid.from_sizes([1] * 7),
-    'one cell': SharingGrid.from_sizes([5]),
-    'far': SharingGrid.from_sizes([25, 1, 25]),
-    'large cells': SharingGrid.from_sizes([64, 1, 64]),
 }
 
 
@@ -359,126 +343,6 @@ class TestInterpreted:
         peripheral_conv2d(input, weight, GRIDS['5'])
 
 
-class TestPlan:
-    """The plan is plain Python: it is held against the grid itself."""
-
-    @pytest.mark.parametrize('means', [False, True])
-    @pytest.mark.parametrize('height', [1, 7, 56, 200])
-    @pytest.mark.parametrize('grid', GRIDS)
-    def test_covers_every_row_once(self, grid, height, means):
-        grid = GRIDS[grid]
-        plan = make_plan(grid.sizes, height, 64, means)
-        radius = grid.kernel_size // 2
-        covered = []
-        for box, level in zip(plan.boxes, plan.cells, strict=True):
-            for cell, shift, count in level:
-                rows = range(shift, shift + box * count)
-                covered += [(row, cell) for row in rows]
-        cells = [
-            cell for cell, size in enumerate(grid.sizes) for _ in range(size)
-        ]
-        assert sorted(covered) == [
-            (row - radius, cell)
-            for row, cell in enumerate(cells)
-            if abs(row - radius) < height
-        ]
-        assert plan.boxes[-1] == 1
-        assert list(plan.boxes) == sorted(set(plan.boxes), reverse=True)
-
-    def test_products_grow_with_cells_not_with_rows(self):
-        counts = {}
-        for name in ('51', '101'):
-            grid = GRIDS[name]
-            for means in (False, True):
-                plan = make_plan(grid.sizes, 56, 64, means)
-                counts[name, means] = plan.num_products
-                assert plan.num_products <= 2.1 * grid.num_cells
-                assert plan.num_maps <= 7
-        assert counts['101', True] <= 1.3 * counts['51', True]
-
-    @pytest.mark.parametrize('means', [False, True])
-    @pytest.mark.parametrize('height', [1, 7, 56])
-    @pytest.mark.parametrize('grid', GRIDS)
-    def test_tables(self, grid, height, means):
-        """Both tables, with their factors, are sums of the right rows."""
-        grid = GRIDS[grid]
-        plan = make_plan(grid.sizes, height, 64, means)
-        tables = make_tables(plan, height, 4, 2, torch.device('cpu'))
-        boxes, maps = [], []
-        for box, parts in zip(plan.boxes, plan.parts, strict=True):
-            boxes[:0] = [box] * parts
-            maps[:0] = [1 / box if means else 1, 0][:parts]
-        expected = torch.zeros(grid.num_cells, 2 * height - 1)
-        column = 0
-        for cell, size in enumerate(grid.sizes):
-            for row in range(column, column + size):
-                offset = row - grid.kernel_size // 2
-                if abs(offset) < height:
-                    expected[cell, offset + height - 1] = 1
-            column += size
-
-        def add(total, map, down, box):
-            """What a step brings an output row, of the rows around it."""
-            if box == 0:
-                assert down >= height
-                return
-            assert box == boxes[map]
-            for row in range(down, down + box):
-                if abs(row) < height:
-                    total[row + height - 1] += maps[map]
-
-        totals = torch.zeros_like(expected)
-        steps, past = tables.steps.tolist(), 0
-        for begin, end, factor in tables.levels.tolist():
-            assert begin == past
-            for cell, *step in steps[4 * begin : 4 * end]:
-                add(totals[cell], *step)
-            totals *= factor
-            past = end
-        assert 4 * past == len(steps)
-        assert torch.equal(totals, expected)
-
-        totals = torch.zeros_like(expected)
-        cells = tables.cells.tolist()
-        for index, (cell, factor) in enumerate(cells):
-            total = torch.zeros(2 * height - 1)
-            for step in range(tables.counts[index // 2]):
-                before, *rest = tables.cell_steps[step, index].tolist()
-                total *= before
-                add(total, *rest)
-            if cell >= 0:
-                totals[cell] += total * factor
-        assert torch.equal(totals, expected)
-        assert tables.column_cells.bincount().tolist() == list(plan.sizes)
-
-    @pytest.mark.parametrize('kernel_size', [5, 51, 101])
-    @pytest.mark.parametrize('width', [1, 7, 56, 64, 65, 128, 334, 512])
-    def test_chunks_hold_all_columns_in_reach(self, width, kernel_size):
-        for tiles in (
-            Tiles.forward(512, 46, width, kernel_size, True),
-            Tiles.forward(16, 46, width, kernel_size, False),
-            Tiles.weight_grad(512, width, True),
-        ):
-            padded = tiles.pad(width)
-            assert width <= padded < width + tiles.chunk
-            assert padded % tiles.chunk == 0
-            reach = tiles.reach(width, kernel_size)
-            assert reach >= min(width, tiles.columns // 2 + kernel_size // 2)
-            pairs, chunks = tiles.pairs(width, kernel_size)
-            assert chunks * tiles.chunk == reach
-            assert pairs == -(-width // tiles.columns) * chunks
-            first, last = tiles.taps(width, kernel_size)
-            assert first <= max(0, kernel_size // 2 - width + 1)
-            assert last >= min(kernel_size - 1, kernel_size // 2 + width - 1)
-
-    def test_splits_hold_all_lines(self):
-        tiles = Tiles.weight_grad(3584, 56, True)
-        for programs in (1, 600, 5000):
-            count, size = tiles.splits(3584, programs)
-            assert (count - 1) * size < 3584 <= count * size
-            assert size % tiles.lines == 0
-
-
 class TestWhyNot:
     def test_cpu_reason(self):
         if INTERPRETED:
@@ -575,295 +439,6 @@ class TestWhyNot:
             triton_backend._why_not_on.cache_clear()
         assert (reason is None) == (word is None)
         assert (word or '') in (reason or '')
-
-
-class Recorder:
-    """A kernel that notes its launches instead of running."""
-
-    def __init__(self, kernel, launches, direct):
-        self.kernel, self.arg_names = kernel, kernel.arg_names
-        self.launches, self.direct = launches, direct
-
-    def __getitem__(self, grid):
-        def launch(*args, **kwargs):
-            self.launches.append((self.kernel, grid, args, kwargs))
-            return {grid: lambda *args: self.direct.append((self, grid, args))}
-
-        return launch
-
-
-def replace_kernels(monkeypatch):
-    """Lists of what Triton is asked to launch, and of what goes past it."""
-    from pelk_mm.ops.backends import triton_kernels
-
-    launches, direct = [], []
-    recorders = {
-        name: Recorder(kernel, launches, direct)
-        for name, kernel in vars(triton_kernels).items()
-        if name.endswith('_kernel')
-    }
-    kernels = SimpleNamespace(**recorders, COMPILED_TAKES_ALL=True)
-    monkeypatch.setattr(triton_launch, 'kernels', lambda: kernels)
-    make_work.cache_clear()
-    return launches, direct
-
-
-def run(shape, grid, dtype, with_bias=True, layout=torch.channels_last):
-    """A forward and a backward pass of tensors without memory."""
-    batch, channels, height, width = shape
-    all_channels = channels * 8 // 3
-    input = torch.empty(
-        batch, all_channels, height, width, dtype=dtype, device='meta'
-    ).to(memory_format=layout)[:, :channels]
-    weight = torch.empty(
-        channels, 1, grid.num_cells, grid.num_cells, dtype=dtype, device='meta'
-    )
-    backend = triton_backend.TritonBackend()
-    bias = weight[:, 0, 0, 0] if with_bias else None
-    backend.forward(input, weight, bias, grid, layout)
-    backend.backward(input, weight, input, grid, layout)
-
-
-def record_launches(monkeypatch, *kind):
-    """What a forward and a backward pass launch."""
-    launches, _ = replace_kernels(monkeypatch)
-    run(*kind)
-    assert {kernel.__name__ for kernel, *_ in launches} == {
-        'rows_kernel',
-        'maps_kernel',
-        'forward_kernel',
-        'interleave_kernel',
-        'weight_grad_kernel',
-    }
-    return launches
-
-
-@lru_cache
-def make_binder(kernel, arch):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import make_backend
-    from triton.runtime.jit import create_function_from_signature
-
-    backend = make_backend(GPUTarget('cuda', arch, 32))
-    return backend, create_function_from_signature(
-        kernel.signature, kernel.params, backend
-    )
-
-
-def specialise(kernel, args, kwargs, arch=90):
-    """What Triton compiles for a launch, as it finds out itself."""
-    backend, bind = make_binder(kernel, arch)
-    return backend, *bind(*args, **kwargs)
-
-
-def compile_launch(kernel, args, kwargs, arch):
-    """Compile as a launch would, aligned pointers and round numbers known."""
-    from triton.compiler import ASTSource
-
-    backend, bound, found, options = specialise(kernel, args, kwargs, arch)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, kwargs, bound, found, options
-    )
-    return triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=backend.target,
-        options=options.__dict__,
-    )
-
-
-def resources(compiled, path):
-    """Registers and bytes of stack per thread, from the machine code."""
-    cubin = path / 'kernel.cubin'
-    cubin.write_bytes(compiled.asm['cubin'])
-    tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-    usage = subprocess.run(
-        [tool, '-res-usage', cubin], check=True, capture_output=True, text=True
-    ).stdout
-    found = re.search(r'REG:(\d+) STACK:(\d+)', usage)
-    return int(found[1]), int(found[2])
-
-
-SLOW = pytest.mark.slow
-STAGE_1, WIDE = (64, 46, 56, 56), (1, 62, 128, 512)
-
-
-@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize(
-    ('arch', 'dtype', 'shape', 'grid'),
-    [
-        (90, torch.bfloat16, STAGE_1, '51'),
-        # Maps of few, but aligned, channels in a tile.
-        (90, torch.float32, (2, 96, 100, 100), 'large cells'),
-        *(
-            pytest.param(arch, dtype, *rest, marks=SLOW)
-            for arch in (80, 90)
-            for dtype in (torch.bfloat16, torch.float32)
-            for rest in (
-                (STAGE_1, '51'),
-                (STAGE_1, '101'),
-                (WIDE, '101'),
-                ((64, 187, 14, 14), '31'),
-            )
-        ),
-    ],
-)
-def test_compiles_without_spills(
-    monkeypatch, tmp_path, arch, dtype, shape, grid
-):
-    """Every launch gives machine code that keeps to its registers."""
-    launches = record_launches(monkeypatch, shape, GRIDS[grid], dtype)
-    done = set()
-    for kernel, _, args, kwargs in launches:
-        key = kernel.__name__, *kwargs.items()
-        if key in done:
-            continue
-        done.add(key)
-        compiled = compile_launch(kernel, args, kwargs, arch)
-        registers, stack = resources(compiled, tmp_path)
-        shared = compiled.metadata.shared
-        print(
-            f'{kernel.__name__} sm_{arch} {dtype}: {registers} registers, '
-            f'{stack} bytes of stack, {shared} bytes of shared memory'
-        )
-        # A few numbers of float32, where more registers were slower.
-        most = 160 if dtype == torch.float32 else 32
-        assert stack <= most, f'{kernel.__name__} spills'
-        # What the smallest GPUs of these generations have for a block.
-        assert shared <= 99 * 1024
-        if kernel.__name__ in ('forward_kernel', 'weight_grad_kernel'):
-            # On the tensor cores, Hopper's own where tiles are large enough,
-            # and fed with 16 bytes at a time.
-            large = kwargs['BLOCK_X'] == 64
-            instruction = 'wgmma' if arch == 90 and large else 'mma'
-            assert f'{instruction}.' in compiled.asm['ptx']
-            assert re.search(
-                r'ld\.global\.v4|cp\.async\.\S* .*, 0x10', compiled.asm['ptx']
-            )
-
-
-@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
-def test_planar_output_is_written_in_wide_words(monkeypatch):
-    """Where its rows allow that, which need no multiple of 16 columns."""
-    launches, _ = replace_kernels(monkeypatch)
-    run(
-        (2, 3, 14, 24),
-        GRIDS['5'],
-        torch.bfloat16,
-        layout=torch.contiguous_format,
-    )
-    names = [kernel.__name__ for kernel, *_ in launches]
-    assert 'interleave_kernel' not in names
-    kernel, _, args, constants = launches[names.index('forward_kernel')]
-    compiled = compile_launch(kernel, args, constants, 90)
-    assert 'st.global.v4' in compiled.asm['ptx']
-
-
-def test_launches_stay_within_grid_and_scratch(monkeypatch):
-    """A whole ADE20K test image of stage 1, and a big batch."""
-    for shape in ((16, 62, 128, 512), (512, 46, 56, 56)):
-        for _, grid, args, _ in record_launches(
-            monkeypatch, shape, GRIDS['101'], torch.bfloat16
-        ):
-            assert all(extent <= 65535 for extent in grid[1:])
-            for tensor in args:
-                if isinstance(tensor, torch.Tensor) and tensor.ndim == 5:
-                    assert tensor.nbytes <= max(
-                        triton_launch._SCRATCH_BYTES,
-                        tensor.nbytes // tensor.shape[1],
-                    )
-
-
-class Ops(TorchDispatchMode):
-    """Notes what torch itself runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.names.add(op.overloadpacket.__name__)
-        return op(*args, **kwargs or {})
-
-
-@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
-@pytest.mark.parametrize('shape', [STAGE_1, (1, 5, 600, 1000)])
-def test_second_call(monkeypatch, shape):
-    """Triton is asked once, and nothing is copied from or to the host."""
-    launches, direct = replace_kernels(monkeypatch)
-    run(shape, GRIDS['51'], torch.bfloat16)
-    first = len(launches)
-    assert first >= 10 and not direct
-    with Ops() as ops:
-        run(shape, GRIDS['51'], torch.bfloat16)
-    assert len(launches) == first
-    assert len(direct) == first
-    for launch, (recorder, grid, args) in zip(launches, direct, strict=True):
-        kernel, asked_grid, tensors, constants = launch
-        assert (kernel, asked_grid) == (recorder.kernel, grid)
-        _, bound, *_ = specialise(kernel, tensors, constants)
-        assert len(args) == len(bound)
-        for one, other in zip(args, bound.values(), strict=True):
-            if isinstance(one, torch.Tensor):
-                assert one.shape == other.shape and one.dtype == other.dtype
-            else:
-                assert one == other
-    # The last two are the sum of float32 and its conversion.
-    views = {'slice', 'select', 'detach'}
-    makes = {'empty', 'new_empty', 'empty_like', 'cat', 'sum', '_to_copy'}
-    assert ops.names <= views | makes, ops.names
-
-
-@pytest.mark.parametrize(
-    ('layout', 'channels', 'start', 'expected'),
-    [
-        ('channels_last', 46, 0, (2, 1)),
-        ('channels_last', 64, 0, (8, 1)),
-        ('channels_last', 64, 4, (4, 1)),
-        ('channels_last', 93, 0, (1, 1)),
-        ('contiguous', 93, 0, (1, 8)),
-        ('strided', 64, 0, (1, 1)),
-    ],
-)
-def test_runs(layout, channels, start, expected):
-    """What one load may take, from strides, sizes and the address."""
-    shape = 1, channels, 24, 56
-    storage = torch.empty(2 * math.prod(shape) + start, dtype=torch.bfloat16)
-    strides = {
-        'contiguous': (channels * 1344, 1344, 56, 1),
-        'channels_last': (channels * 1344, 1, channels * 56, channels),
-        'strided': (channels * 2688, 2688, 112, 2),
-    }
-    tensor = storage.as_strided(shape, strides[layout], start)
-    assert View.of(tensor).runs() == expected
-
-
-@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
-def test_multi_scale_training_compiles_few_kernels(monkeypatch):
-    """2000 steps of PeLK-T on two COCO images, resized and padded."""
-    choose = random.Random(0).choice
-    ratios = [4 / 3, 640 / 427, 16 / 9, 1, 3 / 4, 427 / 640]
-    batches = set()
-    for _ in range(2000):
-        sizes = []
-        for _ in range(2):
-            side, ratio = choose(range(480, 801, 32)), choose(ratios)
-            size = side * max(1, 1 / ratio), side * max(1, ratio)
-            scale = min(1, 1333 / max(size))
-            sizes.append([math.ceil(scale * x / 32) * 32 for x in size])
-        batches.add(tuple(map(max, zip(*sizes, strict=True))))
-    assert len(batches) > 100
-    stages = (46, 51), (93, 49), (187, 47), (374, 13)
-    found = set()
-    launches, _ = replace_kernels(monkeypatch)
-    for height, width in batches:
-        for stage, (channels, kernel_size) in enumerate(stages):
-            shape = 2, channels, height >> stage + 2, width >> stage + 2
-            run(shape, SharingGrid(kernel_size), torch.bfloat16, False)
-    for kernel, _, args, kwargs in launches:
-        _, _, key, options = specialise(kernel, args, kwargs)
-        found.add((kernel.__name__, tuple(key), str(options)))
-    print(Counter(name for name, *_ in found))
-    assert len(found) <= 30
 
 
 @pytest.mark.gpu
