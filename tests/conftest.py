@@ -39,6 +39,10 @@ def pytest_addoption(parser) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     if (seed := config.getoption('--shuffle')) is not None:
         random.Random(seed).shuffle(items)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip('no CUDA device'))
 
 
 @pytest.fixture(scope='session')

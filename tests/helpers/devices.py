@@ -7,19 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-_MARKS = (
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device'),
-)
 #: Where what holds anywhere is tested; the GPU by `make test-gpu`.
-DEVICES = ('cpu', pytest.param('cuda', marks=_MARKS))
-
-
-def on_gpu(test: Callable) -> Callable:
-    """Mark a test that makes no sense without a GPU."""
-    for mark in _MARKS:
-        test = mark(test)
-    return test
+DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.gpu))
 
 
 def captured(call: Callable) -> tuple[Callable[[], None], object]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pelk_mm.models import PeLK
-from tests.helpers.devices import DEVICES, captured, on_gpu
+from tests.helpers.devices import DEVICES, captured
 
 ARCH = dict(
     depths=(1, 1, 2, 1), channels=(8, 12, 17, 24), kernel_sizes=(31, 13, 9, 7)
@@ -71,7 +71,7 @@ def test_gradients_are_as_near_the_truth_as_dense_ones(device, dtype):
     assert distance(own, truth) < 2 * distance(dense, truth) + 5e-6
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize('dtype', DTYPES[1:], ids=str)
 def test_trains_under_autocast(dtype):
     model, x = build('cuda', drop_path_rate=0.1), images('cuda')
@@ -90,7 +90,7 @@ def test_trains_under_autocast(dtype):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_nothing_in_a_step_waits_for_the_gpu():
     model, x = build('cuda', drop_path_rate=0.1), images('cuda')
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -108,7 +108,7 @@ def test_nothing_in_a_step_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode('default')
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_graph_of_a_step_is_replayed_on_other_images():
     model, static = build('cuda'), images('cuda')
     eager = deepcopy(model)
@@ -126,7 +126,7 @@ def test_graph_of_a_step_is_replayed_on_other_images():
         torch.testing.assert_close(results[0], expected[0], rtol=1e-3, atol=0)
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.slow
 def test_compiled():
     """Inductor takes a minute for a network."""

@@ -13,7 +13,6 @@ from pelk_mm.ops import SharingGrid, peripheral_conv2d
 from tests.helpers.devices import (
     DEVICES,
     captured,
-    on_gpu,
     peak_memory,
     require_memory,
 )
@@ -59,7 +58,7 @@ def assert_near_truth(got, tensors, grid=GRID):
         assert_close(*values, TOLERANCE[got[index].dtype], name)
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_graph_is_replayed_on_other_numbers():
     static = operands('cuda')
     replay, results = captured(lambda: both(*static))
@@ -71,7 +70,7 @@ def test_graph_is_replayed_on_other_numbers():
         assert_same(results, both(*others))
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_stream_that_is_not_the_default_one():
     tensors = operands('cuda')
     expected = both(*tensors)
@@ -88,7 +87,7 @@ def test_stream_that_is_not_the_default_one():
     assert_same(got, expected)
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_nothing_waits_for_the_gpu():
     tensors = operands('cuda')
     both(*tensors)
@@ -99,7 +98,7 @@ def test_nothing_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode('default')
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'slice'])
 def test_no_hidden_copy_of_large_maps(layout):
     """Scratch is by groups of channels, a copy would be the whole map."""
@@ -161,7 +160,7 @@ def test_tensors_of_more_elements_than_an_int_counts(device, layout):
         assert large.numel() > 2**31
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='one CUDA device')
 def test_device_that_is_not_the_current_one():
     tensors = operands('cuda:0')
@@ -195,7 +194,7 @@ def test_autocast(device, own, dtype):
     assert_near_truth(expected, (*seen, grad))
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_compiled_into_a_cuda_graph():
     tensors = operands('cuda', dtype=torch.float32)
     grad = tensors.pop()

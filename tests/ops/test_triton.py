@@ -442,7 +442,6 @@ class TestWhyNot:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 class TestOnGPU:
     """At full size, against the FFT in float64."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.helpers.devices import DEVICES, on_gpu
+from tests.helpers.devices import DEVICES
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_errors_are_small_and_seen(tool, device, monkeypatch):
     assert worst['output']['inside'] == pytest.approx(0.01, rel=0.5)
 
 
-@on_gpu
+@pytest.mark.gpu
 class TestOnGPU:
     @pytest.fixture
     def products(self):

@@ -394,9 +394,6 @@ def test_two_processes_resume_to_the_bit_and_agree(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='needs a CUDA device'
-)
 @pytest.mark.parametrize('growth', ['random', 'momentum'])
 def test_half_precision_on_a_gpu(tmp_path, growth):
     """Masks where the weights are, the generator where it always is."""
