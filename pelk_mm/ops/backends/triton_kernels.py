@@ -32,6 +32,16 @@ COMPILED_TAKES_ALL = [*map(int, triton.__version__.split('.')[:2])] >= [3, 3]
 # The interpreter multiplies the bit patterns of bfloat16. Widening the factors
 # first changes no product: they are exact in float32 either way.
 _WIDEN = tl.constexpr(INTERPRETED)
+# Of a map with any strides, what no kernel need be compiled for: RUN_C and
+# RUN_W say all that loads and stores depend on.
+_NUMBERS_OF_A_MAP = [
+    'batch',
+    'channels',
+    'height',
+    'width',
+    'stride_n',
+    'stride_h',
+]
 
 
 @triton.jit
@@ -71,15 +81,7 @@ def _chosen(step, member, GROUP: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=[
-        'batch',
-        'channels',
-        'height',
-        'width',
-        'stride_n',
-        'stride_h',
-        'step',
-    ],
+    do_not_specialize=[*_NUMBERS_OF_A_MAP, 'step'],
     do_not_specialize_on_alignment=['input', 'stride_c', 'stride_w'],
 )
 def maps_kernel(
@@ -200,7 +202,6 @@ def rows_kernel(
         'stride_n',
         'stride_c',
         'stride_h',
-        'store_width',
     ],
     do_not_specialize_on_alignment=['bias', 'output'],
 )
@@ -213,8 +214,8 @@ def forward_kernel(
     batch, height, width, top,
     map_size,  # N * (top + H) * Wp
     num_cells, kernel_size, first_tap, taps,
-    stride_n, stride_c, stride_h,
-    store_width,  # W, or Wp where the output has that many columns
+    stride_n, stride_c,
+    stride_h,  # the output's columns, W or Wp
     padded,  # Wp
     RUN_W: tl.constexpr,  # as for maps_kernel, of the output
     LEVELS: tl.constexpr, HAS_BIAS: tl.constexpr, PHASES: tl.constexpr,
@@ -283,7 +284,7 @@ def forward_kernel(
     size: tl.constexpr = output.dtype.element_ty.primitive_bitwidth // 8
     target = output + line[:, None] + x[None, :]
     target = tl.multiple_of(target, (1, RUN_W * size))
-    inside = tl.max_constancy(x < store_width, RUN_W)[None, :]
+    inside = tl.max_constancy(x < stride_h, RUN_W)[None, :]
     tl.store(
         target,
         _rounded(total, output.dtype.element_ty),
@@ -292,14 +293,7 @@ def forward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=[
-        'batch',
-        'channels',
-        'height',
-        'width',
-        'stride_n',
-        'stride_h',
-    ],
+    do_not_specialize=_NUMBERS_OF_A_MAP,
     do_not_specialize_on_alignment=['output', 'stride_c', 'stride_w'],
 )
 def interleave_kernel(

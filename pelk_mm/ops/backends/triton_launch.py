@@ -306,7 +306,6 @@ class Group:
             work.taps,
             *strides,
             columns,
-            columns,
             work.padded,
             # All strides are multiples of the lowest.
             RUN_W=gcd(work.phases, columns),
