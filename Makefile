@@ -76,7 +76,7 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/clang-format --dry-run --Werror $(CSRC)/*
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \

@@ -237,8 +237,6 @@ def _transform(*operands: Any) -> Tensor:
 
 
 # Not with torch.library.custom_op: on small maps its wrappers would be felt.
-# So is Python in a backward pass: the library of the cpp backend, once loaded,
-# brings what a training needs for CPUs (backends/csrc/autograd.cpp).
 _library = torch.library.Library('pelk_mm', 'FRAGMENT')
 for _schema in (
     'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '

@@ -397,7 +397,6 @@ EXCEPTIONS = {
     # graphs, sources.
     ('pelk_mm/datasets/images.py', 'image.load'),
     ('pelk_mm/deployment/onnx_export.py', 'onnx.load'),
-    ('pelk_mm/ops/backends/cpp_build.py', 'cpp_extension.load'),
     ('pelk_mm/ops/backends/triton_kernels.py', 'tl.load'),
     ('pelk_mm/analysis/erf.py', 'np.load'),
     ('tools/analysis_tools/visualize_erf.py', 'np.load'),

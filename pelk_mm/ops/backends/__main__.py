@@ -6,13 +6,13 @@ also where a backend cannot be built, because the others work without it.
 
 from __future__ import annotations
 
-from .cpp_build import load_library
+from .cpp_build import find_library
 
 
 def main() -> None:
     """Compile the kernels of the ``cpp`` backend and say where they are."""
     try:
-        library = load_library(verbose=True)
+        library = find_library()
     except Exception as error:
         why = f'{type(error).__name__}: {error}'
         print(f"backend 'cpp' could not be built, others will be used: {why}")

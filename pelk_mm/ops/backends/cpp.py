@@ -7,13 +7,16 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from .base import Backend
-from .cpp_build import load_library
+from .cpp_build import find_library
+from .cpp_library import Library
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class CppBackend(Backend):
-    """Vectorised C++ kernels, compiled on first use; see csrc/kernel.inc.
+    """Vectorised C++ kernels, see csrc/kernel.inc.
+
+    They are in a wheel for the platform, otherwise compiled on first use.
 
     Any strides are read in place, so a slice of the channels of a
     channels-last tensor costs no copy. float16 is computed as float32.
@@ -26,9 +29,12 @@ class CppBackend(Backend):
             return f'it runs on CPU only, not on {device.type}'
         return None if dtype in _DTYPES else f'it has no kernel for {dtype}'
 
+    #: Opened by :meth:`prepare`.
+    library: Library
+
     def build(self) -> None:
-        """Compile the kernels, or load those that an earlier process did."""
-        load_library()
+        """Open the library, after compiling it if nobody has yet."""
+        self.library = Library(find_library())
 
     def forward(
         self,
@@ -40,15 +46,15 @@ class CppBackend(Backend):
     ) -> Tensor:
         if bias is not None:
             bias = _widen(bias)
-        last = layout == torch.channels_last
-        run = torch.ops.pelk_mm_cpp.forward
-        output = run(_widen(input), _widen(weight), bias, grid.sizes, last)
+        output = self.library.forward(
+            _widen(input), _widen(weight), bias, grid.sizes, layout
+        )
         return output.to(input.dtype)
 
     def weight_grad(
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
-        grad_weight = torch.ops.pelk_mm_cpp.weight_grad(
+        grad_weight = self.library.weight_grad(
             _widen(input), _widen(grad_output), grid.sizes
         )
         return grad_weight.to(input.dtype)
@@ -61,9 +67,10 @@ class CppBackend(Backend):
         grid: SharingGrid,
         layout: torch.memory_format,
     ) -> tuple[Tensor, Tensor]:
-        tensors = map(_widen, (input, weight, grad_output))
-        last = layout == torch.channels_last
-        grads = torch.ops.pelk_mm_cpp.backward(*tensors, grid.sizes, last)
+        grads = self.library.backward(
+            *(_widen(input), _widen(weight), _widen(grad_output)),
+            *(grid.sizes, layout),
+        )
         return grads[0].to(input.dtype), grads[1].to(input.dtype)
 
 

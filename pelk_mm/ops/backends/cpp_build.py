@@ -1,4 +1,7 @@
-"""Compiles the C++ kernels once per environment and keeps the result."""
+"""Finds the library of the C++ kernels, and compiles it where there is none.
+
+Needs nothing but Python: setup.py runs this file where there is no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,114 +9,126 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
-import sys
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-_NAME = 'pelk_mm_cpp'
 _SOURCES = Path(__file__).with_name('csrc')
+#: -ffp-contract: a multiply-add is one instruction where there is one.
+_FLAGS = (
+    *('-std=c++17', '-O3', '-fPIC', '-ffp-contract=fast'),
+    '-fvisibility=hidden',
+)
+#: What single files are compiled with on x86-64; which of them run is found
+#: out when the library is loaded.
+_X86_FLAGS = {
+    'kernel_avx2': ('-mavx2', '-mfma'),
+    'kernel_avx512': (
+        *('-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma'),
+        '-mprefer-vector-width=512',
+    ),
+}
+_SUFFIXES = {'Windows': '.dll', 'Darwin': '.dylib'}
 _logger = logging.getLogger('pelk_mm')
 
 
-def load_library(verbose: bool = False) -> Path:
-    """Make ``torch.ops.pelk_mm_cpp`` exist, compiling it if nobody has yet.
+def find_library() -> Path:
+    """The library's file: that of the wheel, or one compiled here, once.
 
-    The library is kept in ``$TORCH_EXTENSIONS_DIR``, or else in
-    ``~/.cache/torch_extensions``, in a folder named after everything that it
-    was made from. It holds kernels for several instruction sets and picks
-    among them when it is loaded, so machines with different CPUs may share
-    that folder. Raises whatever stood in the way: no compiler, no ninja, a
-    folder that cannot be written, a library that cannot be loaded.
+    What is compiled is kept in ``$XDG_CACHE_HOME/pelk_mm`` or else in
+    ``~/.cache/pelk_mm``, in a folder named after everything that it was made
+    from. It has kernels for several instruction sets and picks among them
+    when it is loaded, so machines with different CPUs may share that folder.
+    Raises OSError if the folder cannot be written, RuntimeError if there is
+    no compiler or it fails.
     """
-    folder = cache_root() / f'{_NAME}_{_key()}'
-    library = folder / f'{_NAME}.so'
-    if library.exists():
-        torch.ops.load_library(library)
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder / 'lock'):
-        if library.exists():  # another process was faster
-            torch.ops.load_library(library)
-        else:
-            _compile(folder, library, verbose)
+    name = 'libpelk_mm' + _SUFFIXES.get(platform.system(), '.so')
+    packaged = Path(__file__).with_name(name)
+    if packaged.exists():
+        return packaged
+    library = cache_root() / _key() / name
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(library.with_name('lock')):
+            if not library.exists():  # otherwise another process was faster
+                _logger.warning(
+                    'compiling the CPU kernels of pelk_mm into %s, once; this '
+                    'takes about a minute',
+                    library.parent,
+                )
+                compile_library(library)
     return library
 
 
 def cache_root() -> Path:
-    """The folder in which compiled extensions are kept."""
-    root = os.environ.get('TORCH_EXTENSIONS_DIR')
-    if root:
-        return Path(root)
+    """The folder in which compiled libraries are kept."""
     cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    return Path(cache) / 'torch_extensions'
+    return Path(cache) / 'pelk_mm'
 
 
-def _flags() -> list[str]:
-    flags = ['-O3', '-ffp-contract=fast', '-Wno-unknown-pragmas']
-    # For the compiler alone: the linker must not add an OpenMP runtime, since
-    # the threads to use are those of the runtime that torch has loaded.
-    if sys.platform == 'linux' and torch.backends.openmp.is_available():
-        flags.append('-fopenmp')
-    return flags
+def find_compiler() -> list[str]:
+    """The command of a C++17 compiler: ``$CXX``, or what there is."""
+    given = os.environ.get('CXX')
+    if given:
+        return shlex.split(given)
+    for name in ('c++', 'g++', 'clang++'):
+        if shutil.which(name):
+            return [name]
+    raise RuntimeError(
+        'there is no C++ compiler: install g++ or clang++, or name one with '
+        'the environment variable CXX'
+    )
 
 
-def _sources() -> list[Path]:
-    return sorted(_SOURCES.glob('*.cpp'))
+def compile_library(library: Path) -> None:
+    """Compile the kernels; the file is there whole or not at all."""
+    compiler = find_compiler()
+    target = _run([*compiler, '-dumpmachine'])
+    x86 = target.startswith(('x86_64', 'amd64'))
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+
+        def compile(source: Path) -> str:
+            flags = _X86_FLAGS.get(source.stem, ()) if x86 else ()
+            object = os.path.join(folder, source.stem + '.o')
+            _run([*compiler, *_FLAGS, *flags, '-c', str(source), '-o', object])
+            return object
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile, sorted(_SOURCES.glob('*.cpp'))))
+        built = os.path.join(folder, library.name)
+        link = ['-shared', '-s']
+        if 'linux' in target:
+            link.append(f'-Wl,--version-script={_SOURCES / "exports.map"}')
+        _run([*compiler, *link, *objects, '-o', built])
+        os.replace(built, library)
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        text = f'{shlex.join(command)} failed:\n{result.stderr.strip()}'
+        raise RuntimeError(text)
+    return result.stdout.strip()
 
 
 def _key() -> str:
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.iterdir()):
-        if path.is_file():
-            digest.update(f'{path.name}\0'.encode() + path.read_bytes())
+        digest.update(f'{path.name}\0'.encode() + path.read_bytes())
     environment = (
-        torch.__version__,
-        torch.version.git_version,
-        torch.compiled_with_cxx11_abi(),
-        sys.implementation.cache_tag,
         platform.system(),
         platform.machine(),
         platform.libc_ver(),
         os.environ.get('CXX', ''),
-        _flags(),
+        (_FLAGS, _X86_FLAGS),
     )
     digest.update(repr(environment).encode())
     return digest.hexdigest()[:16]
-
-
-def _compile(folder: Path, library: Path, verbose: bool) -> None:
-    from torch.utils import cpp_extension  # slow to import, rarely needed
-
-    _logger.warning(
-        'compiling the CPU kernels of pelk_mm into %s, once; this takes about '
-        'a minute',
-        folder,
-    )
-    # Whoever left these was killed: the lock is ours.
-    for stale in folder.glob('build-*'):
-        shutil.rmtree(stale, ignore_errors=True)
-    # torch's own lock file outlives a killed process and would be waited for
-    # for ever: it gets a folder that nobody else has.
-    build = Path(tempfile.mkdtemp(prefix='build-', dir=folder))
-    try:
-        cpp_extension.load(
-            _NAME,
-            [str(path) for path in _sources()],
-            extra_cflags=_flags(),
-            build_directory=str(build),
-            with_cuda=False,
-            is_python_module=False,
-            verbose=verbose,
-        )
-        # It is loaded by now; under its final name it is for other processes.
-        os.replace(build / library.name, library)
-    finally:
-        shutil.rmtree(build, ignore_errors=True)
 
 
 @contextmanager

@@ -71,8 +71,8 @@ struct Map {
 
 enum class Storage { float32, float64, bfloat16 };
 
-// Scratch memory belongs to one thread for all tasks of a call. Its first task
-// finds it filled with anything and zeroes what has to be zero and stays so.
+// Scratch memory belongs to one worker for all tasks of a call. Its first task
+// finds it filled with anything and makes it a Workspace (see there).
 struct Scratch {
   void* data;
   bool used;
@@ -108,7 +108,7 @@ struct WeightTask {
   int taps, lanes;
   bool reverse;  // whether to put the last cell first
   // Unpacking: other packed weights, to be added to the one above.
-  const void* const* others;
+  void* const* others;
   int num_others;
 };
 
@@ -123,12 +123,19 @@ struct Kernels {
   void (*unpack)(Storage, const WeightTask&);
 };
 
+// Bytes that a Workspace needs beside its rows: itself, and for every column
+// of cells, row of cells and level of row boxes.
+constexpr std::ptrdiff_t kWorkspaceBytes = 128;
+constexpr std::ptrdiff_t kWorkspaceBytesPerColumn = 48;
+constexpr std::ptrdiff_t kWorkspaceBytesPerRow = 8;
+constexpr std::ptrdiff_t kWorkspaceBytesPerLevel = 4;
+
 // Zeros that a row needs on both sides: a tile of at most 14 columns may
 // overrun its range by 13, a convolution of at most 7 cells reach 6 further.
 constexpr int kRowMargin = 20;
 
 extern const Kernels kernels_baseline;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#ifdef __x86_64__
 #define PELK_X86_VARIANTS 1
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;

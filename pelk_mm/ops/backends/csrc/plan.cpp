@@ -148,8 +148,10 @@ std::ptrdiff_t core_cache_bytes() {
 
 }  // namespace
 
-Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
-           int64_t vector_bytes) {
+Plan::Plan(const pelk_mm_call& call, int64_t vector_bytes)
+    : vector_bytes_(vector_bytes) {
+  const std::vector<int64_t> sizes(call.sizes, call.sizes + call.num_sizes);
+  const int64_t height = call.shape[2], width = call.shape[3];
   Geometry& g = geometry;
   g.height = static_cast<int>(height);
   g.width = static_cast<int>(width);
@@ -197,10 +199,15 @@ Plan::Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
   g.columns = columns_.data();
 }
 
-int64_t Plan::scratch(int64_t lanes, bool backward) const {
+int64_t Plan::scratch_bytes(bool backward) const {
   const Geometry& g = geometry;
-  return lanes * (g.window_rows * g.row_stride +
-                  (backward ? 2 : 1) * g.num_column_levels * g.margin_stride);
+  const int64_t vectors =
+      g.window_rows * g.row_stride +
+      (backward ? 2 : 1) * g.num_column_levels * g.margin_stride;
+  return vectors * vector_bytes_ + kWorkspaceBytes +
+         g.num_columns * kWorkspaceBytesPerColumn +
+         g.num_rows * kWorkspaceBytesPerRow +
+         g.num_row_levels * kWorkspaceBytesPerLevel;
 }
 
 Share Plan::share(int64_t maps, int64_t threads) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "geometry.h"
+#include "pelk_mm.h"
 
 namespace pelk {
 
@@ -31,19 +32,19 @@ struct RowBoxes {
 
 struct Plan {
   // `vector_bytes` is the width of the kernels' vectors.
-  Plan(const std::vector<int64_t>& sizes, int64_t height, int64_t width,
-       int64_t vector_bytes);
+  Plan(const pelk_mm_call& call, int64_t vector_bytes);
   Plan(const Plan&) = delete;
 
   Geometry geometry{};
 
-  // Elements of scratch memory that a task needs, the packed weight apart.
-  int64_t scratch(int64_t lanes, bool backward) const;
+  // Scratch memory that a worker needs.
+  int64_t scratch_bytes(bool backward) const;
 
   // Shares the rows of `maps` maps among threads.
   Share share(int64_t maps, int64_t threads) const;
 
  private:
+  int64_t vector_bytes_;
   RowBoxes row_boxes_;
   std::vector<Level> column_levels_;
   std::vector<Part> column_parts_;
