@@ -53,6 +53,13 @@ def test_poisoned(poisoned, channels, height, width, kernel_size):
     )
 
 
+# Of small maps, tasks take several images at once: 4 and 3 of 7, 3 and 2 of 5.
+@pytest.mark.parametrize('shape', [(7, 9, 7, 7), (5, 3, 4, 9)])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_poisoned_batches(poisoned, shape, layout):
+    check('cpp', shape, SharingGrid(13), layout=layout)
+
+
 @pytest.mark.parametrize(
     'dtype', [torch.float32, torch.float64, torch.bfloat16]
 )

@@ -16,11 +16,6 @@ int64_t bytes_of(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 
-template <class Number>
-size_t index(Number number) {
-  return static_cast<size_t>(number);
-}
-
 // How a call cuts channels into vectors, and the compact weight with them.
 struct Lanes {
   Lanes(const pelk_mm_call& call, const Kernels& kernels)
@@ -34,14 +29,18 @@ struct Lanes {
     return static_cast<int>(std::min(count, channels - group * count));
   }
 
-  // One image's channels of a group.
-  Map map(const pelk_mm_map& x, int64_t image, int64_t group) const {
-    const int64_t channel = group * count;
-    const int64_t element = image * x.strides[0] + channel * x.strides[1];
+  // The channels of a group, from an image on.
+  Map map(const pelk_mm_map& x, const Piece& piece) const {
+    const int64_t channel = piece.group * count;
+    const int64_t element =
+        piece.image * x.strides[0] + channel * x.strides[1];
     // A dimension of one position may carry any stride: make it look like the
     // layout that it does not contradict.
     return {static_cast<char*>(x.data) + element * bytes_of(storage),
-            channels == 1 ? 1 : x.strides[1], x.strides[2], x.strides[3],
+            x.strides[0],
+            channels == 1 ? 1 : x.strides[1],
+            x.strides[2],
+            x.strides[3],
             channel};
   }
 
@@ -50,8 +49,8 @@ struct Lanes {
                   void* packed) const {
     char* data = static_cast<char*>(const_cast<void*>(weight));
     WeightTask task{};
-    task.weight = {data + group * count * taps * bytes_of(storage), taps, 0, 1,
-                   0};
+    task.weight = {
+        data + group * count * taps * bytes_of(storage), 0, taps, 0, 1, 0};
     task.packed = packed;
     task.taps = static_cast<int>(taps);
     task.lanes = of(group);
@@ -114,16 +113,6 @@ struct Lanes {
   int64_t group_bytes;  // of one packed group
 };
 
-// Threads beyond this share of the work cost more than they bring.
-int64_t useful_threads(const pelk_mm_call& call, const Plan& plan) {
-  constexpr int64_t kLeast = 1 << 20;  // multiply-adds
-  const int64_t* shape = call.shape;
-  const Geometry& g = plan.geometry;
-  const int64_t outputs = shape[0] * shape[1] * shape[2] * shape[3];
-  const int64_t work = outputs * g.num_rows * g.num_columns;
-  return std::clamp<int64_t>(work / kLeast, 1, call.threads);
-}
-
 // Runs work(a worker's scratch, task) for all tasks; worker i begins with
 // those from first[i] to first[i + 1], since neighbours may write to the same
 // cache lines, and then helps workers that are behind.
@@ -163,7 +152,7 @@ class Places {
     for (int64_t task = 0; task < tasks; ++task)
       for (int64_t i = share.first[index(task)];
            i < share.first[index(task + 1)]; ++i) {
-        const int64_t group = share.pieces[index(i)].map % groups_;
+        const int64_t group = share.pieces[index(i)].group;
         int64_t& place = places_[index(task * groups_ + group)];
         if (place < 0) place = count++;
       }
@@ -186,23 +175,21 @@ class Places {
 
 void forward(const pelk_mm_call& call, const Kernels& kernels) {
   const Lanes lanes(call, kernels);
-  const Plan plan(call, kernels.vector_bytes);
+  const Plan plan(call, kernels.vector_bytes, lanes.groups);
   const int64_t threads = call.threads;
   const Memory weight = lanes.pack(call.weight, false, threads);
   const Memory bias = lanes.pack_bias(call.bias);
-  const Share share =
-      plan.share(call.shape[0] * lanes.groups, useful_threads(call, plan));
+  const Share share = plan.share(plan.workers);
   auto work = [&](Scratch& scratch, int64_t task) {
     const Piece& piece = share.pieces[index(task)];
-    const int64_t group = piece.map % lanes.groups;
-    const int64_t image = piece.map / lanes.groups;
     ForwardTask work{};
     work.geometry = &plan.geometry;
-    work.input = lanes.map(call.input, image, group);
-    work.output = lanes.map(call.output, image, group);
-    work.weight = weight.get() + group * lanes.group_bytes;
-    if (bias) work.bias = bias.get() + group * kernels.vector_bytes;
-    work.lanes = lanes.of(group);
+    work.input = lanes.map(call.input, piece);
+    work.output = lanes.map(call.output, piece);
+    work.weight = weight.get() + piece.group * lanes.group_bytes;
+    if (bias) work.bias = bias.get() + piece.group * kernels.vector_bytes;
+    work.images = piece.images;
+    work.lanes = lanes.of(piece.group);
     work.begin = piece.begin;
     work.end = piece.end;
     work.scratch = scratch;
@@ -214,42 +201,41 @@ void forward(const pelk_mm_call& call, const Kernels& kernels) {
 
 void backward(const pelk_mm_call& call, const Kernels& kernels) {
   const Lanes lanes(call, kernels);
-  const Plan plan(call, kernels.vector_bytes);
-  const int64_t threads = call.threads, maps = call.shape[0] * lanes.groups;
+  const Plan plan(call, kernels.vector_bytes, lanes.groups);
+  const int64_t threads = call.threads;
   const bool to_input = call.grad_input.data != nullptr;
   Memory weight;
   if (to_input) weight = lanes.pack(call.weight, true, threads);
 
   // A stretch of pieces is one task. Two of them a worker balance better,
   // where more cuts and places do not matter.
-  const int64_t workers = useful_threads(call, plan);
+  const int64_t workers = plan.workers;
   const int64_t pixels = call.shape[0] * call.shape[2] * call.shape[3];
-  const bool large = maps >= 4 * workers && pixels >= 1024 * workers;
+  const bool large = plan.maps() >= 4 * workers && pixels >= 1024 * workers;
   const int64_t each = large ? 2 : 1, tasks = each * workers;
-  const Share share = plan.share(maps, tasks);
+  const Share share = plan.share(tasks);
   const Places places(share, tasks, lanes);
   auto work = [&](Scratch& scratch, int64_t task) {
     const char* cleared = nullptr;  // the last place that was
     for (int64_t i = share.first[index(task)];
          i < share.first[index(task + 1)]; ++i) {
       const Piece& piece = share.pieces[index(i)];
-      const int64_t group = piece.map % lanes.groups;
-      const int64_t image = piece.map / lanes.groups;
-      char* place = places.of(task, group);
+      char* place = places.of(task, piece.group);
       if (place > cleared) {
         std::memset(place, 0, index(lanes.group_bytes));
         cleared = place;
       }
       BackwardTask work{};
       work.geometry = &plan.geometry;
-      work.grad_output = lanes.map(call.grad_output, image, group);
-      work.input = lanes.map(call.input, image, group);
+      work.grad_output = lanes.map(call.grad_output, piece);
+      work.input = lanes.map(call.input, piece);
       if (to_input) {
-        work.grad_input = lanes.map(call.grad_input, image, group);
-        work.weight = weight.get() + group * lanes.group_bytes;
+        work.grad_input = lanes.map(call.grad_input, piece);
+        work.weight = weight.get() + piece.group * lanes.group_bytes;
       }
       work.grad_weight = place;
-      work.lanes = lanes.of(group);
+      work.images = piece.images;
+      work.lanes = lanes.of(piece.group);
       work.begin = piece.begin;
       work.end = piece.end;
       work.scratch = scratch;

@@ -56,16 +56,20 @@ struct Geometry {
   const Level* column_levels;
   const Part* column_parts;
   const ColumnCell* columns;
+  // Tasks work on the same row of several images at once, because small maps
+  // have short rows: at most on this many.
+  int images;
   std::ptrdiff_t window_rows;    // rows of all windows together
-  std::ptrdiff_t row_stride;     // pixels from one of them to the next
+  std::ptrdiff_t row_stride;     // pixels from one image's to the next's
+  std::ptrdiff_t window_stride;  // pixels from one row of a window to the next
   int margin;                    // pixels left and right of an output row
   std::ptrdiff_t margin_stride;  // pixels from one such row to the next
 };
 
-// A map of one image and one group of channels; strides in elements.
+// Maps of some images and one group of channels; strides in elements.
 struct Map {
   void* data;
-  std::ptrdiff_t channel, row, column;
+  std::ptrdiff_t image, channel, row, column;
   std::ptrdiff_t before;  // channels of the tensor that precede the group
 };
 
@@ -83,8 +87,9 @@ struct ForwardTask {
   Map input, output;
   const void* weight;  // [k'][k'][lane]
   const void* bias;    // [lane]
-  int lanes;           // channels in the group, at most a vector's
-  int begin, end;      // output rows
+  int images;
+  int lanes;       // channels in the group, at most a vector's
+  int begin, end;  // output rows
   Scratch scratch;
 };
 
@@ -95,6 +100,7 @@ struct BackwardTask {
   Map grad_input;      // no data: only the weight's gradient is wanted
   const void* weight;  // [k'][k'][lane]
   void* grad_weight;   // likewise, added to
+  int images;
   int lanes;
   int begin, end;
   Scratch scratch;
@@ -135,7 +141,8 @@ constexpr std::ptrdiff_t kWorkspaceBytesPerLevel = 4;
 constexpr int kRowMargin = 20;
 
 extern const Kernels kernels_baseline;
-#ifdef __x86_64__
+// GCC for Windows does not align AVX vectors on the stack.
+#if defined(__x86_64__) && (!defined(_WIN32) || defined(__clang__))
 #define PELK_X86_VARIANTS 1
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;

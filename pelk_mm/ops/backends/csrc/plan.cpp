@@ -1,6 +1,8 @@
 #include "plan.h"
 
+#if __has_include(<unistd.h>)
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <map>
@@ -81,7 +83,7 @@ RowBoxes make_row_boxes(const std::vector<Cell>& cells, size_t apart) {
   RowBoxes boxes;
   constexpr int kUnused = 1 << 30;
   auto read = [&](int level, int offset) {
-    Level& read = boxes.levels[level];
+    Level& read = boxes.levels[index(level)];
     read.lead = std::max(read.lead, offset);
     read.trail = std::min(read.trail, offset);
   };
@@ -108,9 +110,9 @@ RowBoxes make_row_boxes(const std::vector<Cell>& cells, size_t apart) {
     Level& whole = boxes.levels[i];
     whole.first = std::min(whole.first, whole.trail);
     for (int p = whole.parts_begin; p < whole.parts_end; ++p) {
-      const Part& part = boxes.parts[p];
+      const Part& part = boxes.parts[index(p)];
       read(part.level, whole.lead + part.offset);
-      Level& level = boxes.levels[part.level];
+      Level& level = boxes.levels[index(part.level)];
       level.first = std::min(level.first, whole.first + part.offset);
     }
   }
@@ -146,31 +148,45 @@ std::ptrdiff_t core_cache_bytes() {
   return 1 << 20;
 }
 
+// Rows a multiple of 4 KiB apart would share a few sets of the caches.
+int64_t spread(int64_t pixels) {
+  pixels |= 1;
+  int64_t rest = pixels % 64;
+  return pixels < 56 ? pixels
+         : rest < 9  ? pixels + 10 - rest / 2 * 2
+         : rest > 55 ? pixels + 73 - rest
+                     : pixels;
+}
+
+std::ptrdiff_t cache_bytes() {
+  static const std::ptrdiff_t bytes = core_cache_bytes();
+  return bytes;
+}
+
+// Of the threads that a call may have, those that gain more than they cost.
+int64_t worth_waking(const pelk_mm_call& call, const Geometry& g) {
+  constexpr int64_t kLeast = 1 << 20;  // multiply-adds of one
+  const int64_t* shape = call.shape;
+  const int64_t outputs = shape[0] * shape[1] * shape[2] * shape[3];
+  return std::clamp<int64_t>(outputs * g.num_rows * g.num_columns / kLeast, 1,
+                             call.threads);
+}
+
 }  // namespace
 
-Plan::Plan(const pelk_mm_call& call, int64_t vector_bytes)
-    : vector_bytes_(vector_bytes) {
+Plan::Plan(const pelk_mm_call& call, int64_t vector_bytes, int64_t groups)
+    : vector_bytes_(vector_bytes), groups_(groups), images_(call.shape[0]) {
   const std::vector<int64_t> sizes(call.sizes, call.sizes + call.num_sizes);
   const int64_t height = call.shape[2], width = call.shape[3];
   Geometry& g = geometry;
   g.height = static_cast<int>(height);
   g.width = static_cast<int>(width);
-  // Rows a multiple of 4 KiB apart would share a few sets of the caches.
-  auto spread = [](int64_t pixels) {
-    pixels |= 1;
-    int64_t rest = pixels % 64;
-    return pixels < 56 ? pixels
-           : rest < 9  ? pixels + 10 - rest / 2 * 2
-           : rest > 55 ? pixels + 73 - rest
-                       : pixels;
-  };
   g.row_stride = spread(width + 2 * kRowMargin);
 
   int first_row, first_column;
   std::vector<Cell> cells = crop(sizes, height, &first_row);
-  static const std::ptrdiff_t cache_bytes = core_cache_bytes();
   row_boxes_ =
-      choose_row_boxes(cells, cache_bytes / (g.row_stride * vector_bytes));
+      choose_row_boxes(cells, cache_bytes() / (g.row_stride * vector_bytes));
   g.window_rows = row_boxes_.window_rows;
 
   cells = crop(sizes, width, &first_column);
@@ -197,26 +213,43 @@ Plan::Plan(const pelk_mm_call& call, int64_t vector_bytes)
   g.column_levels = column_levels_.data();
   g.column_parts = column_parts_.data();
   g.columns = columns_.data();
+
+  workers = worth_waking(call, g);
+  const int64_t images = images_at_once();
+  batches_ = (images_ + images - 1) / images;
+  g.images = static_cast<int>((images_ + batches_ - 1) / batches_);
+  g.window_stride = spread(g.images * g.row_stride);
+}
+
+// As many as make rows long, fit the cache, and leave maps for all workers.
+int64_t Plan::images_at_once() const {
+  constexpr int64_t kColumns = 32;
+  const int64_t bytes =
+      geometry.window_rows * geometry.row_stride * vector_bytes_;
+  int64_t most =
+      std::min<int64_t>(kColumns / geometry.width, cache_bytes() / 2 / bytes);
+  if (workers > 1) most = std::min(most, images_ * groups_ / (4 * workers));
+  return std::clamp<int64_t>(most, 1, images_);
 }
 
 int64_t Plan::scratch_bytes(bool backward) const {
   const Geometry& g = geometry;
   const int64_t vectors =
-      g.window_rows * g.row_stride +
-      (backward ? 2 : 1) * g.num_column_levels * g.margin_stride;
+      g.window_rows * g.window_stride +
+      (backward ? 1 + g.images : 1) * g.num_column_levels * g.margin_stride;
   return vectors * vector_bytes_ + kWorkspaceBytes +
          g.num_columns * kWorkspaceBytesPerColumn +
          g.num_rows * kWorkspaceBytesPerRow +
          g.num_row_levels * kWorkspaceBytesPerLevel;
 }
 
-Share Plan::share(int64_t maps, int64_t threads) const {
+Share Plan::share(int64_t threads) const {
   const int64_t height = geometry.height;
   // Where a map is cut, box rows are built twice: each costs about a
   // twentieth of an output row. Rather than that, one thread gets a few more.
   const int64_t cut = geometry.window_rows / 20;
   auto boundary = [&](int64_t thread) {
-    int64_t row = maps * height * thread / threads;
+    int64_t row = maps() * height * thread / threads;
     int64_t rest = row % height;
     if (rest <= cut) return row - rest;
     return height - rest <= cut ? row + height - rest : row;
@@ -228,7 +261,11 @@ Share Plan::share(int64_t maps, int64_t threads) const {
     for (int64_t row = boundary(thread); row < end;) {
       const int64_t map = row / height;
       const int64_t next = std::min(end, (map + 1) * height);
-      share.pieces.push_back({map, static_cast<int>(row - map * height),
+      const int64_t batch = map / groups_;
+      const int64_t image = images_ * batch / batches_;
+      const int64_t images = images_ * (batch + 1) / batches_ - image;
+      share.pieces.push_back({image, map % groups_, static_cast<int>(images),
+                              static_cast<int>(row - map * height),
                               static_cast<int>(next - map * height)});
       row = next;
     }

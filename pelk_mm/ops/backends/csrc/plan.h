@@ -9,14 +9,17 @@
 
 namespace pelk {
 
-// Rows begin ... end - 1 of a map.
+// What the standard library counts with.
+constexpr size_t index(int64_t number) { return static_cast<size_t>(number); }
+
+// Rows begin ... end - 1 of some images and one group of channels.
 struct Piece {
-  int64_t map;
-  int begin, end;
+  int64_t image, group;  // the first image
+  int images, begin, end;
 };
 
-// Pieces in the order of their maps and rows; thread i has those from
-// first[i] to first[i + 1], which is a stretch without gaps.
+// Pieces in the order of their images, groups and rows; thread i has those
+// from first[i] to first[i + 1], which is a stretch without gaps.
 struct Share {
   std::vector<Piece> pieces;
   std::vector<int64_t> first;
@@ -31,20 +34,27 @@ struct RowBoxes {
 };
 
 struct Plan {
-  // `vector_bytes` is the width of the kernels' vectors.
-  Plan(const pelk_mm_call& call, int64_t vector_bytes);
+  // `vector_bytes` is the width of the kernels' vectors, of which `groups`
+  // hold all channels.
+  Plan(const pelk_mm_call& call, int64_t vector_bytes, int64_t groups);
   Plan(const Plan&) = delete;
 
   Geometry geometry{};
+  int64_t workers;  // threads that are worth their waking
 
   // Scratch memory that a worker needs.
   int64_t scratch_bytes(bool backward) const;
 
-  // Shares the rows of `maps` maps among threads.
-  Share share(int64_t maps, int64_t threads) const;
+  // Pieces with all rows.
+  int64_t maps() const { return batches_ * groups_; }
+
+  // Shares the rows of all maps among threads.
+  Share share(int64_t threads) const;
 
  private:
-  int64_t vector_bytes_;
+  int64_t images_at_once() const;
+
+  int64_t vector_bytes_, groups_, images_, batches_;
   RowBoxes row_boxes_;
   std::vector<Level> column_levels_;
   std::vector<Part> column_parts_;
