@@ -165,7 +165,7 @@ def _forward(
 ) -> Tensor:
     grid, layout = _grid(tuple(sizes)), memory_format(input)
     chosen = _select(backend, input, grid)
-    if not len(input):
+    if not input.shape[0]:
         return _fake_forward(input)
     output = chosen.forward(input, weight, bias, grid, layout)
     return output.contiguous(memory_format=layout)
@@ -180,7 +180,7 @@ def _weight_grad(
 ) -> Tensor:
     grid = _grid(tuple(sizes))
     chosen = _select(backend, input, grid, weight_grad=True)
-    if not len(input):
+    if not input.shape[0]:
         return _fake_weight_grad(input, grad_output, sizes, backend).zero_()
     return chosen.weight_grad(input, grad_output, grid).contiguous()
 
@@ -199,7 +199,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     grid, layout = _grid(tuple(sizes)), memory_format(input)
     chosen = other = _select(backend, input, grid)
-    if not len(input):
+    if not input.shape[0]:
         return _fake_forward(input), torch.zeros_like(weight)
     if not backend:
         other = _select(backend, input, grid, weight_grad=True)
@@ -240,11 +240,11 @@ def _transform(*operands: Any) -> Tensor:
 _library = torch.library.Library('pelk_mm', 'FRAGMENT')
 for _schema in (
     'peripheral_conv2d(Tensor input, Tensor weight, Tensor? bias, '
-    'SymInt[] sizes, str backend) -> Tensor',
+    'int[] sizes, str backend) -> Tensor',
     'peripheral_conv2d_weight_grad(Tensor input, Tensor grad_output, '
-    'SymInt[] sizes, str backend) -> Tensor',
+    'int[] sizes, str backend) -> Tensor',
     'peripheral_conv2d_backward(Tensor input, Tensor weight, '
-    'Tensor grad_output, SymInt[] sizes, str backend) -> (Tensor, Tensor)',
+    'Tensor grad_output, int[] sizes, str backend) -> (Tensor, Tensor)',
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 for _name, _run, _fake, _rules in (

@@ -58,7 +58,7 @@ def test_cause_of_cpp(monkeypatch):
     def fail():
         raise error
 
-    monkeypatch.setattr(cpp_backend, 'load_library', fail)
+    monkeypatch.setattr(cpp_backend, 'find_library', fail)
     backend = cpp_backend.CppBackend()
     monkeypatch.setitem(BACKENDS, 'cpp', backend)
     for _ in range(2):

@@ -23,14 +23,13 @@ class CppBackend(Backend):
     """
 
     name = 'cpp'
+    #: Opened by :meth:`prepare`.
+    library: Library
 
     def refuses(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != 'cpu':
             return f'it runs on CPU only, not on {device.type}'
         return None if dtype in _DTYPES else f'it has no kernel for {dtype}'
-
-    #: Opened by :meth:`prepare`.
-    library: Library
 
     def build(self) -> None:
         """Open the library, after compiling it if nobody has yet."""
@@ -44,20 +43,19 @@ class CppBackend(Backend):
         grid: SharingGrid,
         layout: torch.memory_format,
     ) -> Tensor:
-        if bias is not None:
-            bias = _widen(bias)
-        output = self.library.forward(
-            _widen(input), _widen(weight), bias, grid.sizes, layout
-        )
-        return output.to(input.dtype)
+        if input.dtype == torch.float16:
+            bias = None if bias is None else bias.float()
+            wide = input.float(), weight.float(), bias
+            return self.forward(*wide, grid, layout).half()
+        return self.library.forward(input, weight, bias, grid.sizes, layout)
 
     def weight_grad(
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
-        grad_weight = self.library.weight_grad(
-            _widen(input), _widen(grad_output), grid.sizes
-        )
-        return grad_weight.to(input.dtype)
+        if input.dtype == torch.float16:
+            wide = input.float(), grad_output.float()
+            return self.weight_grad(*wide, grid).half()
+        return self.library.weight_grad(input, grad_output, grid.sizes)
 
     def backward(
         self,
@@ -67,12 +65,10 @@ class CppBackend(Backend):
         grid: SharingGrid,
         layout: torch.memory_format,
     ) -> tuple[Tensor, Tensor]:
-        grads = self.library.backward(
-            *(_widen(input), _widen(weight), _widen(grad_output)),
-            *(grid.sizes, layout),
+        if input.dtype == torch.float16:
+            wide = input.float(), weight.float(), grad_output.float()
+            grads = self.backward(*wide, grid, layout)
+            return grads[0].half(), grads[1].half()
+        return self.library.backward(
+            *(input, weight, grad_output), grid.sizes, layout
         )
-        return grads[0].to(input.dtype), grads[1].to(input.dtype)
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
