@@ -38,9 +38,11 @@ def kernels():
     library.instruction_set = before
 
 
-def draw(grid: SharingGrid, channels: int = 1, signed: bool = False):
+def draw(
+    grid: SharingGrid, images: int = 1, channels: int = 1, signed: bool = False
+):
     """Tensors of 1 and 2 or, if ``signed``, of -2 to 2, with -0 for 0."""
-    cells, maps = grid.num_cells, (1, channels, HEIGHT, WIDTH)
+    cells, maps = grid.num_cells, (images, channels, HEIGHT, WIDTH)
     most = 2 if signed else -1
     return tuple(
         -torch.randint(-2, most + 1, shape).double()
@@ -125,18 +127,12 @@ def map_places():
 
 
 def ring_places(grid: SharingGrid, ring: int):
-    """Cells that far from the centre: two corners, two sides, all of them."""
+    """Cells that far from the centre: a corner, two sides, all of them."""
     middle = grid.num_cells // 2
     first, last = middle - ring, middle + ring
     cells = range(first, last + 1)
     every = [(a, b) for a in cells for b in cells if {a, b} & {first, last}]
-    return (
-        [(first, first)],
-        [(first, middle)],
-        [(middle, last)],
-        [(last, first)],
-        every,
-    )
+    return [(first, first)], [(first, middle), (middle, last)], every
 
 
 #: What is made not finite, and where.
@@ -157,7 +153,7 @@ CASES = {
 @pytest.mark.parametrize('signed', [False, True])
 @pytest.mark.parametrize('grid,which,places', CASES.values(), ids=CASES)
 def test_not_finite(kernels, grid, which, places, signed):
-    """In channels of their own; the last stays as it is.
+    """In planes of their own, of which the last stay as they are.
 
     Padding may count as zeros or as nothing, which differ here. Numbers of a
     cell are summed before they are multiplied: of a sum of infinities of both
@@ -165,9 +161,12 @@ def test_not_finite(kernels, grid, which, places, signed):
     """
     values = torch.nan, torch.inf, -torch.inf
     cases = [(value, each) for value in values for each in places]
-    tensors = draw(grid, len(cases) + 1, signed)
-    planes = tensors[which].flatten(0, 1)
-    for plane, (value, each) in zip(planes, cases, strict=False):
+    # Small maps of several images are computed side by side.
+    planes = (2, len(cases) + 1) if which == 1 else (3, len(cases) // 3 + 1)
+    tensors = draw(grid, *planes, signed)
+    for plane, (value, each) in zip(
+        tensors[which].flatten(0, 1), cases, strict=False
+    ):
         for row, column in each:
             plane[row, column] = value
     expected, padded = (truth(tensors, grid, pad) for pad in (False, True))
@@ -193,7 +192,7 @@ def test_denormals(kernels, dtype, parts):
     grid = SharingGrid(13)
     tensors = [
         tensor * 2 ** math.ceil(least * part)
-        for tensor, part in zip(draw(grid, 3, True), parts, strict=True)
+        for tensor, part in zip(draw(grid, 3, 3, True), parts, strict=True)
     ]
     expected = truth(tensors, grid)
     for where, actual in run(kernels, tensors, grid, [dtype]):
