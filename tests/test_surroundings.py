@@ -31,7 +31,7 @@ def test_any_order_place_locale_and_home(part, root, tmp_path):
             'PYTHONPATH': str(root),
             'PYTHONUTF8': '0',
             # What is compiled has to go somewhere.
-            'TORCH_EXTENSIONS_DIR': str(cpp_build.cache_root()),
+            'XDG_CACHE_HOME': str(cpp_build.cache_root().parent),
             'TRITON_CACHE_DIR': str(tmp_path / 'triton'),
         },
         capture_output=True,

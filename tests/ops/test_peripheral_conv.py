@@ -204,7 +204,7 @@ def test_autograd_without_the_library(file, words, passed, tmp_path):
         env={
             **os.environ,
             'CXX': '/nowhere/c++',
-            'TORCH_EXTENSIONS_DIR': str(tmp_path),
+            'XDG_CACHE_HOME': str(tmp_path),
         },
         cwd=ROOT,
         text=True,

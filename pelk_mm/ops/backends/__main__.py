@@ -6,18 +6,24 @@ also where a backend cannot be built, because the others work without it.
 
 from __future__ import annotations
 
-from .cpp_build import find_library
+from .base import BackendError
+from .cpp import CppBackend
 
 
 def main() -> None:
-    """Compile the kernels of the ``cpp`` backend and say where they are."""
+    """Open the library of the ``cpp`` backend and say where it is."""
+    backend = CppBackend()
     try:
-        library = find_library()
-    except Exception as error:
-        why = f'{type(error).__name__}: {error}'
-        print(f"backend 'cpp' could not be built, others will be used: {why}")
+        backend.prepare()
+    except BackendError as error:
+        why = f'{type(error.__cause__).__name__}: {error.__cause__}'
+        print(f"backend 'cpp' does not run, others will be used: {why}")
     else:
-        print(f"backend 'cpp' is ready: {library}")
+        library = backend.library
+        print(
+            f"backend 'cpp' runs with kernels for {library.instruction_set}: "
+            f'{library.path}'
+        )
 
 
 if __name__ == '__main__':

@@ -18,12 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+#: One name on every system: what is inside decides how it is loaded.
+NAME = 'libpelk_mm.so'
 _SOURCES = Path(__file__).with_name('csrc')
 #: -ffp-contract: a multiply-add is one instruction where there is one.
-_FLAGS = (
-    *('-std=c++17', '-O3', '-fPIC', '-ffp-contract=fast'),
-    '-fvisibility=hidden',
-)
+_FLAGS = (*('-std=c++17', '-O3', '-ffp-contract=fast'), '-fvisibility=hidden')
 #: What single files are compiled with on x86-64; which of them run is found
 #: out when the library is loaded.
 _X86_FLAGS = {
@@ -33,7 +32,6 @@ _X86_FLAGS = {
         '-mprefer-vector-width=512',
     ),
 }
-_SUFFIXES = {'Windows': '.dll', 'Darwin': '.dylib'}
 _logger = logging.getLogger('pelk_mm')
 
 
@@ -47,20 +45,14 @@ def find_library() -> Path:
     Raises OSError if the folder cannot be written, RuntimeError if there is
     no compiler or it fails.
     """
-    name = 'libpelk_mm' + _SUFFIXES.get(platform.system(), '.so')
-    packaged = Path(__file__).with_name(name)
+    packaged = Path(__file__).with_name(NAME)
     if packaged.exists():
         return packaged
-    library = cache_root() / _key() / name
+    library = cache_root() / _key() / NAME
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(library.with_name('lock')):
+        with _exclusive(library.parent):
             if not library.exists():  # otherwise another process was faster
-                _logger.warning(
-                    'compiling the CPU kernels of pelk_mm into %s, once; this '
-                    'takes about a minute',
-                    library.parent,
-                )
                 compile_library(library)
     return library
 
@@ -73,9 +65,14 @@ def cache_root() -> Path:
 
 def find_compiler() -> list[str]:
     """The command of a C++17 compiler: ``$CXX``, or what there is."""
-    given = os.environ.get('CXX')
+    given = shlex.split(os.environ.get('CXX', ''))
+    if given and not shutil.which(given[0]):
+        raise RuntimeError(
+            f'the environment variable CXX names the compiler {given[0]}, '
+            'which is not found: install it, name another one, or unset CXX'
+        )
     if given:
-        return shlex.split(given)
+        return given
     for name in ('c++', 'g++', 'clang++'):
         if shutil.which(name):
             return [name]
@@ -86,34 +83,63 @@ def find_compiler() -> list[str]:
 
 
 def compile_library(library: Path) -> None:
-    """Compile the kernels; the file is there whole or not at all."""
+    """Compile the kernels for what ``$CXX`` compiles for.
+
+    The file is there whole or not at all. Raises as :func:`find_library`.
+    """
     compiler = find_compiler()
-    target = _run([*compiler, '-dumpmachine'])
-    x86 = target.startswith(('x86_64', 'amd64'))
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    # Unlike -dumpmachine they follow -m32, and zig has them for any -target.
+    macros = _run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
+    flags, own_flags, link_flags = _flags(macros)
+    text = 'compiling the CPU kernels of pelk_mm, up to a minute, once: %s'
+    _logger.warning(text, library)
+    with tempfile.TemporaryDirectory('', 'build-', library.parent) as folder:
 
         def compile(source: Path) -> str:
-            flags = _X86_FLAGS.get(source.stem, ()) if x86 else ()
             object = os.path.join(folder, source.stem + '.o')
-            _run([*compiler, *_FLAGS, *flags, '-c', str(source), '-o', object])
+            own = own_flags.get(source.stem, ())
+            _run([*compiler, *flags, *own, '-c', str(source), '-o', object])
             return object
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile, sorted(_SOURCES.glob('*.cpp'))))
         built = os.path.join(folder, library.name)
-        link = ['-shared', '-s']
-        if 'linux' in target:
-            link.append(f'-Wl,--version-script={_SOURCES / "exports.map"}')
-        _run([*compiler, *link, *objects, '-o', built])
+        _run([*compiler, *link_flags, *objects, '-o', built])
         os.replace(built, library)
 
 
+def _flags(
+    macros: str,
+) -> tuple[list[str], dict[str, tuple[str, ...]], list[str]]:
+    """For all files, for single ones, and for linking, on that target."""
+
+    def targets(macro: str) -> bool:
+        return f'#define {macro} ' in macros
+
+    flags, link = [*_FLAGS], ['-shared']
+    if targets('_WIN32'):
+        # It comes without the compiler's DLLs.
+        link += '-static-libgcc', '-static-libstdc++'
+    else:
+        flags.append('-fPIC')
+    if targets('__linux__'):
+        link.append(f'-Wl,--version-script={_SOURCES / "exports.map"}')
+    if not targets('__APPLE__'):
+        link.append('-s')
+    return flags, _X86_FLAGS if targets('__x86_64__') else {}, link
+
+
 def _run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(
+        command, capture_output=True, text=True, errors='replace'
+    )
     if result.returncode:
-        text = f'{shlex.join(command)} failed:\n{result.stderr.strip()}'
+        said = result.stderr.strip() or f'exit status {result.returncode}'
+        lines = said.splitlines()
+        why = next((line for line in lines if 'error:' in line), lines[0])
+        text = f'{command[0]} failed: {why}\n{shlex.join(command)}\n{said}'
         raise RuntimeError(text)
-    return result.stdout.strip()
+    return result.stdout
 
 
 def _key() -> str:
@@ -132,9 +158,9 @@ def _key() -> str:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Hold a lock that the system takes back when its holder dies."""
-    with path.open('w') as file:
+    with (folder / 'lock').open('w') as file:
         try:
             import fcntl
 
@@ -143,4 +169,8 @@ def _exclusive(path: Path) -> Iterator[None]:
             # No such locks here: at worst the work is done twice, since each
             # process compiles in a folder of its own.
             pass
+        else:
+            # Whoever left these was killed: the lock is ours.
+            for stale in folder.glob('build-*'):
+                shutil.rmtree(stale, ignore_errors=True)
         yield
