@@ -107,7 +107,8 @@ fi
 step '5/6 pelk_mm, and what its tests, demos and exports use'
 logged "$packages" pip install -c "$constraints" -r requirements/tests.txt \
     -r requirements/deploy.txt
-logged "$packages" pip install --no-build-isolation --no-deps -e .
+logged "$packages; s/^ *((The|No) C\+\+ kernels.*)/  \1/p" \
+    pip install -v --no-build-isolation --no-deps -e .
 
 step '6/6 a look at the result'
 "$venv/bin/python" -m pelk_mm.doctor || fail 'see the advice above'
