@@ -1,5 +1,6 @@
 # The commands of the README. Everything runs in .venv, which they make;
-# test-onedl in .venv-onedl. NUMPY=1.26.4 installs that numpy instead.
+# test-onedl in .venv-onedl, wheel in .venv-wheel. NUMPY=1.26.4 installs that
+# numpy instead.
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
@@ -12,7 +13,7 @@ CSRC = pelk_mm/ops/backends/csrc
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl coverage doctor lint clean
+        test-gpu test-onedl coverage doctor lint wheel clean
 
 help:
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
@@ -26,6 +27,7 @@ help:
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 style, types, and who imports whom'
+	@echo 'make wheel                dist/: the sdist and the wheels'
 
 install: $(INSTALLED)
 
@@ -77,6 +79,9 @@ lint: $(INSTALLED)
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc)
+
+wheel:
+	PYTHON=$(PYTHON) bash tools/wheels.sh
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \
