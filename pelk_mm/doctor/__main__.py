@@ -62,12 +62,14 @@ def main() -> int:
 
 def survey() -> Environment:
     """Look at the packages, the compiler and the driver; try the imports."""
-    # As torch's extensions choose it; it may be `ccache g++`.
-    compiler = shlex.split(os.environ.get('CXX') or 'c++')
+    # As the C++ kernels choose it; it may be `ccache g++`.
+    given = os.environ.get('CXX')
+    compilers = [given] if given else ['c++', 'g++', 'clang++']
+    said = [_lines(*shlex.split(name), '--version') for name in compilers]
     return Environment(
         packages=installed(),
         outcomes=run_probes(),
-        compiler=next(iter(_lines(*compiler, '--version')), None),
+        compiler=next((lines[0] for lines in said if lines), None),
         gpus_of_driver=_lines('nvidia-smi', '-L'),
     )
 
@@ -106,6 +108,7 @@ def report(
         'gpus': facts('torch').get('gpus', []),
         'gpus_of_driver': environment.gpus_of_driver,
         'mmcv_ops': environment.works('mmcv_ops'),
+        'library': facts('operator').get('library'),
         'backends': facts('operator').get('backends', {}),
         'findings': [vars(finding) for finding in findings],
     }
@@ -131,6 +134,10 @@ def as_text(found: dict[str, Any]) -> str:
     for name, version in found['versions'].items():
         lines.append(f'  {name:24}{version}')
     lines += ['', f'mmcv.ops: {"run" if found["mmcv_ops"] else "do not run"}']
+    text = 'C++ kernels: not loaded, see below'
+    if library := found['library']:
+        text = f'C++ kernels: {library["instruction_set"]}, {library["path"]}'
+    lines.append(text)
     for device, backends in found['backends'].items():
         lines += ['', f'operator backends on {device}']
         for name, reason in backends.items():

@@ -234,7 +234,7 @@ def backends(environment: Environment) -> Iterator[Finding]:
     if reason is not None:
         text = f'it does not run on cpu: {reason}'
         advice = 'python -m pelk_mm.ops.backends shows the whole failure'
-        if environment.compiler is None:
+        if environment.compiler is None and 'compiler' in reason:
             advice = 'install a C++ compiler (on Debian: apt-get install g++)'
         yield Finding('backend cpp', TROUBLE, text, advice)
     reason = found.get('cuda', {}).get('triton')

@@ -152,6 +152,7 @@ def operator() -> Facts:
     import torch
 
     from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+    from pelk_mm.ops.backends import BACKENDS
 
     grid = SharingGrid(13)
     generator = torch.Generator().manual_seed(0)
@@ -181,7 +182,11 @@ def operator() -> Facts:
         for name, reason in found[device].items():
             if reason is None:
                 found[device][name] = run(device, name)
-    return {'backends': found}
+    facts: Facts = {'backends': found, 'library': None}
+    if library := getattr(BACKENDS['cpp'], 'library', None):
+        runs = library.instruction_set
+        facts['library'] = dict(path=str(library.path), instruction_set=runs)
+    return facts
 
 
 def _try(name: str) -> dict[str, Any]:

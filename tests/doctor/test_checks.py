@@ -89,7 +89,8 @@ def absent(probe):
 
 HEADLESS = 'opencv-python-headless'
 DRIVER = dict(gpus_of_driver=['GPU 0: X'])
-NO_CPP = found('operator', backends={'cpu': {'cpp': 'x', 'dense': None}})
+NO_CPP = found('operator', backends={'cpu': {'cpp': 'there is no compiler'}})
+BAD_CPP = found('operator', backends={'cpu': {'cpp': 'it was cut short'}})
 NO_TRITON = {'cpu': {'cpp': None}, 'cuda': {'triton': 'too old'}}
 NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
 NO_NMS = 'RuntimeError: operator torchvision::nms does not exist'
@@ -137,10 +138,12 @@ FINDINGS = [
      'without CUDA', 'built with CUDA'),
     (DRIVER | found('torch', cuda='12.8', gpus=[GPU]), 'mmcv.ops', TROUBLE,
      'without CUDA', '^FORCE_CUDA=1 MMCV_WITH_OPS=1'),
-    (found('operator', backends={'cpu': {'cpp': 'no ninja', 'dense': None}}),
-     'backend cpp', TROUBLE, 'no ninja', 'pelk_mm.ops.backends'),
+    (found('operator', backends={'cpu': {'cpp': 'no room', 'dense': None}}),
+     'backend cpp', TROUBLE, 'no room', 'pelk_mm.ops.backends'),
     (NO_CPP | dict(compiler=None), 'backend cpp', TROUBLE,
-     'x', r'apt-get install g\+\+'),
+     'no compiler', r'apt-get install g\+\+'),
+    (BAD_CPP | dict(compiler=None), 'backend cpp', TROUBLE,
+     'cut short', 'pelk_mm.ops.backends'),
     (found('operator', backends=NO_TRITON), 'backend triton', NOTE,
      'on cuda: too old', 'another backend'),
 ]

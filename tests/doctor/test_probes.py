@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from pelk_mm.doctor import probes
+from pelk_mm.ops.backends import BACKENDS
+from tests.helpers.operator_cases import require
 
 
 @pytest.mark.parametrize('name', probes.PROBES)
@@ -18,6 +20,15 @@ def test_facts():
     assert probes.torch()['version'] == torch.__version__
     assert probes.torch()['cuda'] == torch.version.cuda
     assert len(probes.torch()['gpus']) == torch.cuda.device_count()
+
+
+def test_the_library_that_is_loaded():
+    require('cpp')
+    library = BACKENDS['cpp'].library
+    assert probes.operator()['library'] == {
+        'path': str(library.path),
+        'instruction_set': library.instruction_set,
+    }
 
 
 def test_a_wrong_result_is_found(monkeypatch):

@@ -18,7 +18,8 @@ FACTS = {
         'backends': {
             'cpu': {'triton': 'it needs a GPU', 'cpp': None},
             'cuda': {'triton': None, 'cpp': 'it runs on CPU only'},
-        }
+        },
+        'library': {'path': '/some/libpelk_mm.so', 'instruction_set': 'avx9'},
     },
 }
 
@@ -48,7 +49,17 @@ def test_text(doctor):
     assert '  torch                   2.10.0' in out
     assert 'operator backends on cuda\n  triton    runs\n' in out
     assert '  cpp       it runs on CPU only' in out
+    assert 'C++ kernels: avx9, /some/libpelk_mm.so\n' in out
     assert out.endswith('no trouble found\n')
+
+
+def test_no_library(doctor):
+    backends = {'cpu': {'cpp': 'there is no compiler'}}
+    facts = {'backends': backends, 'library': None}
+    status, (out, _) = doctor(outcomes={'operator': Outcome('works', facts)})
+    assert status == 1
+    assert 'C++ kernels: not loaded, see below\n' in out
+    assert '  cpp       there is no compiler\n' in out
 
 
 def test_json(doctor):
@@ -60,6 +71,7 @@ def test_json(doctor):
     assert status == 1 and not found['ok']
     (finding,) = found['findings']
     assert finding['text'] == 'ImportError: broken'
+    assert found['library'] == FACTS['operator']['library']
     assert 'up to some minutes' in err
 
 
@@ -85,3 +97,14 @@ def test_the_compiler_may_have_a_wrapper(monkeypatch, tmp_path):
     tool.write_text('#!/bin/sh\nexit 1\n')
     monkeypatch.setenv('CXX', str(tool))
     assert command.survey().compiler is None
+
+
+def test_the_compilers_that_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv('CXX', '')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setattr(command, 'run_probes', dict)
+    assert command.survey().compiler is None
+    tool = tmp_path / 'clang++'
+    tool.write_text('#!/bin/sh\necho "made up $1"\n')
+    tool.chmod(0o755)
+    assert command.survey().compiler == 'made up --version'
