@@ -10,10 +10,11 @@ ONEDL ?= .venv-onedl
 JOBS ?= 2
 SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile
 CSRC = pelk_mm/ops/backends/csrc
+CXX_FILES = $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc tests/native/*.h tests/native/*.cpp
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl coverage doctor lint wheel clean
+        test-gpu test-onedl coverage doctor lint sanitize wheel clean
 
 help:
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
@@ -26,7 +27,8 @@ help:
 	@echo '                          OpenMMLab packages, in .venv-onedl'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
-	@echo 'make lint                 style, types, and who imports whom'
+	@echo 'make lint                 style, types, who imports whom, C++ warnings'
+	@echo 'make sanitize             the C++ kernels under sanitizers; half an hour'
 	@echo 'make wheel                dist/: the sdist and the wheels'
 
 install: $(INSTALLED)
@@ -78,7 +80,11 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc)
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard $(CXX_FILES))
+	$(RUN) -m tests.native.builds lint
+
+sanitize: $(INSTALLED)
+	$(RUN) -m tests.native.builds sanitize
 
 wheel:
 	PYTHON=$(PYTHON) bash tools/wheels.sh

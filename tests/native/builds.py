@@ -22,26 +22,25 @@ from pathlib import Path
 from pelk_mm.ops.backends import cpp_build
 
 _HERE = Path(__file__).parent
-_SANITIZED = ('-O1', '-g1', '-fno-sanitize-recover=all')
-#: For both: instrument accesses and arithmetic.
-ADDRESS = ('-fsanitize=address,undefined',)
+#: For compiling and linking.
+ADDRESS = ('-fsanitize=address,undefined', '-fno-sanitize-recover=all')
 _THREAD = ('-fsanitize=thread',)
 _WARNINGS = ('-Wall', '-Wextra', '-Wconversion', '-Werror', '-fsyntax-only')
 
 
-def sources() -> list[Path]:
-    """The kernels' and the self-check's."""
-    return sorted([*cpp_build._SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')])
-
-
-def flags_of(compiler: list[str], source: Path) -> list[str]:
-    """Those that the library's file is compiled with, or would be."""
-    macros = _output([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
-    x86 = '#define __x86_64__ ' in macros
-    own = cpp_build._X86_FLAGS.get(source.stem, ()) if x86 else ()
-    include = f'-I{cpp_build._SOURCES}'
-    # A vector wider than the machine's is passed in memory, says g++.
-    return [*cpp_build._FLAGS, *own, include, '-Wno-psabi']
+def _commands(compiler: list[str]) -> dict[str, list[str]]:
+    """How each file is compiled: with the flags that the library has."""
+    macros = cpp_build._run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
+    of_file = cpp_build._X86_FLAGS if '#define __x86_64__ ' in macros else {}
+    # g++ says that vectors wider than the machine's are passed in memory.
+    flags = [*cpp_build._FLAGS, '-Wno-psabi', f'-I{cpp_build._SOURCES}']
+    sources = [*cpp_build._SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')]
+    # Those of kernels take longest and go first.
+    sources.sort(key=lambda source: not source.stem.startswith('kernel'))
+    return {
+        one.stem: [*compiler, *flags, *of_file.get(one.stem, ()), str(one)]
+        for one in sources
+    }
 
 
 def build(
@@ -58,86 +57,86 @@ def build(
         program (Path): What to write.
         compiler (list[str]): The command.
         flags (tuple[str, ...]): Further ones, of compiler and linker.
-        spared (tuple[str, ...]): Stems of files to compile without ``flags``.
-        wide (bool): Whether to add the kernels for vectors of 64 bytes that
-            need no instructions for them. Default: True.
+        spared (tuple[str, ...]): Files that are not worth them, without
+            endings: they are compiled in no time.
+        wide (bool): Whether vectors of 64 bytes are checked also where there
+            are no instructions for them. Default: True.
     """
-    defines = ['-DSELFCHECK_WIDE'] if wide else []
+    commands = _commands(compiler)
+    if wide:
+        commands['selfcheck'].append('-DSELFCHECK_WIDE')
+    else:
+        del commands['kernel_wide']
     with tempfile.TemporaryDirectory() as folder:
 
-        def compile(source: Path) -> str:
-            object = os.path.join(folder, source.stem + '.o')
-            more = ['-O0'] if source.stem in spared else flags
-            command = [*compiler, *flags_of(compiler, source), *defines, *more]
-            _output([*command, '-c', str(source), '-o', object])
+        def compile(stem: str) -> str:
+            object = os.path.join(folder, stem + '.o')
+            more = ('-O0',) if stem in spared else flags
+            cpp_build._run([*commands[stem], *more, '-c', '-o', object])
             return object
 
-        # Those that take longest go first.
-        chosen = [s for s in sources() if wide or s.stem != 'kernel_wide']
-        chosen.sort(key=lambda source: 'kernel_' not in source.stem)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile, chosen))
+            objects = list(pool.map(compile, commands))
         link = ['-pthread', *objects, '-o', str(program)]
-        _output([*compiler, *flags, *link])
+        cpp_build._run([*compiler, *flags, *link])
 
 
 def lint() -> None:
-    """Compile with warnings as errors by each compiler that is installed."""
+    """Let g++ and clang++, where they are installed, warn; that fails."""
+    commands: list[list[str]] = []
     for name in ('g++', 'clang++'):
-        if shutil.which(name) is None:
-            print(f'{name} is not installed: its warnings are not checked')
-            continue
-        for source in sources():
-            flags = flags_of([name], source)
-            _show([name, *flags, *_WARNINGS, str(source)])
+        if shutil.which(name):
+            commands += _commands([name]).values()
+        else:
+            print(f'{name} is not installed: nothing is checked with it')
+
+    def compile(command: list[str]) -> int:
+        return subprocess.run([*command, *_WARNINGS]).returncode
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        if any(list(pool.map(compile, commands))):
+            sys.exit(1)
 
 
 def sanitize() -> None:
     """Run the self-check under every sanitizer, and say what is run."""
     compiler = cpp_build.find_compiler()
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, 'selfcheck')
+        program = str(Path(folder, 'selfcheck'))
 
-        def run(what: str, flags: tuple[str, ...], *calls: list[str]) -> None:
-            print(f'{what}: compiling', flush=True)
-            build(program, compiler, flags)
-            for call in calls:
-                print(f'{what}:', *call, flush=True)
-                _show([*call[:-1], str(program), *call[-1].split()])
+        def check(name: str, flags: tuple[str, ...], *runs: str) -> None:
+            print(f'{name}: compiling with {" ".join(flags)}', flush=True)
+            build(Path(program), compiler, flags)
+            for run in runs:
+                print(f'{name}: {run}', flush=True)
+                words = run.replace('selfcheck', program).split()
+                if subprocess.run(words).returncode:
+                    sys.exit(f'{name} failed')
 
-        run(
+        check(
             'AddressSanitizer and UndefinedBehaviorSanitizer',
-            (*_SANITIZED, *ADDRESS),
-            ['cases=10800 work=400000'],
-            ['cases=400 work=8000000 seed=2'],
+            ('-O1', '-g1', *ADDRESS),
+            'selfcheck cases=10800 work=400000',
+            'selfcheck cases=400 seed=2 work=8000000',
         )
-        run(
+        check(
             'ThreadSanitizer',
-            (*_SANITIZED, *_THREAD),
-            ['cases=60 threads=16 work=40000000'],
+            ('-O1', '-g1', *_THREAD),
+            'selfcheck cases=60 threads=16 work=40000000',
         )
-        if shutil.which('valgrind') is None:
-            print('valgrind is not installed: not run')
+        if shutil.which('valgrind'):
+            run = 'valgrind -q --error-exitcode=1 selfcheck cases=6 work=50000'
+            check('valgrind', ('-O1', '-g1'), run)
         else:
-            valgrind = ['valgrind', '--quiet', '--error-exitcode=1']
-            run('valgrind', ('-O1', '-g1'), [*valgrind, 'cases=6 work=50000'])
+            print('valgrind is not installed: nothing is run under it')
 
 
-def _output(command: list[str]) -> str:
-    return cpp_build._run(command)
-
-
-def _show(command: list[str]) -> None:
-    if subprocess.run(command).returncode:
-        sys.exit(f'failed: {" ".join(command)}')
-
-
-def main(what: str, *arguments: str) -> None:
+def main(what: str = '', *arguments: str) -> None:
     if what == 'lint':
         lint()
     elif what == 'sanitize':
         sanitize()
-    elif what == 'selfcheck':
+    elif what == 'selfcheck' and len(arguments) == 1:
         build(Path(*arguments), cpp_build.find_compiler())
     else:
         sys.exit(__doc__)
