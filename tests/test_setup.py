@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -83,8 +82,7 @@ def wheel_file(wheel: Path) -> str:
 
 def test_sdist_makes_a_wheel_for_any_platform(tree, tmp_path):
     sdist, _ = build(tree, 'build_sdist')
-    with tarfile.open(sdist) as file:
-        file.extractall(tmp_path, filter='data')
+    shutil.unpack_archive(sdist, tmp_path)
     wheel, _ = build(tmp_path / sdist.name[:-7], 'build_wheel', CXX='/nowhere')
     assert wheel.name.endswith('-py3-none-any.whl')
     assert 'Root-Is-Purelib: true' in wheel_file(wheel)

@@ -251,6 +251,17 @@ def test_killed_while_compiling(cpp, calls, tmp_path, monkeypatch):
     assert library.parent == left.parent and not left.exists()
 
 
+def test_systems_without_such_locks(cpp, calls, monkeypatch):
+    """What another process may be compiling stays."""
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+    library = cpp_build.find_library()
+    others = library.with_name('build-others')
+    others.mkdir()
+    library.unlink()
+    assert cpp_build.find_library() == library and library.exists()
+    assert others.exists()
+
+
 def test_key_depends_on_sources_flags_and_compiler(monkeypatch, tmp_path):
     key = cpp_build._key()
     assert key == cpp_build._key()

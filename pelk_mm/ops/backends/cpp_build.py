@@ -88,30 +88,30 @@ def compile_library(library: Path) -> None:
     The file is there whole or not at all. Raises as :func:`find_library`.
     """
     compiler = find_compiler()
-    # Unlike -dumpmachine they follow -m32, and zig has them for any -target.
-    macros = _run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
-    flags, own_flags, link_flags = _flags(macros)
+    flags, own_flags, link_flags = _flags(compiler)
     text = 'compiling the CPU kernels of pelk_mm, up to a minute, once: %s'
     _logger.warning(text, library)
     with tempfile.TemporaryDirectory('', 'build-', library.parent) as folder:
 
-        def compile(source: Path) -> str:
-            object = os.path.join(folder, source.stem + '.o')
+        def compiled(source: Path) -> str:
+            made = os.path.join(folder, source.stem + '.o')
             own = own_flags.get(source.stem, ())
-            _run([*compiler, *flags, *own, '-c', str(source), '-o', object])
-            return object
+            _run([*compiler, *flags, *own, '-c', str(source), '-o', made])
+            return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile, sorted(_SOURCES.glob('*.cpp'))))
+            objects = list(pool.map(compiled, sorted(_SOURCES.glob('*.cpp'))))
         built = os.path.join(folder, library.name)
         _run([*compiler, *link_flags, *objects, '-o', built])
         os.replace(built, library)
 
 
 def _flags(
-    macros: str,
+    compiler: list[str],
 ) -> tuple[list[str], dict[str, tuple[str, ...]], list[str]]:
-    """For all files, for single ones, and for linking, on that target."""
+    """For all files, for single ones and for linking, by what it targets."""
+    # Unlike -dumpmachine they follow -m32, and zig has them for any -target.
+    macros = _run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
 
     def targets(macro: str) -> bool:
         return f'#define {macro} ' in macros
