@@ -103,6 +103,9 @@ def compile_library(library: Path) -> None:
             objects = list(pool.map(compiled, sorted(_SOURCES.glob('*.cpp'))))
         built = os.path.join(folder, library.name)
         _run([*compiler, *link_flags, *objects, '-o', built])
+        # What a power cut leaves empty would crash whoever loads it.
+        with open(built, 'rb+') as file:
+            os.fsync(file.fileno())
         os.replace(built, library)
 
 
