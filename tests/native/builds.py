@@ -31,9 +31,9 @@ _WARNINGS = ('-Wall', '-Wextra', '-Wconversion', '-Werror', '-fsyntax-only')
 def _commands(compiler: list[str]) -> dict[str, list[str]]:
     """How each file is compiled: with the flags that the library has."""
     macros = cpp_build._run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
-    of_file = cpp_build._X86_FLAGS if '#define __x86_64__ ' in macros else {}
+    flags, of_file, _ = cpp_build._flags(macros)
     # g++ says that vectors wider than the machine's are passed in memory.
-    flags = [*cpp_build._FLAGS, '-Wno-psabi', f'-I{cpp_build._SOURCES}']
+    flags += ['-Wno-psabi', f'-I{cpp_build._SOURCES}']
     sources = [*cpp_build._SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')]
     # Those of kernels take longest and go first.
     sources.sort(key=lambda source: not source.stem.startswith('kernel'))
@@ -137,7 +137,7 @@ def main(what: str = '', *arguments: str) -> None:
     elif what == 'sanitize':
         sanitize()
     elif what == 'selfcheck' and len(arguments) == 1:
-        build(Path(*arguments), cpp_build.find_compiler())
+        build(Path(*arguments), cpp_build.find_compiler(), wide=False)
     else:
         sys.exit(__doc__)
 

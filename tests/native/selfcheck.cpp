@@ -299,7 +299,7 @@ Extents draw_shape(Random& random, int64_t cells, int64_t work) {
     return random.between(1, random.one_in(3) ? most : usual);
   };
   Extents shape{
-      {random.between(1, 3), extent(9, 40), extent(12, 70), extent(12, 70)}};
+      {extent(3, 12), extent(9, 40), extent(12, 70), extent(12, 70)}};
   const int64_t most = work / (random.one_in(8) ? 1 : 16) / (cells * cells);
   const int64_t* n = shape.of;
   for (int d = 0; n[0] * n[1] * n[2] * n[3] > most && d < 40; ++d)
