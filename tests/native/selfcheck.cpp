@@ -33,6 +33,14 @@ extern const Kernels kernels_wide;  // kernel_wide.cpp
 namespace selfcheck {
 namespace {
 
+[[noreturn]] void fail(const std::string& problem) {
+  throw std::runtime_error(problem);
+}
+
+void require(bool fine, const char* problem) {
+  if (!fine) fail(problem);
+}
+
 // What an OpenMP runtime lends, with threads that ThreadSanitizer understands.
 struct Member {
   int number = 0, count = 1;
@@ -218,22 +226,18 @@ pelk_mm_call call_of(const Case& c) {
   return call;
 }
 
-void require(bool fine, const std::string& problem) {
-  if (!fine) throw std::runtime_error(problem);
-}
-
 void require_equal(const char* name, const Tensor& got,
                    const Values& expected) {
   const Values values = got.values();
   for (int64_t i = 0; i < static_cast<int64_t>(values.size()); ++i) {
+    const double value = entry(values, i);
     const double right = got.rounded(entry(expected, i));
-    require(entry(values, i) == right,
-            std::string(name) + "[" + std::to_string(i) + "] is " +
-                std::to_string(entry(values, i)) + ", expected " +
-                std::to_string(right));
+    if (!(value == right))
+      fail(std::string(name) + "[" + std::to_string(i) + "] is " +
+           std::to_string(value) + ", expected " + std::to_string(right));
   }
-  require(!got.gaps_written(),
-          std::string(name) + " is written to between its elements");
+  if (got.gaps_written())
+    fail(std::string(name) + " is written to between its elements");
 }
 
 // The three calls that there are.
@@ -250,8 +254,7 @@ void check(const Case& c, const Expected& expected, Set& set) {
 
   pelk_mm_call call = call_of(c);
   auto run_one = [&](bool backward) {
-    const char* error = run(set, call, backward);
-    require(error == nullptr, error ? error : "");
+    if (const char* error = run(set, call, backward)) fail(error);
   };
   call.output = output.map();
   call.weight = c.weight.data();
@@ -421,9 +424,10 @@ Options read_options(int count, char** arguments) {
     const std::string value = argument.substr(equals + 1);
     if (numbers.count(name))
       *numbers.at(name) = std::atoll(value.c_str());
+    else if (texts.count(name))
+      *texts.at(name) = value;
     else
-      require(texts.count(name), "there is no argument " + argument),
-          *texts.at(name) = value;
+      fail("there is no argument " + argument);
   }
   return options;
 }
