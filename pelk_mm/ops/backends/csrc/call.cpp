@@ -20,7 +20,8 @@ int64_t bytes_of(Storage storage) {
 struct Lanes {
   Lanes(const pelk_mm_call& call, const Kernels& kernels)
       : kernels(kernels), storage(static_cast<Storage>(call.dtype)),
-        channels(call.shape[1]), taps(call.num_sizes * call.num_sizes),
+        threads(call.threads), channels(call.shape[1]),
+        taps(call.num_sizes * call.num_sizes),
         count(kernels.vector_bytes / (storage == Storage::float64 ? 8 : 4)),
         groups((channels + count - 1) / count),
         group_bytes(taps * kernels.vector_bytes) {}
@@ -59,9 +60,9 @@ struct Lanes {
 
   // Calls work(group) for all of them.
   template <class Work>
-  void for_all(int64_t threads, const Work& work) const {
+  void for_all(int64_t workers, const Work& work) const {
     const int64_t members =
-        std::clamp<int64_t>(groups * group_bytes / 65536, 1, threads);
+        std::clamp<int64_t>(groups * group_bytes / 65536, 1, workers);
     run_team(members, threads, [&](int64_t member) {
       for (int64_t group = groups * member / members;
            group < groups * (member + 1) / members; ++group)
@@ -71,9 +72,9 @@ struct Lanes {
 
   // Channels innermost: [channel group][row cell][column cell][lane].
   // `reverse`: the last cell first, which the grid's symmetry makes a flip.
-  Memory pack(const void* weight, bool reverse, int64_t threads) const {
+  Memory pack(const void* weight, bool reverse, int64_t workers) const {
     Memory packed = make_memory(groups * group_bytes);
-    for_all(threads, [&](int64_t group) {
+    for_all(workers, [&](int64_t group) {
       WeightTask work =
           task(weight, group, taps, packed.get() + group * group_bytes);
       work.reverse = reverse;
@@ -85,8 +86,8 @@ struct Lanes {
   // The other way, the last cell first. `packed[group]` are as many packed
   // weights to sum up, of which the first is written to.
   void unpack(const std::vector<std::vector<void*>>& packed, void* weight,
-              int64_t threads) const {
-    for_all(threads, [&](int64_t group) {
+              int64_t workers) const {
+    for_all(workers, [&](int64_t group) {
       const std::vector<void*>& parts = packed[index(group)];
       WeightTask work = task(weight, group, taps, parts.front());
       work.reverse = true;
@@ -107,7 +108,7 @@ struct Lanes {
 
   const Kernels& kernels;
   Storage storage;
-  int64_t channels, taps;
+  int64_t threads, channels, taps;
   int64_t count;        // lanes of a vector
   int64_t groups;       // vectors that hold all channels
   int64_t group_bytes;  // of one packed group
@@ -176,8 +177,7 @@ class Places {
 void forward(const pelk_mm_call& call, const Kernels& kernels) {
   const Lanes lanes(call, kernels);
   const Plan plan(call, kernels.vector_bytes, lanes.groups);
-  const int64_t threads = call.threads;
-  const Memory weight = lanes.pack(call.weight, false, threads);
+  const Memory weight = lanes.pack(call.weight, false, plan.workers);
   const Memory bias = lanes.pack_bias(call.bias);
   const Share share = plan.share(plan.workers);
   auto work = [&](Scratch& scratch, int64_t task) {
@@ -196,20 +196,19 @@ void forward(const pelk_mm_call& call, const Kernels& kernels) {
     kernels.forward(lanes.storage, work);
     scratch.used = true;
   };
-  run_tasks(share.first, threads, plan.scratch_bytes(false), work);
+  run_tasks(share.first, call.threads, plan.scratch_bytes(false), work);
 }
 
 void backward(const pelk_mm_call& call, const Kernels& kernels) {
   const Lanes lanes(call, kernels);
   const Plan plan(call, kernels.vector_bytes, lanes.groups);
-  const int64_t threads = call.threads;
+  const int64_t workers = plan.workers;
   const bool to_input = call.grad_input.data != nullptr;
   Memory weight;
-  if (to_input) weight = lanes.pack(call.weight, true, threads);
+  if (to_input) weight = lanes.pack(call.weight, true, workers);
 
   // A stretch of pieces is one task. Two of them a worker balance better,
   // where more cuts and places do not matter.
-  const int64_t workers = plan.workers;
   const int64_t pixels = call.shape[0] * call.shape[2] * call.shape[3];
   const bool large = plan.maps() >= 4 * workers && pixels >= 1024 * workers;
   const int64_t each = large ? 2 : 1, tasks = each * workers;
@@ -245,14 +244,14 @@ void backward(const pelk_mm_call& call, const Kernels& kernels) {
   };
   std::vector<int64_t> first;
   for (int64_t task = 0; task <= tasks; task += each) first.push_back(task);
-  run_tasks(first, threads, plan.scratch_bytes(true), work);
+  run_tasks(first, call.threads, plan.scratch_bytes(true), work);
 
   std::vector<std::vector<void*>> of_group(index(lanes.groups));
   for (int64_t task = 0; task < tasks; ++task)
     for (int64_t group = 0; group < lanes.groups; ++group)
       if (char* place = places.of(task, group))
         of_group[index(group)].push_back(place);
-  lanes.unpack(of_group, call.grad_weight, threads);
+  lanes.unpack(of_group, call.grad_weight, workers);
 }
 
 }  // namespace pelk
