@@ -30,8 +30,7 @@ _WARNINGS = ('-Wall', '-Wextra', '-Wconversion', '-Werror', '-fsyntax-only')
 
 def _commands(compiler: list[str]) -> dict[str, list[str]]:
     """How each file is compiled: with the flags that the library has."""
-    macros = cpp_build._run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
-    flags, of_file, _ = cpp_build._flags(macros)
+    flags, of_file, _ = cpp_build._flags(compiler)
     # g++ says that vectors wider than the machine's are passed in memory.
     flags += ['-Wno-psabi', f'-I{cpp_build._SOURCES}']
     sources = [*cpp_build._SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')]

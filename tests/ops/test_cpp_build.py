@@ -152,8 +152,8 @@ def not_to_be_read(library: Path) -> None:
     'damage, reason',
     [
         (cut, 'was cut short'),
-        (of_another_machine, ''),
-        (no_library, ''),
+        (of_another_machine, 'may be for another machine'),
+        (no_library, 'cannot be loaded'),
         (of_others, 'is no library of pelk_mm'),
         (folder, 'Is a directory'),
         (not_to_be_read, 'Permission denied'),

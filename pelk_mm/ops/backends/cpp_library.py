@@ -39,8 +39,15 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Open the file. Raises OSError, its message naming the file."""
         _check_whole(path)
-        # torch has been imported: the OpenMP runtime is the one it uses.
-        library = ctypes.CDLL(str(path))
+        try:
+            # torch has been imported: the OpenMP runtime is the one it uses.
+            library = ctypes.CDLL(str(path))
+        except OSError as error:
+            # Of one for another machine glibc says that it is not there.
+            raise OSError(
+                f'{path} cannot be loaded, it may be for another machine; '
+                f'delete it or install pelk_mm again: {error}'
+            ) from error
         _check_abi(path, library)
         for name in ('forward', 'backward'):
             function = getattr(library, f'pelk_mm_{name}')
