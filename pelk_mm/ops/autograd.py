@@ -22,7 +22,7 @@ class Convolution(Function):
     @staticmethod
     def forward(*operands: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return _ops.peripheral_conv2d(*operands)
+            return _ops.peripheral_conv2d.default(*operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -36,7 +36,7 @@ class Convolution(Function):
         if grad_output is None:
             return tuple(grads)
         if needed[0] and needed[1]:
-            grads[:2] = _ops.peripheral_conv2d_backward(
+            grads[:2] = _ops.peripheral_conv2d_backward.default(
                 input, weight, grad_output, *options
             )
         elif needed[0]:
@@ -75,7 +75,7 @@ class Convolution(Function):
         if place:
             weight = _fold(weight, others[0], size, 0)
             bias = None if bias is None else _fold(bias, others[1], size, 0)
-        output = _ops.peripheral_conv2d(input, weight, bias, *options)
+        output = _ops.peripheral_conv2d.default(input, weight, bias, *options)
         return _unfold(output, size, place), place
 
 
@@ -83,7 +83,7 @@ class WeightGrad(Function):
     @staticmethod
     def forward(*operands: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return _ops.peripheral_conv2d_weight_grad(*operands)
+            return _ops.peripheral_conv2d_weight_grad.default(*operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -117,7 +117,7 @@ class WeightGrad(Function):
         *options: Any,
     ) -> tuple[Tensor, int]:
         size = info.batch_size
-        grad_weight = _ops.peripheral_conv2d_weight_grad(
+        grad_weight = _ops.peripheral_conv2d_weight_grad.default(
             _fold(input, in_dims[0], size, 1),
             _fold(grad_output, in_dims[1], size, 1),
             *options,
@@ -129,7 +129,7 @@ class Gradients(Function):
     @staticmethod
     def forward(*operands: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
-            return _ops.peripheral_conv2d_backward(*operands)
+            return _ops.peripheral_conv2d_backward.default(*operands)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
@@ -178,7 +178,7 @@ class Gradients(Function):
         *options: Any,
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         size = info.batch_size
-        grad_input, grad_weight = _ops.peripheral_conv2d_backward(
+        grad_input, grad_weight = _ops.peripheral_conv2d_backward.default(
             _fold(input, in_dims[0], size, 1),
             _fold(weight, in_dims[1], size, 0),
             _fold(grad_output, in_dims[2], size, 1),
@@ -196,7 +196,7 @@ def _convolve(
 ) -> Tensor | None:
     if input is None or weight is None:
         return None
-    return _ops.peripheral_conv2d(input, weight, None, *options)
+    return _ops.peripheral_conv2d.default(input, weight, None, *options)
 
 
 def _convolve_back(
@@ -212,7 +212,9 @@ def _weight_grad(
 ) -> Tensor | None:
     if input is None or grad_output is None:
         return None
-    return _ops.peripheral_conv2d_weight_grad(input, grad_output, *options)
+    return _ops.peripheral_conv2d_weight_grad.default(
+        input, grad_output, *options
+    )
 
 
 def _sum(*terms: Tensor | None) -> Tensor | None:

@@ -97,7 +97,7 @@ def peripheral_conv2d(
     check_name(backend)
     if torch.jit.is_tracing():
         register_symbolic()
-    return torch.ops.pelk_mm.peripheral_conv2d(
+    return torch.ops.pelk_mm.peripheral_conv2d.default(
         input, weight, bias, grid.sizes, backend or ''
     )
 
@@ -228,7 +228,7 @@ def _autocast(*operands: Any) -> Tensor:
     tensors = [_cast(tensor) for tensor in operands[:3]]
     options = operands[3:]
     with torch.amp.autocast(operands[0].device.type, enabled=False):
-        return torch.ops.pelk_mm.peripheral_conv2d(*tensors, *options)
+        return torch.ops.pelk_mm.peripheral_conv2d.default(*tensors, *options)
 
 
 def _transform(*operands: Any) -> Tensor:
