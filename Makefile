@@ -28,7 +28,7 @@ help:
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 style, types, who imports whom, C++ warnings'
-	@echo 'make sanitize             the C++ kernels under sanitizers; half an hour'
+	@echo 'make sanitize             the C++ kernels under sanitizers; minutes'
 	@echo 'make wheel                dist/: the sdist and the wheels'
 
 install: $(INSTALLED)

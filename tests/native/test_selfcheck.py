@@ -11,7 +11,7 @@ from pelk_mm.ops.backends.cpp_build import find_compiler
 
 from .builds import ADDRESS, build
 
-_ARGUMENTS = ('cases=120', 'work=60000')
+_ARGUMENTS = ('cases=300', 'work=60000')
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +53,7 @@ def _run(program: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_random_calls(program: Path) -> None:
     result = _run(program)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert 'baseline: 360 calls are right' in result.stdout
+    assert 'baseline: 900 calls are right' in result.stdout
 
 
 def test_wrong_result_is_noticed(program: Path) -> None:
