@@ -356,7 +356,7 @@ bool check_case(const Options& options, int64_t number,
 void check_teams(Set& set) {
   Random random(1, 0);
   auto teams_of = [&](int64_t side, int64_t threads) {
-    const Case c(random, threads, {{1, 40, side, side}},
+    const Case c(random, threads, {{1, 400, side, side}},
                  {4, 2, 1, 1, 1, 1, 1, 1, 1, 2, 4});
     const Tensor output(c.dtype, c.shape, c.output_strides);
     pelk_mm_call call = call_of(c);
@@ -367,13 +367,13 @@ void check_teams(Set& set) {
     return teams;
   };
   require(teams_of(4, 4) == 0, "a tiny call has more than one thread");
-  require(teams_of(40, 4) > 0, "a large call has one thread");
-  require(teams_of(40, 1) == 0, "a call has threads that it may not have");
+  require(teams_of(12, 4) > 0, "a large call has one thread");
+  require(teams_of(12, 1) == 0, "a call has threads that it may not have");
   member.inside = true;
-  require(teams_of(40, 4) == 0, "a call in a team starts another one");
+  require(teams_of(12, 4) == 0, "a call in a team starts another one");
   member.inside = false;
   pelk_mm_use_openmp(nullptr, nullptr, nullptr, nullptr);
-  require(teams_of(40, 4) == 0, "a call has threads that nobody lent");
+  require(teams_of(12, 4) == 0, "a call has threads that nobody lent");
   lend_threads();
 }
 
