@@ -8,7 +8,7 @@ the rules of one, and is applied to its arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,16 +35,17 @@ class Convolution(Function):
         grads: list[Tensor | None] = [None] * 5
         if grad_output is None:
             return tuple(grads)
-        if needed[0] and needed[1]:
-            grads[:2] = _ops.peripheral_conv2d_backward.default(
-                input, weight, grad_output, *options
-            )
-        elif needed[0]:
-            grads[0] = _convolve_back(grad_output, weight, options)
-        elif needed[1]:
-            grads[1] = _weight_grad(input, grad_output, options)
-        if needed[2]:
-            grads[2] = grad_output.sum((0, 2, 3))
+        with _below_autograd_if_plain():
+            if needed[0] and needed[1]:
+                grads[:2] = _ops.peripheral_conv2d_backward.default(
+                    input, weight, grad_output, *options
+                )
+            elif needed[0]:
+                grads[0] = _convolve_back(grad_output, weight, options)
+            elif needed[1]:
+                grads[1] = _weight_grad(input, grad_output, options)
+            if needed[2]:
+                grads[2] = grad_output.sum((0, 2, 3))
         return tuple(grads)
 
     @staticmethod
@@ -188,6 +189,20 @@ class Gradients(Function):
         return grads, (1, 0)
 
 
+def _recorded() -> bool:
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def _below_autograd_if_plain() -> AbstractContextManager:
+    """Saves a backward pass of which nothing is recorded a way through Python.
+
+    Transforms of ``torch.func`` record what these flags do not show.
+    """
+    if _recorded() or torch._C._are_functorch_transforms_active():
+        return nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
+
+
 # The operators of tensors that may not be there, which are zeros.
 
 
@@ -263,7 +278,6 @@ def at_autograd(function: type[Function]) -> Callable:
     apply = super(Function, function).apply  # type: ignore[misc]
 
     def run(*operands: Any) -> Any:
-        recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        return (apply if recorded else function.forward)(*operands)
+        return (apply if _recorded() else function.forward)(*operands)
 
     return run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from struct import Struct, unpack_from
@@ -73,7 +73,6 @@ class Library:
         """Convolve; the result has the memory format ``layout``."""
         weight = weight.contiguous()
         bias = None if bias is None else bias.contiguous()
-        _check(input, sizes, weight=weight, bias=bias)
         output = torch.empty_like(input, memory_format=layout)
         _run(
             self._forward,
@@ -88,7 +87,6 @@ class Library:
         self, input: Tensor, grad_output: Tensor, sizes: tuple[int, ...]
     ) -> Tensor:
         """The gradient ``(C, 1, k', k')`` to the weight."""
-        _check(input, sizes, grad_output=grad_output)
         cells = len(sizes)
         grad = input.new_empty(input.shape[1], 1, cells, cells)
         _run(
@@ -109,7 +107,6 @@ class Library:
     ) -> tuple[Tensor, Tensor]:
         """The gradients to the input, in ``layout``, and to the weight."""
         weight = weight.contiguous()
-        _check(input, sizes, weight=weight, grad_output=grad_output)
         grad_input = torch.empty_like(input, memory_format=layout)
         grad_weight = torch.empty_like(weight)
         _run(
@@ -192,29 +189,25 @@ def _openmp() -> list[int | None]:
     return [ctypes.cast(one, ctypes.c_void_p).value for one in functions]
 
 
-def _check(
-    input: Tensor, sizes: tuple[int, ...], **tensors: Tensor | None
-) -> None:
-    """What the library takes for granted, also where torch.ops is called."""
-    cells = len(sizes)
-    shapes = {
-        'grad_output': input.shape,
-        'weight': (input.shape[1], 1, cells, cells),
-        'bias': (input.shape[1],),
-    }
-    if input.dtype not in _DTYPES:
-        raise TypeError(f'there is no kernel for {input.dtype}')
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shapes[name]:
-            expected, got = tuple(shapes[name]), tuple(tensor.shape)
-            raise ValueError(f'{name} must be {expected}, got shape {got}')
-        if tensor.dtype != input.dtype or tensor.device != input.device:
-            raise ValueError(
-                f'{name} must be {input.dtype} on {input.device} like input, '
-                f'got {tensor.dtype} on {tensor.device}'
-            )
+def _address(
+    name: str, tensor: Tensor | None, shape: Sequence[int], like: Tensor
+) -> int:
+    """Where a tensor begins, 0 for None, after a look at its shape and dtype.
+
+    The library takes them for granted, and torch.ops can be called without
+    peripheral_conv2d.
+    """
+    if tensor is None:
+        return 0
+    if tensor.shape != shape:
+        expected, got = tuple(shape), tuple(tensor.shape)
+        raise ValueError(f'{name} must be {expected}, got shape {got}')
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        raise ValueError(
+            f'{name} must be {like.dtype} on {like.device} like input, '
+            f'got {tensor.dtype} on {tensor.device}'
+        )
+    return tensor.data_ptr()
 
 
 @lru_cache(maxsize=256)
@@ -234,24 +227,30 @@ def _run(
     bias: Tensor | None = None,
     grad_weight: Tensor | None = None,
 ) -> None:
-    maps: list[int] = []
-    for tensor in (input, output, grad_input, grad_output):
-        if tensor is None:
+    if input.dtype not in _DTYPES:
+        raise TypeError(f'there is no kernel for {input.dtype}')
+    shape, channels, cells = input.shape, input.shape[1], len(sizes)
+    maps = [input.data_ptr(), *input.stride()]
+    for name, map in (
+        ('output', output),
+        ('grad_input', grad_input),
+        ('grad_output', grad_output),
+    ):
+        if map is None:
             maps += _NO_MAP
         else:
-            maps += tensor.data_ptr(), *tensor.stride()
-    others = [
-        0 if tensor is None else tensor.data_ptr()
-        for tensor in (weight, bias, grad_weight)
-    ]
+            maps += _address(name, map, shape, input), *map.stride()
+    weight_shape = channels, 1, cells, cells
     call = _CALL.pack(
         _DTYPES[input.dtype],
         torch.get_num_threads(),
-        *input.shape,
+        *shape,
         ctypes.addressof(_array(sizes)),
-        len(sizes),
+        cells,
         *maps,
-        *others,
+        _address('weight', weight, weight_shape, input),
+        _address('bias', bias, (channels,), input),
+        _address('grad_weight', grad_weight, weight_shape, input),
     )
     error = function(call)
     if error is not None:
