@@ -30,6 +30,13 @@ struct Lanes {
     return static_cast<int>(std::min(count, channels - group * count));
   }
 
+  // What is the same in both directions.
+  Task task(const Geometry& geometry, const Piece& piece,
+            const Scratch& scratch) const {
+    return {&geometry,   piece.images, of(piece.group),
+            piece.begin, piece.end,    scratch};
+  }
+
   // The channels of a group, from an image on.
   Map map(const pelk_mm_map& x, const Piece& piece) const {
     const int64_t channel = piece.group * count;
@@ -46,8 +53,8 @@ struct Lanes {
   }
 
   // A group's channels of a weight (C, 1, k', k'), or of a bias: one tap.
-  WeightTask task(const void* weight, int64_t group, int64_t taps,
-                  void* packed) const {
+  WeightTask weight_task(const void* weight, int64_t group, int64_t taps,
+                         void* packed) const {
     char* data = static_cast<char*>(const_cast<void*>(weight));
     WeightTask task{};
     task.weight = {
@@ -76,7 +83,7 @@ struct Lanes {
     Memory packed = make_memory(groups * group_bytes);
     for_all(workers, [&](int64_t group) {
       WeightTask work =
-          task(weight, group, taps, packed.get() + group * group_bytes);
+          weight_task(weight, group, taps, packed.get() + group * group_bytes);
       work.reverse = reverse;
       kernels.pack(storage, work);
     });
@@ -89,7 +96,7 @@ struct Lanes {
               int64_t workers) const {
     for_all(workers, [&](int64_t group) {
       const std::vector<void*>& parts = packed[index(group)];
-      WeightTask work = task(weight, group, taps, parts.front());
+      WeightTask work = weight_task(weight, group, taps, parts.front());
       work.reverse = true;
       work.others = parts.data() + 1;
       work.num_others = static_cast<int>(parts.size()) - 1;
@@ -101,8 +108,9 @@ struct Lanes {
     if (bias == nullptr) return nullptr;
     Memory packed = make_memory(groups * kernels.vector_bytes);
     for (int64_t group = 0; group < groups; ++group)
-      kernels.pack(storage, task(bias, group, 1,
-                                 packed.get() + group * kernels.vector_bytes));
+      kernels.pack(storage,
+                   weight_task(bias, group, 1,
+                               packed.get() + group * kernels.vector_bytes));
     return packed;
   }
 
@@ -183,16 +191,11 @@ void forward(const pelk_mm_call& call, const Kernels& kernels) {
   auto work = [&](Scratch& scratch, int64_t task) {
     const Piece& piece = share.pieces[index(task)];
     ForwardTask work{};
-    work.geometry = &plan.geometry;
+    static_cast<Task&>(work) = lanes.task(plan.geometry, piece, scratch);
     work.input = lanes.map(call.input, piece);
     work.output = lanes.map(call.output, piece);
     work.weight = weight.get() + piece.group * lanes.group_bytes;
     if (bias) work.bias = bias.get() + piece.group * kernels.vector_bytes;
-    work.images = piece.images;
-    work.lanes = lanes.of(piece.group);
-    work.begin = piece.begin;
-    work.end = piece.end;
-    work.scratch = scratch;
     kernels.forward(lanes.storage, work);
     scratch.used = true;
   };
@@ -225,7 +228,7 @@ void backward(const pelk_mm_call& call, const Kernels& kernels) {
         cleared = place;
       }
       BackwardTask work{};
-      work.geometry = &plan.geometry;
+      static_cast<Task&>(work) = lanes.task(plan.geometry, piece, scratch);
       work.grad_output = lanes.map(call.grad_output, piece);
       work.input = lanes.map(call.input, piece);
       if (to_input) {
@@ -233,11 +236,6 @@ void backward(const pelk_mm_call& call, const Kernels& kernels) {
         work.weight = weight.get() + piece.group * lanes.group_bytes;
       }
       work.grad_weight = place;
-      work.images = piece.images;
-      work.lanes = lanes.of(piece.group);
-      work.begin = piece.begin;
-      work.end = piece.end;
-      work.scratch = scratch;
       kernels.backward(lanes.storage, work);
       scratch.used = true;
     }

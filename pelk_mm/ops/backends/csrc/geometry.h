@@ -82,28 +82,27 @@ struct Scratch {
   bool used;
 };
 
-struct ForwardTask {
+// Some rows of some images and one group of channels.
+struct Task {
   const Geometry* geometry;
-  Map input, output;
-  const void* weight;  // [k'][k'][lane]
-  const void* bias;    // [lane]
   int images;
   int lanes;       // channels in the group, at most a vector's
   int begin, end;  // output rows
   Scratch scratch;
 };
 
+struct ForwardTask : Task {
+  Map input, output;
+  const void* weight;  // [k'][k'][lane]
+  const void* bias;    // [lane]
+};
+
 // The weight, and the gradient to it, with cells in reverse order.
-struct BackwardTask {
-  const Geometry* geometry;
+struct BackwardTask : Task {
   Map grad_output, input;
   Map grad_input;      // no data: only the weight's gradient is wanted
   const void* weight;  // [k'][k'][lane]
   void* grad_weight;   // likewise, added to
-  int images;
-  int lanes;
-  int begin, end;
-  Scratch scratch;
 };
 
 // A group of channels of the compact weight, as it lies in memory and as the
