@@ -140,9 +140,10 @@ RowBoxes choose_row_boxes(const std::vector<Cell>& cells,
   return best.window_rows <= rows_in_cache ? best : once;
 }
 
-std::ptrdiff_t core_cache_bytes() {
+// Of a core's own cache, asked for once.
+std::ptrdiff_t cache_bytes() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  static const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
   if (bytes > 0) return bytes;
 #endif
   return 1 << 20;
@@ -156,11 +157,6 @@ int64_t spread(int64_t pixels) {
          : rest < 9  ? pixels + 10 - rest / 2 * 2
          : rest > 55 ? pixels + 73 - rest
                      : pixels;
-}
-
-std::ptrdiff_t cache_bytes() {
-  static const std::ptrdiff_t bytes = core_cache_bytes();
-  return bytes;
 }
 
 // Of the threads that a call may have, those that gain more than they cost.
