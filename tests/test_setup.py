@@ -18,7 +18,7 @@ from tests.helpers.operator_cases import require
 BACKENDS = Path('pelk_mm', 'ops', 'backends')
 LIBRARY = str(BACKENDS / cpp_build.NAME)
 SOURCES = {
-    f'{BACKENDS}/csrc/{path.name}' for path in cpp_build._SOURCES.iterdir()
+    f'{BACKENDS}/csrc/{path.name}' for path in cpp_build.SOURCES.iterdir()
 }
 MANYLINUX = 'manylinux_2_28_x86_64'
 

@@ -30,10 +30,10 @@ _WARNINGS = ('-Wall', '-Wextra', '-Wconversion', '-Werror', '-fsyntax-only')
 
 def _commands(compiler: list[str]) -> dict[str, list[str]]:
     """How each file is compiled: with the flags that the library has."""
-    flags, of_file, _ = cpp_build._flags(compiler)
+    flags, of_file, _ = cpp_build.compiler_flags(compiler)
     # g++ says that vectors wider than the machine's are passed in memory.
-    flags += ['-Wno-psabi', f'-I{cpp_build._SOURCES}']
-    sources = [*cpp_build._SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')]
+    flags += ['-Wno-psabi', f'-I{cpp_build.SOURCES}']
+    sources = [*cpp_build.SOURCES.glob('*.cpp'), *_HERE.glob('*.cpp')]
     # Those of kernels take longest and go first.
     sources.sort(key=lambda source: not source.stem.startswith('kernel'))
     return {
@@ -71,13 +71,15 @@ def build(
         def compile(stem: str) -> str:
             object = os.path.join(folder, stem + '.o')
             more = ('-O0',) if stem in spared else flags
-            cpp_build._run([*commands[stem], *more, '-c', '-o', object])
+            cpp_build.run_compiler(
+                [*commands[stem], *more, '-c', '-o', object]
+            )
             return object
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile, commands))
         link = ['-pthread', *objects, '-o', str(program)]
-        cpp_build._run([*compiler, *flags, *link])
+        cpp_build.run_compiler([*compiler, *flags, *link])
 
 
 def lint() -> None:

@@ -272,7 +272,7 @@ def test_key_depends_on_sources_flags_and_compiler(monkeypatch, tmp_path):
         patch.setenv('CXX', 'another')
         assert cpp_build._key() != key
     (tmp_path / 'a.cpp').write_text('int a;')
-    monkeypatch.setattr(cpp_build, '_SOURCES', tmp_path)
+    monkeypatch.setattr(cpp_build, 'SOURCES', tmp_path)
     assert cpp_build._key() != key
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 #: One name on every system: what is inside decides how it is loaded.
 NAME = 'libpelk_mm.so'
-_SOURCES = Path(__file__).with_name('csrc')
+#: The folder of them.
+SOURCES = Path(__file__).with_name('csrc')
 #: -ffp-contract: a multiply-add is one instruction where there is one.
 _FLAGS = (*('-std=c++17', '-O3', '-ffp-contract=fast'), '-fvisibility=hidden')
 #: What single files are compiled with on x86-64; which of them run is found
@@ -88,7 +89,7 @@ def compile_library(library: Path) -> None:
     The file is there whole or not at all. Raises as :func:`find_library`.
     """
     compiler = find_compiler()
-    flags, own_flags, link_flags = _flags(compiler)
+    flags, own_flags, link_flags = compiler_flags(compiler)
     text = 'compiling the CPU kernels of pelk_mm, up to a minute, once: %s'
     _logger.warning(text, library)
     with tempfile.TemporaryDirectory('', 'build-', library.parent) as folder:
@@ -96,25 +97,30 @@ def compile_library(library: Path) -> None:
         def compiled(source: Path) -> str:
             made = os.path.join(folder, source.stem + '.o')
             own = own_flags.get(source.stem, ())
-            _run([*compiler, *flags, *own, '-c', str(source), '-o', made])
+            run_compiler(
+                [*compiler, *flags, *own, '-c', str(source), '-o', made]
+            )
             return made
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compiled, sorted(_SOURCES.glob('*.cpp'))))
+            objects = list(pool.map(compiled, sorted(SOURCES.glob('*.cpp'))))
         built = os.path.join(folder, library.name)
-        _run([*compiler, *link_flags, *objects, '-o', built])
+        run_compiler([*compiler, *link_flags, *objects, '-o', built])
         # What a power cut leaves empty would crash whoever loads it.
         with open(built, 'rb+') as file:
             os.fsync(file.fileno())
         os.replace(built, library)
 
 
-def _flags(
+def compiler_flags(
     compiler: list[str],
 ) -> tuple[list[str], dict[str, tuple[str, ...]], list[str]]:
-    """For all files, for single ones and for linking, by what it targets."""
+    """For all files, for single ones and for linking, by what it targets.
+
+    The second are by the file's name without its ending.
+    """
     # Unlike -dumpmachine they follow -m32, and zig has them for any -target.
-    macros = _run([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
+    macros = run_compiler([*compiler, '-dM', '-E', '-x', 'c++', os.devnull])
 
     def targets(macro: str) -> bool:
         return f'#define {macro} ' in macros
@@ -126,13 +132,14 @@ def _flags(
     else:
         flags.append('-fPIC')
     if targets('__linux__'):
-        link.append(f'-Wl,--version-script={_SOURCES / "exports.map"}')
+        link.append(f'-Wl,--version-script={SOURCES / "exports.map"}')
     if not targets('__APPLE__'):
         link.append('-s')
     return flags, _X86_FLAGS if targets('__x86_64__') else {}, link
 
 
-def _run(command: list[str]) -> str:
+def run_compiler(command: list[str]) -> str:
+    """What it printed. Raises RuntimeError with the command if it fails."""
     result = subprocess.run(
         command, capture_output=True, text=True, errors='replace'
     )
@@ -147,7 +154,7 @@ def _run(command: list[str]) -> str:
 
 def _key() -> str:
     digest = hashlib.sha256()
-    for path in sorted(_SOURCES.iterdir()):
+    for path in sorted(SOURCES.iterdir()):
         digest.update(f'{path.name}\0'.encode() + path.read_bytes())
     environment = (
         platform.system(),
