@@ -15,7 +15,10 @@ if sys.argv[:1] != ['-m'] or (
 ):
     try:
         from . import ops  # isort: skip (it needs torch alone)
-        from . import compat, datasets, engine, models
+        from . import compat
+
+        compat.apply()
+        from . import datasets, engine, models
     except (ImportError, AttributeError) as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
         # On meeting `pelk_mm.PeLK` mmengine imports this and drops exactly
@@ -32,7 +35,5 @@ if sys.argv[:1] != ['-m'] or (
             'mmengine and mmcv, and nothing is registered',
             absent,
         )
-    else:
-        compat.apply()
 
 __all__ = ['__version__', 'datasets', 'engine', 'models', 'ops']

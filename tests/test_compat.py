@@ -1,6 +1,7 @@
-"""What is the same in every row of packages."""
+"""What is the same in every set of packages."""
 
 import colorsys
+import sys
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -12,7 +13,9 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from torch import nn
 
-import pelk_mm  # noqa: F401, makes it so
+from pelk_mm.compat import require_ops  # importing pelk_mm makes it so
+from pelk_mm.utils.errors import LaunchError
+from tests.helpers.commands import run
 
 
 class Payload:
@@ -86,3 +89,38 @@ def test_mmpretrains_colour_jitter():
         np.random.seed(seed)
         changed = jitter.transform(dict(img=image.copy()))['img']
         assert changed.dtype == np.uint8 and (changed != image).any()
+
+
+WITHOUT_OPS = """
+import sys
+sys.modules['mmcv._ext'] = None
+import pelk_mm, torch
+from mmengine.registry import init_default_scope
+init_default_scope('mmseg')
+from mmseg.registry import MODELS
+MODELS.build(dict(type='FCNHead', in_channels=4, channels=4, num_classes=2))
+from mmcv.ops import nms, point_sample
+assert point_sample(torch.ones(1, 2, 4, 4), torch.ones(1, 3, 2)).shape[2] == 3
+from mmcv.ops import get_compiler_version
+assert get_compiler_version() == 'n/a'
+try:
+    nms(torch.zeros(1, 4), torch.ones(1), 0.5)
+except pelk_mm.utils.errors.LaunchError as error:
+    print(error)
+"""
+
+
+def test_segmentation_needs_no_compiled_operators():
+    """Seconds: mmsegmentation has to be imported anew."""
+    # With a message of mmcv's, where mmcv.ops was imported too early.
+    done = run(sys.executable, '-W', 'error:Fail to', '-c', WITHOUT_OPS)
+    assert done.returncode == 0, done.stderr
+    assert "nms needs mmcv's compiled operators" in done.stdout
+    assert 'python -m pelk_mm.doctor' in done.stdout
+
+
+def test_what_needs_the_compiled_operators_says_so(monkeypatch):
+    require_ops('this')
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    with pytest.raises(LaunchError, match="^detection needs mmcv's compiled"):
+        require_ops('detection')
