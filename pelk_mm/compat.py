@@ -22,7 +22,7 @@ from mmcv.utils import ext_loader
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.runner import checkpoint
 
-from .distributions import ROWS
+from .distributions import FAMILIES
 from .utils.errors import LaunchError
 from .utils.unpickling import read_histories
 
@@ -43,7 +43,7 @@ def apply() -> None:
         checkpoint._safe_torch_load = _load
     # The fork kept the names of the packages that it replaces, so that
     # `_base_ = 'mmseg::...'` asks for mmsegmentation to be installed.
-    for module, package in ROWS['onedl'].items():
+    for module, package in FAMILIES['onedl'].items():
         if module in MODULE2PACKAGE:
             with suppress(PackageNotFoundError):
                 version(package)

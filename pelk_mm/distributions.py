@@ -1,4 +1,4 @@
-"""The two rows of OpenMMLab packages, told apart by what is installed.
+"""The two families of OpenMMLab packages, told apart by what is installed.
 
 The packages of OpenMMLab itself, and those of a maintained fork, are published
 under different names but installed under the same ones: ``import mmcv`` finds
@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import distributions
 
-#: For every row what is imported and the distribution that brings it.
-ROWS: dict[str, dict[str, str]] = {
+#: For each what is imported and the distribution that brings it.
+FAMILIES: dict[str, dict[str, str]] = {
     'openmmlab': {
         'mmengine': 'mmengine',
         'mmcv': 'mmcv',
@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, str]] = {
         'mmpretrain': 'onedl-mmpretrain',
     },
 }
-#: Other distributions of the first row that bring the same.
+#: Other distributions of the first family that bring the same.
 _OTHER_NAMES = {
     'mmengine': ['mmengine-lite'],
     'mmcv': ['mmcv-full', 'mmcv-lite'],
@@ -56,25 +56,25 @@ def installed(path: Iterable[str] | None = None) -> dict[str, str]:
 
 
 def providers(packages: dict[str, str]) -> dict[str, dict[str, list[str]]]:
-    """By each name that is imported the rows and distributions that bring it.
+    """By each name that is imported, the distributions of each family.
 
     More than one distribution of a name means that their files overwrite each
     other. `packages` come from :func:`installed`.
     """
     found: dict[str, dict[str, list[str]]] = {}
-    for row, distribution in ROWS.items():
+    for family, distribution in FAMILIES.items():
         for module, name in distribution.items():
             names = [name]
-            if row == 'openmmlab':
+            if family == 'openmmlab':
                 names += _OTHER_NAMES.get(module, [])
             there = [each for each in names if each in packages]
             brought = found.setdefault(module, {})
             if there:
-                brought[row] = there
+                brought[family] = there
     return found
 
 
-def installed_rows(packages: dict[str, str]) -> list[str]:
-    """The rows of which anything is installed, in the order of ``ROWS``."""
+def installed_families(packages: dict[str, str]) -> list[str]:
+    """Those of which anything is installed, in the order of ``FAMILIES``."""
     found = providers(packages).values()
-    return [row for row in ROWS if any(row in rows for rows in found)]
+    return [name for name in FAMILIES if any(name in each for each in found)]

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from pelk_mm.distributions import ROWS, installed, installed_rows, providers
+from pelk_mm.distributions import (
+    FAMILIES,
+    installed,
+    installed_families,
+    providers,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,21 +43,21 @@ def test_providers():
         'mmseg': {},
         'mmpretrain': {},
     }
-    assert installed_rows(packages) == ['openmmlab', 'onedl']
-    assert installed_rows({'onedl-mmcv': '2.3.6'}) == ['onedl']
-    assert installed_rows({'torch': '2.10.0'}) == []
+    assert installed_families(packages) == ['openmmlab', 'onedl']
+    assert installed_families({'onedl-mmcv': '2.3.6'}) == ['onedl']
+    assert installed_families({'torch': '2.10.0'}) == []
 
 
-def test_requirements_name_what_the_rows_do():
-    for row, distributions in ROWS.items():
+def test_requirements_name_what_the_families_do():
+    for family, distributions in FAMILIES.items():
         lines = [
             line.split('==')[0]
-            for name in (f'{row}.txt', f'{row}-mmcv.txt')
+            for name in (f'{family}.txt', f'{family}-mmcv.txt')
             for line in (ROOT / 'requirements' / name).read_text().splitlines()
             if '==' in line and line[0] != '#'
         ]
         assert sorted(lines) == sorted(distributions.values())
 
 
-def test_this_environment_has_one_row():
-    assert len(installed_rows(installed())) == 1
+def test_this_environment_has_one_family():
+    assert len(installed_families(installed())) == 1

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..distributions import ROWS, installed, installed_rows, providers
+from ..distributions import FAMILIES, installed, installed_families, providers
 from ..version import __version__
 from .checks import TROUBLE, Environment, Finding, examine
 from .processes import run_probes
 
-#: What is listed beside the rows.
+#: What is listed beside the two families.
 _BASE = ('torch', 'torchvision', 'numpy')
 _OPENCV = ('opencv-python', 'opencv-python-headless')
 _LITE = ('mmengine-lite', 'mmcv-full', 'mmcv-lite')
@@ -41,10 +41,11 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('--json', action='store_true', help='print JSON, for scripts')
     text = (
-        f'only say whether a row of packages ({" or ".join(ROWS)}) can be '
-        'installed here without overwriting the files of another'
+        f'only say whether the packages of {" or ".join(FAMILIES)} can be '
+        'installed here without overwriting the files of others'
     )
-    add('--has-room-for', metavar='ROW', choices=ROWS, help=text)
+    metavar = 'FAMILY'
+    add('--has-room-for', metavar=metavar, choices=FAMILIES, help=text)
     return parser.parse_args()
 
 
@@ -91,8 +92,8 @@ def report(
 ) -> dict[str, Any]:
     """What to print, as plain data; of backends, None or why not."""
     packages, facts = environment.packages, environment.facts
-    rows = [name for row in ROWS.values() for name in row.values()]
-    listed = (*_BASE, *_OPENCV, *rows, *_LITE, *_OTHERS, *_DEPLOY)
+    names = [name for each in FAMILIES.values() for name in each.values()]
+    listed = (*_BASE, *_OPENCV, *names, *_LITE, *_OTHERS, *_DEPLOY)
     there = [name for name in listed if name in packages]
     cuda = (('torch', 'torch'), ('mmcv', 'mmcv_ops'))
     return {
@@ -101,7 +102,7 @@ def report(
         'where': str(Path(__file__).parents[1]),
         'python': platform.python_version(),
         'platform': platform.platform(),
-        'row': installed_rows(packages),
+        'family': installed_families(packages),
         'versions': {name: packages[name] for name in there},
         'compiler': environment.compiler,
         'cuda': {name: facts(probe).get('cuda') for name, probe in cuda},
@@ -129,8 +130,8 @@ def as_text(found: dict[str, Any]) -> str:
     if not found['gpus']:
         driver = len(found['gpus_of_driver'])
         lines.append(f'GPU: torch sees none, the driver {driver}')
-    row = ' and '.join(found['row']) or 'not installed'
-    lines += ['', f'packages, row {row}']
+    family = ' and '.join(found['family']) or 'neither family'
+    lines += ['', f'packages, those of {family}']
     for name, version in found['versions'].items():
         lines.append(f'  {name:24}{version}')
     lines += ['', f'mmcv.ops: {"run" if found["mmcv_ops"] else "do not run"}']
@@ -153,9 +154,9 @@ def as_text(found: dict[str, Any]) -> str:
 def _has_room_for(wanted: str) -> int:
     """Before an installation: nothing but metadata is looked at."""
     others = []
-    for rows in providers(installed()).values():
-        for row, names in rows.items():
-            others += names if row != wanted else []
+    for found in providers(installed()).values():
+        for family, names in found.items():
+            others += names if family != wanted else []
     if others:
         text = (
             f'the packages of {wanted} would overwrite the files of '

@@ -8,15 +8,16 @@ itself and stops no other.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..distributions import ROWS, installed_rows, providers
+from ..distributions import FAMILIES, installed_families, providers
 from .processes import Outcome
 
 TROUBLE = 'trouble'
@@ -54,9 +55,15 @@ class Environment:
         """What a probe found; nothing if it does not work."""
         return self.outcomes[probe].facts if self.works(probe) else {}
 
-    def row(self) -> str:
-        """The row that is installed; the first of them if none is."""
-        return (installed_rows(self.packages) or list(ROWS))[0]
+    @property
+    def family(self) -> str:
+        """Whose packages are installed; the first of them if none are."""
+        return (installed_families(self.packages) or list(FAMILIES))[0]
+
+    @property
+    def lite(self) -> bool:
+        """Whether mmcv was installed without compiled operators on purpose."""
+        return 'mmcv-lite' in self.packages
 
 
 def examine(environment: Environment) -> list[Finding]:
@@ -79,7 +86,7 @@ def python(environment: Environment) -> Iterator[Finding]:
     if not oldest <= (major, minor) <= newest:
         level = TROUBLE if (major, minor) < oldest else NOTE
         text = f'this is Python {major}.{minor}, tested are 3.10 to 3.12'
-        yield Finding('python', level, text, 'PYTHON=python3.12 make install')
+        yield Finding('python', level, text, 'use one of these')
 
 
 def forks(environment: Environment) -> Iterator[Finding]:
@@ -95,12 +102,12 @@ def forks(environment: Environment) -> Iterator[Finding]:
             )
             advice = f'{_uninstall(names)}, then install one of them again'
             yield Finding(module, TROUBLE, text, advice)
-    rows = installed_rows(environment.packages)
-    if len(rows) > 1 and not clash:
-        mixed = ' and '.join(rows)
+    families = installed_families(environment.packages)
+    if len(families) > 1 and not clash:
+        mixed = ' and '.join(families)
         text = f'packages of {mixed} are mixed, which is not tested'
-        advice = 'install all of them from one file of requirements/'
-        yield Finding('rows', NOTE, text, advice)
+        advice = 'install all of them from one of the two'
+        yield Finding('packages', NOTE, text, advice)
 
 
 def opencv(environment: Environment) -> Iterator[Finding]:
@@ -132,8 +139,39 @@ def limits(environment: Environment) -> Iterator[Finding]:
                     f'it accepts {needed} >= {low}, < {high} and refuses to '
                     f'be imported with {name} {packages[name]}'
                 )
-                advice = _reinstall(environment, needed)
+                advice = _install(environment, [needed], '--upgrade')
                 yield Finding(module, TROUBLE, text, advice)
+
+
+def accepted(environment: Environment) -> Iterator[Finding]:
+    """The versions that pelk_mm was written for, as its extras name them."""
+    try:
+        extras = requires('pelk_mm') or []
+    except PackageNotFoundError:  # a clone that is not installed
+        return
+    from packaging.requirements import Requirement
+
+    ours = {name for names in FAMILIES.values() for name in names.values()}
+    for needed in map(Requirement, extras):
+        version = environment.packages.get(needed.name)
+        if version is None or needed.name not in ours:
+            continue
+        if not needed.specifier.contains(version, prereleases=True):
+            text = f'pelk_mm needs {needed.name} {needed.specifier}'
+            advice = f'pip install {shlex.quote(str(needed).split(";")[0])}'
+            text = f'{text}, {version} is installed'
+            yield Finding(needed.name, NOTE, text, advice)
+
+
+def newer_torch(environment: Environment) -> Iterator[Finding]:
+    torch = environment.packages.get('torch', '')
+    found = re.match(r'(\d+)\.(\d+)', torch)
+    if found and (int(found[1]), int(found[2])) > _NEWEST_TORCH:
+        newest = '.'.join(map(str, _NEWEST_TORCH))
+        text = f'torch {torch} is newer than the newest tested, {newest}'
+        advice = 'if something fails, try the tested one: pip install '
+        advice += f'"torch=={newest}.*" torchvision'
+        yield Finding('torch', NOTE, text, advice)
 
 
 def declared_limits(module: str) -> list[tuple[str, str, str]]:
@@ -176,32 +214,46 @@ def torch_and_torchvision(environment: Environment) -> Iterator[Finding]:
     if text is None and all(tags) and tags[0] != tags[1]:
         text = f'torch is built for {tags[0]}, torchvision for {tags[1]}'
     if text is not None:
-        advice = f'{_TORCH}, or the torchvision that goes with your torch'
-        yield Finding('torchvision', TROUBLE, text, advice)
+        yield Finding('torchvision', TROUBLE, text, _torchvision(environment))
 
 
 def undeclared(environment: Environment) -> Iterator[Finding]:
     """mmsegmentation imports these; the fork says so, the original not."""
     packages = environment.packages
-    names = [name for name in ('ftfy', 'regex') if name not in packages]
+    names = [name for name in _UNDECLARED if name not in packages]
     if names and 'mmsegmentation' in packages:
         needed = ' and '.join(names)
         text = f'mmsegmentation needs {needed}, which it does not install'
         yield Finding('mmseg', TROUBLE, text, f'pip install {" ".join(names)}')
 
 
+def missing(environment: Environment) -> Iterator[Finding]:
+    """All that is not installed, at once."""
+    outcomes = environment.outcomes.items()
+    absent = [name for name, outcome in outcomes if outcome.state == 'absent']
+    required = [name for name in absent if name in _REQUIRED]
+    others = [name for name in absent if name not in _REQUIRED]
+    if required:
+        text = f'not installed: {", ".join(required)}'
+        advice = _install(environment, required)
+        yield Finding('packages', TROUBLE, text, advice)
+    if others:
+        text = f'not installed: {", ".join(others)}'
+        advice = _install(environment, others)
+        advice = f'if models of them are wanted: {advice}'
+        yield Finding('packages', NOTE, text, advice)
+
+
 def probes(environment: Environment) -> Iterator[Finding]:
     """What could not be imported or run."""
     for name, outcome in environment.outcomes.items():
-        level, advice = TROUBLE, _reinstall(environment, name)
         if outcome.state == 'fails':
-            advice = _advice(environment, name, outcome.message)
-        elif outcome.state != 'absent':
-            continue
-        elif name not in _REQUIRED:
-            level, advice = NOTE, f'{advice}, if its models are wanted'
-        what = 'mmcv.ops' if name == 'mmcv_ops' else name
-        yield Finding(what, level, outcome.message, advice)
+            level, text = TROUBLE, outcome.message
+            advice = _advice(environment, name, text)
+            what = 'mmcv.ops' if name == 'mmcv_ops' else name
+            if name == 'mmcv_ops' and environment.lite:
+                level, text = NOTE, _LITE
+            yield Finding(what, level, text, advice)
 
 
 def gpu(environment: Environment) -> Iterator[Finding]:
@@ -223,7 +275,7 @@ def gpu(environment: Environment) -> Iterator[Finding]:
     mmcv = environment.facts('mmcv_ops')
     if facts['gpus'] and mmcv and mmcv['cuda'] is None:
         text = 'mmcv was built without CUDA: detectors do not run on the GPU'
-        advice = f'FORCE_CUDA=1 {_build_mmcv(environment)}'
+        advice = _build_mmcv(environment, 'FORCE_CUDA=1 ')
         yield Finding('mmcv.ops', TROUBLE, text, advice)
 
 
@@ -233,10 +285,15 @@ def backends(environment: Environment) -> Iterator[Finding]:
     reason = found.get('cpu', {}).get('cpp')
     if reason is not None:
         text = f'it does not run on cpu: {reason}'
+        level = TROUBLE
         advice = 'python -m pelk_mm.ops.backends shows the whole failure'
         if environment.compiler is None and 'compiler' in reason:
-            advice = 'install a C++ compiler (on Debian: apt-get install g++)'
-        yield Finding('backend cpp', TROUBLE, text, advice)
+            level = NOTE
+            advice = (
+                'another backend is used, many times slower; install a C++ '
+                'compiler (on Debian: apt-get install g++)'
+            )
+        yield Finding('backend cpp', level, text, advice)
     reason = found.get('cuda', {}).get('triton')
     if reason is not None:
         text = f'it does not run on cuda: {reason}'
@@ -247,7 +304,10 @@ def backends(environment: Environment) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
     python,
     forks,
+    missing,
     torch_and_torchvision,
+    newer_torch,
+    accepted,
     limits,
     undeclared,
     opencv,
@@ -255,13 +315,26 @@ CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
     gpu,
     backends,
 )
-#: Probes without which nothing of pelk_mm works.
-_REQUIRED = ('numpy', 'torch', 'cv2', 'mmengine', 'mmcv')
-_INSTALL = 'make install builds an environment that works'
+#: Packages without which nothing of pelk_mm works, or parts of mmengine.
+_REQUIRED = ('numpy', 'torch', 'cv2', 'mmengine', 'pkg_resources', 'mmcv')
+_NEWEST_TORCH = (2, 14)
+_UNDECLARED = ('ftfy', 'regex')
+#: What pip is to be given for a name that is imported, where the family does
+#: not say.
+_REQUIREMENTS = {
+    'numpy': ['numpy<2.3'],
+    'cv2': ['opencv-python'],
+    'pkg_resources': ['setuptools>=77,<81'],
+}
+#: What is built; mmdet 3.3.0 and mmsegmentation 1.2.2 accept no newer mmcv.
+_MMCV = {'openmmlab': 'mmcv<2.2', 'onedl': 'onedl-mmcv'}
+_LITE = (
+    'mmcv-lite has no compiled operators: classification and segmentation '
+    'work once pelk_mm is imported, detection and the test suite need them'
+)
 _REPORT = 'please report it, with all that is printed here'
 _OPENCV = 'opencv-python, or opencv-python-headless where there is no libGL'
-_NUMPY = 'install numpy as requirements/constraints.txt names it'
-_TORCH = 'pip install -r requirements/torch.txt'
+_NUMPY = 'pip install "numpy<2.3"'
 #: What a message of a probe is known to mean: probes (none for any of them),
 #: pattern, advice.
 # fmt: off
@@ -276,7 +349,7 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (('torch_numpy',), '',
      f'this torch was built for another numpy: {_NUMPY}'),
     (('torchvision',), r'torchvision::|undefined symbol|\.so',
-     f'torchvision was built for another torch: {_TORCH}'),
+     'torchvision was built for another torch: {torchvision}'),
     (('torch_cuda',), '',
      'this torch has no kernels for this GPU or driver: install a torch for '
      'its CUDA'),
@@ -293,32 +366,51 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
 def _advice(environment: Environment, probe: str, message: str) -> str:
     for known, pattern, advice in _KNOWN:
         if (not known or probe in known) and re.search(pattern, message):
-            return advice.format(build=_build_mmcv(environment))
-    return _reinstall(environment, probe)
+            build = _build_mmcv(environment)
+            torchvision = _torchvision(environment)
+            return advice.format(build=build, torchvision=torchvision)
+    return _install(environment, [probe], '--force-reinstall', '--no-deps')
 
 
-def _reinstall(environment: Environment, probe: str) -> str:
-    build = _build_mmcv(environment)
-    known = {
-        'mmcv_ops': build,
-        'mmcv': f'once torch is there: {build}',
-        'cv2': f'pip install {_OPENCV}',
-    }
-    file = environment.row()
-    if probe in ('torch', 'torchvision', 'numpy'):
-        file = 'torch'
-    libraries = f'pip install -r requirements/{file}.txt; {_INSTALL}'
-    return known.get(probe, libraries)
+def _install(environment: Environment, names: list[str], *options: str) -> str:
+    """The command that installs what is imported by these names."""
+    family, packages = FAMILIES[environment.family], environment.packages
+    lite = environment.family == 'openmmlab' and 'mmcv' not in packages
+    wanted: list[str] = []
+    build = None
+    if 'mmseg' in names:
+        wanted += _UNDECLARED
+    for name in names:
+        if name == 'mmcv_ops' or (name == 'mmcv' and not lite):
+            build = _build_mmcv(environment)
+        elif name == 'mmcv':
+            wanted.append('mmcv-lite<2.2')
+        else:
+            wanted += _REQUIREMENTS.get(name) or [family.get(name, name)]
+    if 'torchvision' in names and 'torch' in packages:
+        # Otherwise pip might exchange it for a newer one.
+        wanted.append(f'torch=={packages["torch"]}')
+    pip = shlex.join(['pip', 'install', *options, *wanted])
+    return '; '.join([pip] * bool(wanted) + [build] * bool(build))
+
+
+def _torchvision(environment: Environment) -> str:
+    """The command that installs the one for the torch that is there."""
+    install = _install(environment, ['torchvision'])
+    return f'{_uninstall(["torchvision"])}; {install}'
 
 
 def _uninstall(names: list[str]) -> str:
     return f'pip uninstall -y {" ".join(names)}'
 
 
-def _build_mmcv(environment: Environment) -> str:
+def _build_mmcv(environment: Environment, variables: str = '') -> str:
     """The command that builds mmcv, and against the torch that is there."""
+    name = _MMCV[environment.family]
+    without = f'{_uninstall(["mmcv-lite"])}; ' if environment.lite else ''
     return (
-        'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps '
-        '--no-cache-dir --force-reinstall -r '
-        f'requirements/{environment.row()}-mmcv.txt'
+        f'{_install(environment, ["pkg_resources"])} wheel ninja psutil; '
+        f'{without}{variables}MMCV_WITH_OPS=1 pip install '
+        '--no-build-isolation --no-deps --no-cache-dir --force-reinstall '
+        f'{shlex.quote(name)}'
     )

@@ -21,6 +21,8 @@ Facts = dict[str, Any]
 #: In the order in which they are tried, and what has to work for a try.
 PROBES: dict[str, Callable[[], Facts]] = {}
 NEEDS: dict[str, tuple[str, ...]] = {}
+#: Those that try more than to import a package of their name.
+MORE = ('torch_numpy', 'torch_cuda', 'mmcv_ops', 'operator')
 
 
 def needs(*names: str) -> Callable:
@@ -104,6 +106,12 @@ def mmengine() -> Facts:
 
 
 @needs('mmengine')
+def pkg_resources() -> Facts:
+    """mmengine imports it late, to find the configs of other packages."""
+    return _version('pkg_resources')
+
+
+@needs('mmengine')
 def mmcv() -> Facts:
     return _version('mmcv')
 
@@ -119,21 +127,6 @@ def mmcv_ops() -> Facts:
     return {'cuda': None if cuda == 'not available' else cuda}
 
 
-@needs('mmcv')
-def mmpretrain() -> Facts:
-    return _version('mmpretrain', 'models')
-
-
-@needs('mmcv')
-def mmseg() -> Facts:
-    return _version('mmseg', 'models')
-
-
-@needs('mmcv_ops')
-def mmdet() -> Facts:
-    return _version('mmdet', 'models')
-
-
 @needs('torch', 'mmengine', 'mmcv')
 def pelk_mm() -> Facts:
     facts = _version('pelk_mm')
@@ -143,6 +136,23 @@ def pelk_mm() -> Facts:
         text = 'it is imported, but pelk_mm.PeLK is not registered'
         raise RuntimeError(text)
     return facts
+
+
+@needs('mmcv')
+def mmpretrain() -> Facts:
+    return _version('mmpretrain', 'models')
+
+
+@needs('pelk_mm')
+def mmseg() -> Facts:
+    # Without compiled operators in mmcv it works once pelk_mm is imported.
+    importlib.import_module('pelk_mm')
+    return _version('mmseg', 'models')
+
+
+@needs('mmcv_ops')
+def mmdet() -> Facts:
+    return _version('mmdet', 'models')
 
 
 # Knows torch alone, but is imported from within the package.

@@ -11,11 +11,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from . import probes
-from .probes import NEEDS
+from .probes import MORE, NEEDS
 
 #: Run by its path, so that pelk_mm is not imported; with `-c`, so that the
 #: current folder is on the path as for `python -m` and probes.py's is not.
@@ -58,12 +59,18 @@ def run_probes(
             tried = [need for need in NEEDS[name] if need in outcomes]
             lacking = [need for need in tried if not outcomes[need].works]
             if name not in outcomes and lacking:
-                why = f'{lacking[0]} does not work'
-                outcomes[name] = Outcome('skipped', message=why)
+                outcomes[name] = _untried(name, lacking[0])
         left = [name for name in names if name not in outcomes]
         if left:
             outcomes.update(_run(left, timeout))
     return {name: outcomes[name] for name in names}
+
+
+def _untried(name: str, lacking: str) -> Outcome:
+    """That it is absent can be said without what it needs, too."""
+    if name not in MORE and find_spec(name) is None:
+        return Outcome('absent', message='it is not installed')
+    return Outcome('skipped', message=f'{lacking} does not work')
 
 
 def _run(names: list[str], timeout: float) -> dict[str, Outcome]:
