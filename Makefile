@@ -5,6 +5,8 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+# Without what has to be compiled, unless that is there: see tools/install.sh.
+LITE = $(firstword $(wildcard $(INSTALLED)) $(VENV)/.lite)
 ONEDL ?= .venv-onedl
 # The suite runs in JOBS processes of one thread each: what it computes is small.
 JOBS ?= 2
@@ -17,12 +19,14 @@ WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
         test-gpu test-onedl coverage doctor lint sanitize wheel clean
 
 help:
-	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm'
 	@echo 'make demo                 train and draw UperNet + PeLK on digit scenes'
 	@echo 'make demo-classification  the same for ImageNet-style classification'
 	@echo 'make demo-detection       the same for Cascade Mask R-CNN'
-	@echo 'make test                 the test suite (make test-slow: the long ones,'
-	@echo '                          make test-gpu: those that need a GPU)'
+	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm; compiles'
+	@echo '                          mmcv, which the demos but detection do without'
+	@echo 'make test                 the test suite, ten minutes on two cores (make'
+	@echo '                          test-slow: the long ones, make test-gpu: those'
+	@echo '                          that need a GPU)'
 	@echo 'make test-onedl           the test suite with the maintained fork of the'
 	@echo '                          OpenMMLab packages, in .venv-onedl'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
@@ -36,13 +40,16 @@ install: $(INSTALLED)
 $(INSTALLED): $(WHAT_IT_NEEDS)
 	PYTHON=$(PYTHON) NUMPY=$(NUMPY) bash tools/install.sh $(VENV)
 
+$(VENV)/.lite: $(WHAT_IT_NEEDS)
+	PYTHON=$(PYTHON) NUMPY=$(NUMPY) bash tools/install.sh --lite $(VENV)
+
 $(ONEDL)/.installed: $(WHAT_IT_NEEDS)
 	PYTHON=$(PYTHON) bash tools/install.sh $(ONEDL) onedl
 
-demo: $(INSTALLED)
+demo: $(LITE)
 	$(RUN) tools/demo.py segmentation
 
-demo-classification: $(INSTALLED)
+demo-classification: $(LITE)
 	$(RUN) tools/demo.py classification
 
 demo-detection: $(INSTALLED)
@@ -63,7 +70,7 @@ test-gpu: $(INSTALLED)
 test-onedl: $(ONEDL)/.installed
 	$(ONEDL)/bin/python $(SUITE) $(ARGS)
 
-doctor: $(INSTALLED)
+doctor: $(LITE)
 	$(RUN) -m pelk_mm.doctor
 
 # Processes that tests start, wherever they run, write files of their own next

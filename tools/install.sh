@@ -1,17 +1,24 @@
 #!/usr/bin/env bash
-# Create a virtual environment and install a tested row of packages in it:
-# torch, mmcv built with its ops, the OpenMMLab libraries, pelk_mm itself.
-#   tools/install.sh [FOLDER [ROW]]  default .venv openmmlab
-# ROW is openmmlab, or onedl for the maintained fork; each is two files of
-# requirements/. PYTHON names the interpreter (default python3), NUMPY another
-# version of numpy than the one in requirements/constraints.txt, such as 1.26.4.
-# It can be run again: what is there already is kept.
+# Create a virtual environment with tested versions of all that pelk_mm needs.
+#
+#   tools/install.sh [--lite] [FOLDER [PACKAGES]]
+#
+#   FOLDER    of the environment (default .venv)
+#   PACKAGES  openmmlab (default), or onedl for the maintained fork of the
+#             OpenMMLab packages: two files of requirements/ each
+#   --lite    mmcv-lite in place of mmcv: nothing is compiled but the C++
+#             kernels of pelk_mm. Enough for classification and segmentation
+#   -h        this text
+#
+# From the environment:
+#   PYTHON=python3.12   the interpreter (default python3)
+#   NUMPY=1.26.4        another numpy than that of requirements/constraints.txt
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+#                       torch without CUDA, which PyPI does not have for Linux
+#
+# It can be run again: what is there already is kept, and what --lite left out
+# is added without it.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-venv=${1:-.venv}
-row=${2:-openmmlab}
-python=${PYTHON:-python3}
-needed_gb=14
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -20,9 +27,29 @@ fail() {
 }
 step() { printf '\n== %s\n' "$1"; }
 
+lite= stamp=.installed
+while [[ ${1:-} == -* ]]; do
+    case $1 in
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit ;;
+    --lite) lite=1 stamp=.lite ;;
+    *) fail "unknown option $1, see tools/install.sh --help" ;;
+    esac
+    shift
+done
+[ $# -le 2 ] || fail "at most FOLDER and PACKAGES are expected, got $*"
+cd "$(dirname "$0")/.."
+venv=${1:-.venv}
+packages=${2:-openmmlab}
+python=${PYTHON:-python3}
+mmcv=requirements/$packages-mmcv${lite:+-lite}.txt
+# torch with its CUDA libraries, twice: installed and in pip's cache.
+needed_gb=14
+
 # --- what has to be there -------------------------------------------------
-[ -e "requirements/$row.txt" ] && [ -e "requirements/$row-mmcv.txt" ] ||
-    fail "there is no row $row of packages; known are openmmlab and onedl"
+[ -e "requirements/$packages.txt" ] && [ -e "requirements/$packages-mmcv.txt" ] ||
+    fail "there are no packages $packages; known are openmmlab and onedl"
+[ -e "$mmcv" ] || fail "there is no mmcv without operators for $packages;" \
+    "leave out --lite"
 [ -z "${NUMPY:-}" ] || [[ $NUMPY =~ ^[0-9]+(\.[0-9]+){1,2}$ ]] ||
     fail "NUMPY must be a version such as 1.26.4, got $NUMPY"
 command -v "$python" >/dev/null ||
@@ -36,15 +63,17 @@ command -v "$python" >/dev/null ||
         "name another one with PYTHON=…"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module (on Debian: apt-get install python3-venv)"
-"$python" -c 'import os, sys, sysconfig
+if [ -z "$lite" ]; then
+    "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' ||
-    fail "$python has no C headers, which building mmcv needs" \
-        "(on Debian: apt-get install python3-dev)"
-command -v "${CXX:-g++}" >/dev/null ||
-    fail "there is no C++ compiler ${CXX:-g++}, which building mmcv needs" \
-        "(on Debian: apt-get install g++)"
+        fail "$python has no C headers, which building mmcv needs" \
+            "(on Debian: apt-get install python3-dev)"
+    command -v "${CXX:-g++}" >/dev/null ||
+        fail "there is no C++ compiler ${CXX:-g++}, which building mmcv needs" \
+            "(on Debian: apt-get install g++)"
+fi
 free_gb=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-if [ ! -e "$venv/.installed" ] && [ "$free_gb" -lt "$needed_gb" ]; then
+if ! ls "$venv"/.{lite,installed} >/dev/null 2>&1 && [ "$free_gb" -lt "$needed_gb" ]; then
     fail "$free_gb GB are free here, about $needed_gb GB are needed" \
         "(torch and its CUDA libraries, mmcv's build, pip's cache)"
 fi
@@ -53,11 +82,12 @@ fi
 log=$venv/install.log
 step "1/6 virtual environment $venv"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-# Both rows are imported by the same names: the files of one would overwrite
-# those of the other.
-"$venv/bin/python" -m pelk_mm.doctor --has-room-for "$row" ||
-    fail "$venv holds another row; remove it, or name another folder"
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+# mmcv's build looks for ninja on PATH.
+PATH=$(cd "$venv/bin" && pwd):$PATH
+# The fork is imported by the same names: its files would overwrite the others.
+python -m pelk_mm.doctor --has-room-for "$packages" ||
+    fail "$venv holds other packages; remove it, or name another folder"
+pip() { python -m pip --disable-pip-version-check "$@"; }
 # A log that a failed step shows the end of; its progress lines come through.
 logged() {
     local filter=$1
@@ -67,51 +97,72 @@ logged() {
         fail "this step failed; the whole log is $log"
     fi
 }
-packages='s/^ *(Downloading|Installing collected|Successfully) (.{1,90}).*/  \1 \2/p'
+progress='s/^ *(Downloading|Installing collected|Successfully) (.{1,90}).*/  \1 \2/p'
 : >"$log"
 constraints=$venv/constraints.txt
 sed "${NUMPY:+s/^numpy==.*/numpy==$NUMPY/}" \
     requirements/constraints.txt >"$constraints"
-logged "$packages" pip install -c "$constraints" -r requirements/build.txt
+get() { logged "$progress" pip install -c "$constraints" "$@"; }
+get -r requirements/build.txt
 
-step '2/6 torch and torchvision (about 4 GB to download)'
-logged "$packages" pip install -c "$constraints" -r requirements/torch.txt
+step '2/6 torch and torchvision'
+if ! command -v nvidia-smi >/dev/null && ! python -c 'import torch' 2>/dev/null; then
+    echo '  PyPI has them for Linux with CUDA alone: 4 GB to download, GPU or not.'
+    echo '  Without: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make …'
+fi
+get -r requirements/torch.txt
 
-step "3/6 mmengine, mmdet, mmsegmentation, mmpretrain ($row)"
-logged "$packages" pip install -c "$constraints" -r "requirements/$row.txt"
+step "3/6 mmengine, mmdet, mmsegmentation, mmpretrain ($packages)"
+get -r "requirements/$packages.txt"
 # Without a system libGL the desktop build of OpenCV does not import.
-if ! "$venv/bin/python" -c 'import cv2' 2>>"$log"; then
+if ! python -c 'import cv2' 2>>"$log"; then
     echo '  this machine has no libGL: OpenCV without a display is used'
-    logged "$packages" pip uninstall -y opencv-python
+    logged "$progress" pip uninstall -y opencv-python
     # Whoever asked for it already shared its files with the other.
-    logged "$packages" pip install -c "$constraints" --no-deps \
-        --force-reinstall opencv-python-headless
+    get --no-deps --force-reinstall opencv-python-headless
 fi
 
-step '4/6 mmcv with its ops (built from source: 8 to 25 minutes on two cores the first time, then from the cache)'
 # Its dependencies came with mmengine; asking again would undo the above.
-build_mmcv() {
-    logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p; s/^ *(Successfully .{1,90}).*/  \1/p' \
-        env MMCV_WITH_OPS=1 "$venv/bin/python" -m pip \
-        --disable-pip-version-check install -v --no-build-isolation --no-deps \
-        -r "requirements/$row-mmcv.txt" "$@"
-}
-has_ops() { "$venv/bin/python" -c 'import mmcv.ops' 2>>"$log"; }
-build_mmcv
-if ! has_ops; then
-    echo '  the cached mmcv was built without its ops, building it anew'
-    build_mmcv --no-cache-dir --force-reinstall
-    has_ops || fail "mmcv has no ops after building it; the log is $log"
+if [ -n "$lite" ]; then
+    step '4/6 mmcv-lite: mmcv without compiled operators'
+    python -c 'import mmcv' 2>>"$log" || get --no-deps -r "$mmcv"
+else
+    step '4/6 mmcv with its operators'
+    echo '  Detectors and the test suite use them, and PyPI has no mmcv that is built.'
+    # The right version, and built for this torch?
+    has_ops() {
+        pip install --no-index --no-deps -r "$mmcv" >>"$log" 2>&1 &&
+            python -c 'import torch, mmcv._ext' 2>>"$log"
+    }
+    built=$venv/mmcv
+    build_mmcv() {
+        rm -rf "$built"
+        logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p' \
+            env MMCV_WITH_OPS=1 python -m pip wheel -v --no-build-isolation \
+            --no-deps -w "$built" -r "$mmcv" "$@"
+        # mmcv-lite has the same files.
+        logged "$progress" pip uninstall -y mmcv-lite
+        get --no-deps --force-reinstall "$built"/*.whl
+    }
+    if ! has_ops; then
+        echo '  Compiling them takes 8 to 25 minutes on two cores, once.'
+        build_mmcv
+    fi
+    if ! has_ops; then
+        echo '  The mmcv in the cache of pip is built for another torch, or without its operators.'
+        build_mmcv --no-cache-dir
+        has_ops || fail "mmcv has no operators after building it; the log is $log"
+    fi
 fi
 
-step '5/6 pelk_mm, and what its tests, demos and exports use'
-logged "$packages" pip install -c "$constraints" -r requirements/tests.txt \
-    -r requirements/deploy.txt
-logged "$packages; s/^ *((The|No) C\+\+ kernels.*)/  \1/p" \
+step '5/6 pelk_mm, and what it is shown and tested with'
+get -r requirements/demo.txt
+[ -n "$lite" ] || get -r requirements/tests.txt -r requirements/deploy.txt
+logged "$progress; s/^ *((The|No) C\+\+ kernels.*)/  \1/p" \
     pip install -v --no-build-isolation --no-deps -e .
 
 step '6/6 a look at the result'
-"$venv/bin/python" -m pelk_mm.doctor || fail 'see the advice above'
-touch "$venv/.installed"
+python -m pelk_mm.doctor || fail 'see the advice above'
+touch "$venv/$stamp"
 echo
 echo "Installed. Activate it with: source $venv/bin/activate"

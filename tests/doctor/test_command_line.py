@@ -201,16 +201,30 @@ class TestInstaller:
             },
         )
 
-    def test_refuses_to_put_one_row_over_the_other(self, made_up):
+    def test_refuses_to_put_one_family_over_the_other(self, made_up):
         made_up.add_distribution('mmcv')
         done = self.install(made_up, str(made_up.folder), 'onedl')
         assert done.returncode == 1
         assert 'would overwrite the files of mmcv' in done.stderr
-        assert 'holds another row' in done.stderr
+        assert 'holds other packages' in done.stderr
 
-    def test_unknown_row(self, made_up):
-        done = self.install(made_up, str(made_up.folder), 'none')
-        assert 'no row none of packages; known are' in done.stderr
+    @pytest.mark.parametrize(
+        ('args', 'said'),
+        [
+            (['FOLDER', 'none'], 'no packages none; known are'),
+            (['--lite', 'FOLDER', 'onedl'], 'leave out --lite'),
+            (['--full'], 'unknown option --full'),
+            (['FOLDER', 'onedl', '--lite'], 'at most FOLDER and PACKAGES'),
+        ],
+    )
+    def test_wrong_arguments(self, made_up, args, said):
+        done = self.install(made_up, *args)
+        assert done.returncode == 1 and said in done.stderr
+
+    def test_help(self, made_up):
+        done = self.install(made_up, '--help')
+        assert done.returncode == 0 and '--lite' in done.stdout
+        assert 'set -e' not in done.stdout
 
     def test_numpy_is_a_version(self, made_up):
         done = self.install(made_up, str(made_up.folder), NUMPY='1.26/p')
