@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LaunchError, explain, from_config
-from .unpickling import weights_only
+from .trust import weights_only
 
 #: Set to 1, it shows where the error of a tool was raised.
 TRACEBACK = 'PELK_MM_TRACEBACK'

@@ -23,7 +23,8 @@ from pelk_mm.apis.launch import (
 from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import LaunchError
-from pelk_mm.utils.unpickling import read_histories, weights_only
+from pelk_mm.utils.trust import weights_only
+from pelk_mm.utils.unpickling import read_histories
 from tests.helpers.toy_task import TOY_CONFIG
 
 

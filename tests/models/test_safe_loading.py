@@ -21,7 +21,7 @@ from pelk_mm.models.utils import (
     UnsafeCheckpointError,
     read_checkpoint,
 )
-from pelk_mm.utils.unpickling import weights_only
+from pelk_mm.utils.trust import weights_only
 from tests.conftest import ROOT
 from tests.helpers.unsafe_checkpoints import (
     HIDEOUTS,

@@ -27,7 +27,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-from ...utils.unpickling import everything_is_trusted, weights_only
+from ...utils.trust import everything_is_trusted, weights_only
 
 #: How torch's files start: zip archives, and pickles before torch 1.6.
 _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
