@@ -1,4 +1,4 @@
-"""Layers and the backbone; knows mmengine and mmcv, no task library."""
+"""Layers and the backbone; they need torch, and no task library ever."""
 
 from .backbones import EnlargedKernels, PeLK, enlarge_kernels
 from .layers import PartialPeripheralConv2d, PeripheralConv2d

@@ -1,47 +1,16 @@
 """The operator where torch is there and nothing of OpenMMLab is.
 
-In fresh processes; those that are to find nothing have a finder of modules
-that denies the libraries.
+In fresh processes, which do not find the libraries.
 """
 
-import os
 import re
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
 from torch import nn
 
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
-from tests.conftest import ROOT
-
-DENY = """
-    import sys
-
-    class Deny:
-        def find_spec(self, name, path=None, target=None):
-            if name.split('.')[0] in {absent!r}:
-                raise ModuleNotFoundError(name, name=name)
-
-    sys.meta_path.insert(0, Deny())
-"""
-LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
-
-
-def run(
-    code: str, absent: tuple[str, ...] = LIBRARIES
-) -> subprocess.CompletedProcess:
-    code = textwrap.dedent(DENY).format(absent=absent) + textwrap.dedent(code)
-    return subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+from tests.helpers.without_libraries import LIBRARIES, run_without
 
 
 class Convolve(nn.Module):
@@ -61,7 +30,7 @@ def exported(tmp_path_factory):
 
 
 def test_the_operator_runs_and_loads_a_pt2(exported):
-    done = run(f"""
+    done = run_without(f"""
         import torch
         import pelk_mm.ops
         from pelk_mm.ops import SharingGrid, peripheral_conv2d
@@ -85,7 +54,7 @@ def test_the_operator_runs_and_loads_a_pt2(exported):
     ids=['torch alone', 'no mmengine'],
 )
 def test_importing_the_package_says_what_is_missing(absent, name):
-    done = run(
+    done = run_without(
         """
         import pelk_mm
         print(pelk_mm.__version__, sorted(pelk_mm.ops.available_backends()))
@@ -101,7 +70,7 @@ def test_importing_the_package_says_what_is_missing(absent, name):
 
 
 def test_what_needs_the_rest_says_so():
-    done = run('from pelk_mm.models import PeLK')
+    done = run_without('import pelk_mm.engine')
     assert done.returncode == 1
     # Whichever is asked for first.
     assert re.search(r'ModuleNotFoundError: (mmcv|mmengine)\n$', done.stderr)

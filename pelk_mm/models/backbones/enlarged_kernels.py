@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
-from mmengine.logging import print_log
-from mmengine.registry import MODELS
 from torch import nn
 
 from ...ops import SharingGrid
 from ...ops.checks import check_integer
 from ...utils.text import first_few
 from ..layers import EnlargedConv2d, why_not_enlarged
+from ..openmmlab import MODELS, print_log
 
 
 def enlarge_kernels(

@@ -13,16 +13,13 @@ from math import ceil
 from typing import Any
 
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
 from ..archs import ARCHS, OF_ARCH, block_settings
 from ..layers import (
     GRN,
+    DropPath,
     LayerNorm2d,
     PartialPeripheralConv2d,
     PeripheralConv2d,
@@ -31,7 +28,8 @@ from ..layers import (
     pointwise_mlp,
     reach_all,
 )
-from ..utils import checkpoint_keeping_stats, init_pretrained, prepare_weights
+from ..openmmlab import MODELS, print_log
+from ..utils import checkpoint_keeping_stats, initialise, prepare_weights
 from . import pelk_arguments as arguments
 
 
@@ -151,7 +149,7 @@ class PeLKStage(nn.Module):
 
 
 @MODELS.register_module()
-class PeLK(BaseModule):
+class PeLK(nn.Module):
     """PeLK backbone for classification and dense prediction.
 
     Args:
@@ -226,7 +224,9 @@ class PeLK(BaseModule):
         backend: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        super().__init__(arguments.check_init_cfg(init_cfg))
+        super().__init__()
+        self.init_cfg = arguments.check_init_cfg(init_cfg)
+        self.is_init = False
         settings = arguments.check_arch(arch, self.arch_settings)
         self.arch = deepcopy(arch)
         self.depths = settings['depths']
@@ -281,6 +281,11 @@ class PeLK(BaseModule):
         out_norm = nn.LayerNorm if gap_before_final_norm else LayerNorm2d
         for i in self.out_indices:
             self.add_module(f'norm{i}', out_norm(self.channels[i], eps=1e-6))
+        # As ConvNeXt's layers start; the other ones do by themselves.
+        for layer in _parts(self, (nn.Conv2d, nn.Linear)):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         self.train()  # freezes, too
 
     @classmethod
@@ -391,9 +396,9 @@ class PeLK(BaseModule):
         return (1, 2, 3 + block // 3, last)[stage], last + 2
 
     def init_weights(self) -> None:
-        """Initialise; pretrained weights are checked and reported."""
-        if not init_pretrained(self):
-            super().init_weights()
+        """Do what ``init_cfg`` says; without one, nothing is left to do."""
+        initialise(self)
+        self.is_init = True
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
@@ -402,5 +407,5 @@ class PeLK(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _parts(module: nn.Module, kind: type[nn.Module]) -> list[Any]:
+def _parts(module: nn.Module, kind: type | tuple[type, ...]) -> list[Any]:
     return [part for part in module.modules() if isinstance(part, kind)]

@@ -7,6 +7,7 @@ that names the argument, what was expected and what was got.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from numbers import Integral
 from typing import Any
 
@@ -23,13 +24,6 @@ _MOST_BLOCKS, _MOST_CHANNELS, _LARGEST_SCALE = 10_000, 1_000_000, 1e6
 #: What an arch lists for each stage, and the largest value of an entry.
 _LISTS = dict(
     depths=_MOST_BLOCKS, channels=_MOST_CHANNELS, kernel_sizes=LARGEST_KERNEL
-)
-#: As ConvNeXt starts.
-_DEFAULT_INIT = dict(
-    type='TruncNormal',
-    layer=['Conv2d', 'Linear', 'PeripheralConv2d'],
-    std=0.02,
-    bias=0.0,
 )
 
 
@@ -135,11 +129,13 @@ def check_bools(**flags: object) -> None:
         check_bool(name, value)
 
 
-def check_init_cfg(init_cfg: Any) -> dict | list[dict]:
-    """One that mmengine can read, which it does long afterwards."""
+def check_init_cfg(init_cfg: Any) -> list[dict]:
+    """Those that mmengine can read, which it does long afterwards."""
     if init_cfg is None:
-        return _DEFAULT_INIT
-    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+        return []
+    several = isinstance(init_cfg, (list, tuple))
+    cfgs = deepcopy(list(init_cfg) if several else [init_cfg])
+    for cfg in cfgs:
         if not isinstance(cfg, Mapping):
             raise TypeError(
                 'init_cfg must be None, a dict or a list of dicts, got '
@@ -158,8 +154,8 @@ def check_init_cfg(init_cfg: Any) -> dict | list[dict]:
                 raise TypeError(
                     f'init_cfg.{key} must be a string, got {value!r}'
                 )
-    pretrained_of(init_cfg)
-    return init_cfg or _DEFAULT_INIT
+    pretrained_of(cfgs)
+    return cfgs
 
 
 def check_images(x: Tensor, channels: int, stages: int) -> None:

@@ -1,4 +1,5 @@
 from .derived import make_permanent
+from .drop_path import DropPath
 from .enlarged_conv import EnlargedConv2d, embed_weights, why_not_enlarged
 from .grn import GRN
 from .layer_norm import LayerNorm2d, reach_all
@@ -12,6 +13,7 @@ from .pointwise import pointwise_mlp
 
 __all__ = [
     'GRN',
+    'DropPath',
     'EnlargedConv2d',
     'LayerNorm2d',
     'PartialPeripheralConv2d',

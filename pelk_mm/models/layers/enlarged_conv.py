@@ -6,17 +6,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
-from mmcv.cnn.bricks.wrappers import Conv2d
 from torch import Tensor, nn
 
 from ...ops import SharingGrid
+from ..openmmlab import KNOWN_CONVS, SAME_CONVS
 from .derived import is_changed
 from .peripheral_conv import PeripheralConv2d
-
-#: Whose forward passes are understood. With a stride of 1 the last one pads
-#: as 'same' does.
-_KNOWN = (nn.Conv2d, Conv2d, Conv2dAdaptivePadding)
 
 
 class EnlargedConv2d(PeripheralConv2d):
@@ -109,7 +104,7 @@ def why_not_enlarged(conv: nn.Conv2d, grid: SharingGrid) -> str | None:
         return f'stride {max(conv.stride)}'
     kind = type(conv)
     if (
-        kind.forward not in [known.forward for known in _KNOWN]
+        kind.forward not in [known.forward for known in KNOWN_CONVS]
         or kind._conv_forward is not nn.Conv2d._conv_forward
         or 'forward' in vars(conv)
     ):
@@ -123,7 +118,7 @@ def why_not_enlarged(conv: nn.Conv2d, grid: SharingGrid) -> str | None:
         return 'an even kernel'
     if not (
         conv.padding == 'same'
-        or isinstance(conv, Conv2dAdaptivePadding)
+        or isinstance(conv, SAME_CONVS)
         or [2 * pad for pad in conv.padding] == spans
     ):
         return f'padding {conv.padding}, which changes the size'

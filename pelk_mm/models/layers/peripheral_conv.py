@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,6 +13,7 @@ from ...ops import SharingGrid, peripheral_conv2d
 from ...ops.autocast import autocast_dtype
 from ...ops.checks import check_bool, check_integer, check_number
 from ...ops.choice import check_name
+from ..openmmlab import build_norm_layer
 from .derived import make_permanent
 
 

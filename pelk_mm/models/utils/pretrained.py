@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import initialize
 from torch import Tensor
 
 from ...utils.text import first_few
+from ..openmmlab import print_log
 from .convnext import PELK_KERNEL, as_pelk, find_convnexts
 from .safe_loading import Checkpoints, read_checkpoint, weights_of
 
@@ -254,20 +253,17 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
     return found[0] if found else None
 
 
-def init_pretrained(model: PeLK) -> bool:
-    """Load the checkpoint of a backbone's ``init_cfg``; False if it has none.
-
-    What else is in a list of them comes first, as in mmengine.
-    """
+def initialise(model: PeLK) -> None:
+    """Do what a backbone's ``init_cfg`` says, a checkpoint last."""
     cfg = pretrained_of(model.init_cfg)
-    if cfg is None:
-        return False
-    if cfg is not model.init_cfg:
-        initialize(model, [o for o in model.init_cfg if o is not cfg])
-    prefix = cfg.get('prefix') or ''
-    load_pretrained(model, cfg['checkpoint'], prefix, new_stem=True)
-    model._is_init = True
-    return True
+    others = [other for other in model.init_cfg if other is not cfg]
+    if others:
+        from mmengine.model import initialize
+
+        initialize(model, others)
+    if cfg is not None:
+        prefix = cfg.get('prefix') or ''
+        load_pretrained(model, cfg['checkpoint'], prefix, new_stem=True)
 
 
 def is_pretrained(cfg: object) -> bool:

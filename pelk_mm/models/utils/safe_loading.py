@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from ...utils.trust import everything_is_trusted, weights_only
@@ -99,6 +98,8 @@ class Checkpoints:
 
         They are :func:`read_checkpoint`, and mmengine with local files.
         """
+        from mmengine.runner import CheckpointLoader
+
         global _shared
         before = _shared, CheckpointLoader._schemes['']
 
@@ -122,7 +123,7 @@ def _read(name: str, trust: bool = False) -> dict:
             if '://' in name and urlsplit(name).path.endswith('.safetensors'):
                 contents = _read_file(_download(name), trust)
             elif '://' in name:
-                contents = CheckpointLoader.load_checkpoint(name, 'cpu')
+                contents = _load_address(name)
             else:
                 contents = _read_file(Path(name).expanduser(), trust)
     except (CheckpointError, OSError):
@@ -138,6 +139,18 @@ def _read(name: str, trust: bool = False) -> dict:
             'checkpoint or a state dict'
         )
     return contents
+
+
+def _load_address(name: str) -> Any:
+    """What mmengine finds there; it knows http, s3 and model zoos."""
+    try:
+        from mmengine.runner import CheckpointLoader
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f'{name} can be read by mmengine alone ({error}): pip install '
+            'mmengine, or download the file and give its path'
+        ) from error
+    return CheckpointLoader.load_checkpoint(name, 'cpu')
 
 
 def _download(url: str) -> Path:

@@ -546,6 +546,7 @@ class TestTraining:
 
     def test_weights_start_as_convnexts(self):
         model = PeLK(dict(SMALL, channels=(64, 64, 64, 64)))
+        # With nothing to do, it leaves them as they are.
         model.init_weights()
         for name, parameter in model.named_parameters():
             owner = model.get_submodule(name.rpartition('.')[0])
