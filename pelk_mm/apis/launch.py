@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import os.path as osp
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from ..engine.hooks.safe_checkpoint_hook import (
 from ..engine.preflight.data_paths import check_data
 from ..engine.rehearsal import RehearsalHook
 from ..engine.rehearsal.failures import why, with_cause
+from ..engine.schedules import leave_out_late
 from ..engine.strategies import SHARDING
 from ..models.utils import Checkpoints
 from ..utils.config import library_of, replace_types, type_name
@@ -70,6 +72,8 @@ def prepare_training(
     elif config.get('load_from') and '://' not in config.load_from:
         require_checkpoint(config.load_from, checkpoints)
     _check_folders(config, 'train', 'val')
+    for line in leave_out_late(config):
+        print_log(f'param_scheduler: {line}', 'current', logging.WARNING)
     _use_launcher(config, launcher)
     return config
 

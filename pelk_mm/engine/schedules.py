@@ -6,11 +6,46 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+from ..utils.config import type_name
 from ..utils.errors import LaunchError
 from ..utils.text import first_few
+
+
+def leave_out_late(config: Config) -> list[str]:
+    """Take out schedulers that begin when the training has ended.
+
+    They would change nothing. One without an ``end`` is an error in mmengine,
+    as where a recipe of 300 epochs is tried for one with
+    ``train_cfg.max_epochs=1``.
+
+    Returns:
+        list[str]: One line for each that was taken out.
+    """
+    loop = config.get('train_cfg') or {}
+    given = config.get('param_scheduler')
+    if not isinstance(given, (list, tuple)):
+        return []
+    kept, lines = [], []
+    for scheduler in given:
+        by_epoch = scheduler.get('by_epoch', True)
+        unit, field = 'iteration', 'max_iters'
+        if by_epoch:
+            unit, field = 'epoch', 'max_epochs'
+        begin, length = scheduler.get('begin', 0), loop.get(field)
+        if length is None or begin < length:
+            kept.append(scheduler)
+            continue
+        lines.append(
+            f'{type_name(scheduler)} begins at {unit} {begin} and the '
+            f'training ends after {length}: left out'
+        )
+    if lines:
+        config.param_scheduler = kept
+    return lines
 
 
 def check_schedule(runner: Runner) -> list[str]:

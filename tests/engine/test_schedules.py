@@ -9,7 +9,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.optim import scheduler as schedulers
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from pelk_mm.engine.schedules import check_schedule
+from pelk_mm.engine.schedules import check_schedule, leave_out_late
 from pelk_mm.utils.errors import LaunchError
 from tests.helpers.toy_task import TOY_CONFIG
 
@@ -148,3 +148,26 @@ def test_of_a_run(tmp_path):
     (text,) = check_schedule(trained)
     assert 'ends after 2 iterations' in text
     assert '(PolyLR at iteration 6)' in text
+
+
+def test_schedulers_that_never_begin_are_left_out():
+    """As of a recipe of many epochs that is tried for one."""
+    warm_up = dict(type='LinearLR', end=5)
+    config = Config(
+        dict(
+            train_cfg=dict(max_epochs=5),
+            param_scheduler=[
+                warm_up,
+                dict(type='CosineAnnealingLR', begin=5),
+                # In iterations, of which the number is not known yet.
+                dict(type='ConstantLR', by_epoch=False, begin=5),
+            ],
+        )
+    )
+    (line,) = leave_out_late(config)
+    assert line.startswith('CosineAnnealingLR begins at epoch 5')
+    kinds = [scheduler.type for scheduler in config.param_scheduler]
+    assert kinds == ['LinearLR', 'ConstantLR']
+    config.train_cfg.max_epochs = 6
+    assert leave_out_late(config) == []
+    assert leave_out_late(Config(dict(param_scheduler=warm_up))) == []
