@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LaunchError, explain, from_config
+from .output import fewer_warnings
 from .trust import weights_only
 
 #: Set to 1, it shows where the error of a tool was raised.
@@ -162,12 +163,14 @@ def command(
 ) -> Iterator[None]:
     """Run a tool: no checkpoint runs code, wrong input ends in one line.
 
+    Of the libraries' warnings, those that nobody can act on are not shown.
+
     That line is for a :class:`LaunchError`, for the errors that a tool
     expects, and for whatever goes wrong while something is built from a
     config. Everything else is a defect, and keeps its traceback. A message
     that does not name the file ``about`` begins with it.
     """
-    with weights_only():
+    with weights_only(), fewer_warnings():
         try:
             yield
         except (LaunchError, *expected) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,37 @@ def silent(*loggers: str) -> Iterator[None]:
     muted = _errors_only(*map(logging.getLogger, loggers))
     with muted, warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        yield
+
+
+#: Warnings of libraries that whoever runs a tool can do nothing about: by the
+#: module that warns, how they begin.
+_NOISE = (
+    ('mmseg', '``build_loss`` would be deprecated soon'),
+    ('mmseg', 'Default ``avg_non_ignore`` is False'),
+    ('mmseg', 'The draw is False, it means that the hook'),
+    ('mmseg', '`reduce_zero_label` will be deprecated'),
+)
+
+
+@contextmanager
+def fewer_warnings() -> Iterator[None]:
+    """Without warnings that nobody can act on, and each other one once.
+
+    Python shows a warning once for a place in the code, and again after any
+    filter was changed: a model that is built twice would warn twice.
+    """
+    with warnings.catch_warnings():
+        for module, text in _NOISE:
+            warnings.filterwarnings('ignore', re.escape(text), module=module)
+        show, shown = warnings.showwarning, set()
+
+        def show_once(message, category, *where) -> None:
+            if (str(message), category) not in shown:
+                shown.add((str(message), category))
+                show(message, category, *where)
+
+        warnings.showwarning = show_once
         yield
 
 

@@ -24,6 +24,7 @@ from ...models.utils import (
 from ...ops.checks import did_you_mean
 from ...utils.config import build_model
 from ...utils.errors import LIKELY, LaunchError, explain, registered
+from ...utils.output import quiet
 from ...utils.text import first_few
 
 #: How a whole model starts from a file of another library.
@@ -82,12 +83,16 @@ def _report(problems: Iterable[str]) -> None:
 
 
 def _build(config: Config) -> nn.Module:
-    """The model, without its weights if it can be built so."""
-    try:
-        return build_model(config, device='meta')
-    except Exception:
-        # It may be fit for real devices only.
-        return build_model(config)
+    """The model, without its weights if it can be built so.
+
+    What is logged then will be logged again when the run builds its own.
+    """
+    with quiet():
+        try:
+            return build_model(config, device='meta')
+        except Exception:
+            # It may be fit for real devices only.
+            return build_model(config)
 
 
 def _backbones(model: nn.Module) -> Iterator[tuple[str, PeLK]]:
