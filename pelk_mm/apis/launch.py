@@ -1,4 +1,4 @@
-"""From a config and command-line wishes to a runner, for every task."""
+"""From a config and command-line options to a runner, for every task."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from ..engine.strategies import SHARDING
 from ..models.utils import Checkpoints
 from ..utils.config import library_of, replace_types, type_name
 from ..utils.errors import LaunchError
+from .screen import FirstLine, with_short_screen
 from .strategy_checks import check_strategy
 
 #: BatchNorms over all processes: registered names, and torch's and mmcv's.
@@ -71,9 +72,9 @@ def prepare_training(
         _check_resume(config, checkpoints)
     elif config.get('load_from') and '://' not in config.load_from:
         require_checkpoint(config.load_from, checkpoints)
-    _check_folders(config, 'train', 'val')
     for line in leave_out_late(config):
         print_log(f'param_scheduler: {line}', 'current', logging.WARNING)
+    _check_folders(config, 'train', 'val')
     _use_launcher(config, launcher)
     return config
 
@@ -122,10 +123,18 @@ def prepare_testing(
 
 
 def build_runner(config: Config) -> Runner:
-    """Build the runner that the config describes."""
-    if 'runner_type' in config:
-        return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    """Build the runner that the config describes.
+
+    The screen shows what happens from the first iteration on; the long
+    reports of mmengine are in the log file.
+    """
+    kind = config.get('runner_type', 'Runner')
+    found = RUNNERS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise LaunchError(f'runner_type: there is no {kind!r}')
+    runner = with_short_screen(found).from_cfg(config)
+    runner.register_hook(FirstLine())
+    return runner
 
 
 class _LetGo(Hook):

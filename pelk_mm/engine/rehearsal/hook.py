@@ -68,6 +68,11 @@ class RehearsalHook(Hook):
         if not runner.cfg.get('rehearse', True):
             return
         start = time.perf_counter()
+        print_log(
+            'rehearsal: the loop is tried on a few real batches first '
+            '(--no-rehearsal skips it)',
+            'current',
+        )
         _tell('param_scheduler', [], check_schedule(runner))
         model = unwrapped(runner.model)
         loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop]
