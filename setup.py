@@ -27,6 +27,9 @@ cpp_build = runpy.run_path(
 class Wheel(bdist_wheel):
     """For every Python, with or without a library."""
 
+    #: Where the package is, if that is not beside its metadata.
+    package: Path | None = None
+
     def finalize_options(self) -> None:
         if self.plat_name:
             # Otherwise it would be taken for one of Python alone.
@@ -35,6 +38,14 @@ class Wheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         return 'py3', 'none', super().get_tag()[2]
+
+    def write_wheelfile(self, folder: str, *args: str) -> None:
+        super().write_wheelfile(folder, *args)
+        if self.package is not None:
+            # mim and mmengine join the folder of the metadata and the first
+            # of these names.
+            names = Path(folder, 'top_level.txt')
+            names.write_text(f'{self.package}\n{names.read_text()}')
 
 
 class Library(build_ext):
@@ -49,6 +60,7 @@ class Editable(editable_wheel):
     """Installs the sources where they are."""
 
     def run(self) -> None:
+        Wheel.package = Path('pelk_mm').resolve()
         super().run()
         try:
             print('The C++ kernels:', cpp_build['find_library'](), flush=True)

@@ -21,26 +21,36 @@ SOURCES = {
     f'{BACKENDS}/csrc/{path.name}' for path in cpp_build.SOURCES.iterdir()
 }
 MANYLINUX = 'manylinux_2_28_x86_64'
+SHIPPED = ('configs', 'docs', 'pelk_mm', 'requirements', 'tests', 'tools')
+
+
+@pytest.fixture(scope='module')
+def sources(root, tmp_path_factory) -> Path:
+    """The repository without what lies around in it."""
+    sources = tmp_path_factory.mktemp('sources')
+    for path in root.iterdir():
+        if path.name in SHIPPED:
+            shutil.copytree(
+                path,
+                sources / path.name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns('__pycache__'),
+            )
+        elif path.is_file():
+            shutil.copy(path, sources)
+    return sources
+
+
+@pytest.fixture(scope='module')
+def sdist(sources) -> Path:
+    return build(sources, 'build_sdist')[0]
 
 
 @pytest.fixture
-def tree(root, tmp_path) -> Path:
-    """The sources, to build in."""
-    tree = tmp_path / 'tree'
-    shutil.copytree(
-        root / 'pelk_mm',
-        tree / 'pelk_mm',
-        ignore=shutil.ignore_patterns('__pycache__'),
-    )
-    for name in (
-        'setup.py',
-        'setup.cfg',
-        'pyproject.toml',
-        'README.md',
-        'LICENSE',
-    ):
-        shutil.copy(root / name, tree)
-    return tree
+def tree(sdist, tmp_path) -> Path:
+    """What is in the sdist, to build in."""
+    shutil.unpack_archive(sdist, tmp_path)
+    return tmp_path / sdist.name.removesuffix('.tar.gz')
 
 
 @pytest.fixture
@@ -80,14 +90,45 @@ def wheel_file(wheel: Path) -> str:
     return ZipFile(wheel).read(name).decode()
 
 
-def test_sdist_makes_a_wheel_for_any_platform(tree, tmp_path):
-    sdist, _ = build(tree, 'build_sdist')
-    shutil.unpack_archive(sdist, tmp_path)
-    wheel, _ = build(tmp_path / sdist.name[:-7], 'build_wheel', CXX='/nowhere')
+def test_sdist_makes_a_wheel_for_any_platform(sources, tree):
+    """Which holds configs and tools, too; the sdist has the rest."""
+    wheel, _ = build(tree, 'build_wheel', CXX='/nowhere')
     assert wheel.name.endswith('-py3-none-any.whl')
     assert 'Root-Is-Purelib: true' in wheel_file(wheel)
-    assert names(wheel) >= SOURCES
-    assert not [name for name in names(wheel) if name.endswith('.so')]
+    held = names(wheel)
+    assert held >= SOURCES
+    assert {'pelk_mm/py.typed', 'pelk_mm/.mim/model-index.yml'} <= held
+    assert any(name.endswith('/licenses/LICENSE') for name in held)
+    assert not [name for name in held if name.endswith('.so')]
+    for folder, packed in (('configs', 'configs/pelk'), ('tools', 'tools')):
+        for path in files(sources / folder):
+            assert (tree / folder / path).is_file()
+            if 'results' not in path.parts:
+                assert f'pelk_mm/.mim/{packed}/{path}' in held
+    for folder in ('docs', 'tests', 'requirements'):
+        assert files(tree / folder) == files(sources / folder)
+    assert (tree / 'Makefile').is_file()
+
+
+def files(folder: Path) -> set[Path]:
+    """Relative to the folder."""
+    found = folder.rglob('*')
+    return {path.relative_to(folder) for path in found if path.is_file()}
+
+
+@pytest.mark.slow
+def test_sdist_runs_its_own_tests(tree):
+    """The libraries are imported anew."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', 'tests/test_registry.py'],
+        cwd=tree,
+        env={**os.environ, 'PYTHONPATH': str(tree)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_wheel_for_one_platform_runs_without_a_compiler(
@@ -143,6 +184,10 @@ def test_editable(tree, tmp_path, compiler, there_is_a_compiler):
         environment['CXX'] = '/nowhere/c++'
     wheel, said = build(tree, 'build_editable', **environment)
     assert wheel.name.endswith('-py3-none-any.whl')
+    (names_file,) = [n for n in names(wheel) if n.endswith('/top_level.txt')]
+    # Where mim looks for .mim, from the folder of the metadata.
+    first = ZipFile(wheel).read(names_file).decode().splitlines()[0]
+    assert Path('/site-packages', first, '.mim').is_dir()
     libraries = list(tmp_path.glob(f'cache/pelk_mm/*/{cpp_build.NAME}'))
     if there_is_a_compiler:
         assert f'The C++ kernels: {libraries[0]}\n' in said

@@ -3,9 +3,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.ade20k import *
-    from .._base_.default_runtime import *
-    from .._base_.models.upernet_pelk import *
+    from ._base_.datasets.ade20k import *
+    from ._base_.default_runtime import *
+    from ._base_.models.upernet_pelk import *
 
 from mmengine.optim import LinearLR, OptimWrapper, PolyLR
 from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
