@@ -99,3 +99,16 @@ wheel:
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache \
 	    .import_linter_cache
+
+# In an environment of its own, which needs no torch: docstrings are read, not
+# imported. Fails on a link or a reference that leads nowhere.
+DOCS ?= .venv-docs
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build
+
+$(DOCS)/.installed: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install -q -r $<
+	touch $@
+.PHONY: docs

@@ -1,0 +1,49 @@
+"""Links and paths in the documents lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    path.relative_to(ROOT)
+    for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')]
+]
+BLOCK = re.compile(r'^( *)```.*?^\1```', re.DOTALL | re.MULTILINE)
+CODE = re.compile(r'`[^`]+`')
+LINK = re.compile(r'\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)')
+HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
+#: A file of the repository; not CONFIG.py, which stands for one.
+PATH = re.compile(
+    r'(?<![\w./$:])'
+    r'((?:configs|docs|pelk_mm|requirements|tests|tools)/[\w./-]+\.[a-z]+)\b'
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """What the site, and a host of repositories, make of headings."""
+    titles = HEADING.findall(BLOCK.sub('', page.read_text()))
+    plain = [re.sub(r'[^\w\s-]', '', title) for title in titles]
+    return {re.sub(r'[\s-]+', '-', title.strip()).lower() for title in plain}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_links(page):
+    text = CODE.sub('', BLOCK.sub('', (ROOT / page).read_text()))
+    for target, anchor in LINK.findall(text):
+        there = ROOT / page.parent / target if target else ROOT / page
+        assert there.exists(), target
+        if page.parts[0] == 'docs':
+            # The site has nothing else.
+            assert (ROOT / 'docs') in there.resolve().parents, target
+        if anchor:
+            assert anchor in anchors(there), f'{target}#{anchor}'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=str)
+def test_files_that_are_named(page):
+    named = set(PATH.findall((ROOT / page).read_text()))
+    assert not [path for path in named if not (ROOT / path).exists()]
