@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 from pathlib import Path
+from textwrap import fill
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ from ..utils.files import atomic_path
 
 #: Width over height.
 _SCREEN = 1.6
+#: Characters of a caption that fit above a panel.
+_CAPTION = 24
 
 
 @dataclass(frozen=True)
@@ -98,19 +101,23 @@ def draw_rows(
     size = (1.7 * width * abreast, 1.8 * lines + 1.1)
     figure = Figure(figsize=size, layout='constrained')
     figure.suptitle(title)
-    axes = figure.subplots(lines, width * abreast, squeeze=False)
+    # An empty column sets rows that stand side by side apart.
+    ratios = ([*[1] * width, 0.02] * abreast)[:-1]
+    axes = figure.subplots(
+        lines, len(ratios), squeeze=False, width_ratios=ratios
+    )
     for axis in axes.flat:
         axis.set_axis_off()
     for number, row in enumerate(rows):
         side, line = divmod(number, lines)
         for column, panel in enumerate(row):
-            axis = axes[line, side * width + column]
+            axis = axes[line, side * (width + 1) + column]
             axis.imshow(panel.image, interpolation='nearest')
-            axis.set_title(panel.caption, fontsize=8)
+            axis.set_title(fill(panel.caption, _CAPTION), fontsize=8)
     if legend:
         patches = [Patch(color=np.divide(rgb, 255)) for rgb in legend.values()]
         style = dict(loc='outside lower center', fontsize=8, frameon=False)
-        columns = min(len(legend), 4 * abreast)
+        columns = min(len(legend), 6 * abreast)
         figure.legend(patches, list(legend), ncols=columns, **style)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, dpi=110, format='png')

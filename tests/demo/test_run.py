@@ -224,3 +224,15 @@ def test_every_panel_is_drawn(tmp_path, count):
     for colour in [*colours, (0, 255, 0)]:
         assert (pixels == colour).all(axis=1).sum() > 100
     assert [file.name for file in path.parent.iterdir()] == ['picture.png']
+
+
+def test_long_captions_do_not_overlap(tmp_path):
+    """They break into lines, as the class names of one's own may be long."""
+    panel = Panel(np.full((8, 8, 3), (0, 0, 255), np.uint8), 'a name ' * 9)
+    path = draw_rows([[panel] * 4], tmp_path / 'picture.png')
+
+    pixels = np.asarray(Image.open(path).convert('RGB'))
+    blue = (pixels == (0, 0, 255)).all(axis=2).any(axis=0)
+    ends = np.flatnonzero(np.diff(blue))[1:-1].reshape(-1, 2)
+    assert len(ends) == 3
+    assert (pixels[:, ends.sum(axis=1) // 2] == 255).all()
