@@ -19,6 +19,9 @@ from pelk_mm.apis.inference import (
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.config import load_config
 
+#: How results are drawn.
+OPTIONS = 'opacity', 'score_thr'
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -33,9 +36,18 @@ def parse_args() -> argparse.Namespace:
     text = 'such as cpu or cuda:1 (default: a GPU if any)'
     parser.add_argument('--device', help=text)
     parser.add_argument('--batch-size', type=int, default=1, help='default: 1')
+    text = 'of the colours over the picture, 0 to 1 (default: 0.5)'
+    parser.add_argument('--opacity', type=float, help=text)
+    text = 'least score of a detection, 0 to 1 (default: 0.3)'
+    parser.add_argument('--score-thr', type=float, metavar='SCORE', help=text)
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f'--batch-size must be at least 1, got {args.batch_size}')
+    for name in OPTIONS:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            option = name.replace('_', '-')
+            parser.error(f'--{option} must be from 0 to 1, got {value:g}')
     return args
 
 
@@ -44,7 +56,9 @@ def main() -> int:
     with command():
         config = load_config(args.config)
         images = list_images(args.image)
-        predictor = build_predictor(config, args.checkpoint, args.device)
+        options = {name: getattr(args, name) for name in OPTIONS}
+        given = config, args.checkpoint, args.device
+        predictor = build_predictor(*given, **options)
         return run(args, predictor, images)
 
 

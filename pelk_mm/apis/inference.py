@@ -44,14 +44,36 @@ class Prediction:
 
 
 class Predictor(ABC):
-    """One task's inferencer, by default on a GPU if there is one."""
+    """One task's inferencer, by default on a GPU if there is one.
+
+    ``options`` replace :attr:`opacity` and :attr:`score_thr`, unless they are
+    None. A LaunchError says that the task does not have one of them.
+    """
 
     #: Heads of a result's columns.
     columns: tuple[str, ...]
+    #: Of the colours over a picture, 0 to 1. None where there are none.
+    opacity: float | None = None
+    #: Least score of what is listed and drawn, 0 to 1. None where all is.
+    score_thr: float | None = None
 
     def __init__(
-        self, config: Config, checkpoint: str, device: str | None = None
+        self,
+        config: Config,
+        checkpoint: str,
+        device: str | None = None,
+        **options: float | None,
     ) -> None:
+        for name, value in options.items():
+            if value is None:
+                continue
+            if getattr(self, name) is None:
+                kind = type(self).__name__.lower()
+                raise LaunchError(
+                    f'{name} = {value:g} was given, but a {kind} does not '
+                    'use it; leave it out'
+                )
+            setattr(self, name, value)
         self.inferencer = self._build(config, checkpoint, device)
 
     @abstractmethod
@@ -125,6 +147,7 @@ class Segmentor(Predictor):
     """Classes by their share of the picture."""
 
     columns = ('class', 'share of pixels')
+    opacity = 0.5
 
     def _build(self, config, checkpoint, device):
         from mmseg.apis import MMSegInferencer
@@ -151,6 +174,7 @@ class Segmentor(Predictor):
 
     def draw(self, image, sample, path):
         visualizer = self.inferencer.visualizer
+        visualizer.alpha = self.opacity
         visualizer.set_dataset_meta(**self.inferencer.model.dataset_meta)
         visualizer.add_datasample(
             path.stem, image, sample, draw_gt=False, out_file=str(path)
@@ -158,10 +182,11 @@ class Segmentor(Predictor):
 
 
 class Detector(Predictor):
-    """Objects with a score of at least ``threshold``."""
+    """Objects with a score of at least ``score_thr``."""
 
     columns = ('class', 'score', 'box (x1 y1 x2 y2)')
-    threshold = 0.3
+    opacity = 0.5
+    score_thr = 0.3
 
     def _build(self, config, checkpoint, device):
         from mmdet.apis import DetInferencer
@@ -181,14 +206,15 @@ class Detector(Predictor):
         fields = found.labels, found.scores, found.bboxes.round().int()
         lists = [field.tolist() for field in fields]
         for label, score, box in zip(*lists, strict=True):
-            if score >= self.threshold:
+            if score >= self.score_thr:
                 corners = ' '.join(map(str, box))
                 yield _name(classes, label), f'{score:.3f}', corners
 
     def draw(self, image, sample, path):
         visualizer = self.inferencer.visualizer
+        visualizer.alpha = self.opacity
         visualizer.dataset_meta = self.inferencer.model.dataset_meta
-        options = dict(draw_gt=False, pred_score_thr=self.threshold)
+        options = dict(draw_gt=False, pred_score_thr=self.score_thr)
         options['out_file'] = str(path)
         visualizer.add_datasample(path.stem, image, sample, **options)
 
@@ -200,14 +226,18 @@ PREDICTORS: dict[str, type[Predictor]] = dict(
 
 
 def build_predictor(
-    config: Config, checkpoint: str, device: str | None = None
+    config: Config,
+    checkpoint: str,
+    device: str | None = None,
+    **options: float | None,
 ) -> Predictor:
     """Build the predictor of a config's task, the library of its model.
 
-    Where ``test_dataloader`` is None, ``val_dataloader`` says how images are
-    prepared. A LaunchError says that neither does, that the task is none of
-    the three, or that a local checkpoint cannot be read or lacks a weight of
-    the model.
+    ``options`` are those of :class:`Predictor`. Where ``test_dataloader`` is
+    None, ``val_dataloader`` says how images are prepared. A LaunchError says
+    that neither does, that the task is none of the three, that it does not
+    use an option, or that a local checkpoint cannot be read or lacks a weight
+    of the model.
     """
     kind = PREDICTORS[library_of(config)]
     checkpoints = Checkpoints()
@@ -216,7 +246,7 @@ def build_predictor(
         check_weights(config, contents, checkpoint)
     _prepare_pipeline(config)
     with checkpoints.shared():
-        return kind(config, checkpoint, device)
+        return kind(config, checkpoint, device, **options)
 
 
 def _prepare_pipeline(config: Config) -> None:

@@ -8,7 +8,12 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from pelk_mm.apis.inference import build_predictor, list_images, predict_files
+from pelk_mm.apis.inference import (
+    Classifier,
+    build_predictor,
+    list_images,
+    predict_files,
+)
 from pelk_mm.utils.errors import LaunchError
 
 DIGITS = tuple('0123456789')
@@ -87,10 +92,15 @@ def test_one_whole_picture(model, pictures, tmp_path, run):
 
 def test_rows_are_what_the_inferencer_found(model, pictures, tmp_path):
     task, config, checkpoint = model
-    predictor = build_predictor(Config.fromfile(config), checkpoint, 'cpu')
-    if task == 'detection':
-        # Random weights are sure of nothing.
-        predictor.threshold = 0.0
+    # Random weights are sure of nothing.
+    options = dict(
+        classification={},
+        segmentation=dict(opacity=0.0),
+        detection=dict(score_thr=0.0),
+    )
+    predictor = build_predictor(
+        Config.fromfile(config), checkpoint, 'cpu', **options[task]
+    )
     (result,) = predict_files(predictor, [pictures / 'a.png'], tmp_path)
     assert result.error is None and result.drawn.is_file()
     rows = result.rows
@@ -102,6 +112,8 @@ def test_rows_are_what_the_inferencer_found(model, pictures, tmp_path):
         assert {row[0] for row in rows} <= {'background', *DIGITS}
         total = sum(float(row[1].rstrip('%')) for row in rows)
         assert total == pytest.approx(100, abs=1)
+        original, drawn = map(Image.open, (pictures / 'a.png', result.drawn))
+        assert (np.asarray(original) == np.asarray(drawn)).all()
     else:
         assert rows and {row[0] for row in rows} <= {*DIGITS}
         assert all(len(row[2].split()) == 4 for row in rows)
@@ -171,6 +183,15 @@ def test_wrong_checkpoints_are_refused(model, pictures, tmp_path, run):
     assert status == 1
     assert 'lacks 1 of' in stderr and name in stderr
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('option', ['opacity', 'score-thr'])
+def test_options_have_a_range_and_a_task(option, run, tmp_path):
+    arguments = ('picture.png', '--out', tmp_path / 'out', f'--{option}')
+    status, _, stderr = run('CONFIG', 'CHECKPOINT', *arguments, 1.5)
+    assert status == 2 and f'--{option} must be from 0 to 1' in stderr
+    with pytest.raises(LaunchError, match='classifier does not use it'):
+        Classifier(Config(), '', **{option.replace('-', '_'): 0.5})
 
 
 def test_sources_without_images(tmp_path):
