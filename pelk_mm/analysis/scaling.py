@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -130,6 +131,11 @@ _STYLES = dict(
     marker=['o', 's', '^', 'D'],
     linestyle=['-', '--', ':', '-.'],
 )
+#: Field of the counts, unit, title and the unit's name.
+_COUNTS = (
+    ('params', 1e6, 'Parameters', 'millions'),
+    ('macs', 1e9, 'Multiply-accumulates', 'billions an image'),
+)
 
 
 def draw_scaling(
@@ -137,42 +143,57 @@ def draw_scaling(
     times: Sequence[Mapping[str, Any]],
     subtitle: str,
 ) -> Figure:
-    """Draw parameters, operations and, if ``times`` has any, time over K.
+    """Draw parameters, operations and time over K, whichever are given.
 
     ``counts`` are from :func:`count_convnext`; ``times`` hold ``kernel_size``
-    and ``median_ms`` by name.
+    and ``median_ms`` by name, and are drawn relative to the smallest dense
+    kernel's.
     """
-    panels = [
-        ('params', 1e6, 'Parameters', 'millions'),
-        ('macs', 1e9, 'Multiply-accumulates', 'billions an image'),
-    ]
-    columns = len(panels) + bool(times)
-    figure = Figure(figsize=(4.1 * columns, 4.0), layout='constrained')
-    axes = figure.subplots(1, columns)
-    for axis, (field, scale, title, unit) in zip(axes, panels, strict=False):
-        series = {'dense': {}, 'peripheral': {}}
-        for row in counts:
-            for kind, values in series.items():
-                values[row['kernel_size']] = row[field][kind] / scale
-        _draw_series(axis, series, f'{title} of ConvNeXt-T', unit)
+    panels = [_counted(counts, *what) for what in _COUNTS if counts]
     if times:
-        series = {}
-        for row in times:
-            for name, value in row['median_ms'].items():
-                label = 'dense' if name == 'dense' else f'peripheral, {name}'
-                series.setdefault(label, {})[row['kernel_size']] = value
-        title = 'Time of one convolution'
-        _draw_series(axes[2], series, title, 'milliseconds')
-        axes[2].set_xlabel(f'{axes[2].get_xlabel()}\n{subtitle}')
+        panels.append(_timed(times))
+    size = (4.1 * len(panels) + 1, 4.0)
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_series(axis, *panel)
+    if times:
+        axes[-1].set_xlabel(f'{axes[-1].get_xlabel()}\n{subtitle}')
     return figure
 
 
-def _draw_series(
-    axis: Axes,
-    series: Mapping[str, Mapping[int, float]],
+#: Values by the size of the kernel, of each name.
+_Series = dict[str, dict[int, float]]
+
+
+def _counted(
+    counts: Sequence[Mapping[str, Any]],
+    field: str,
+    scale: float,
     title: str,
     unit: str,
-) -> None:
+) -> tuple[_Series, str, str]:
+    series = {
+        kind: {row['kernel_size']: row[field][kind] / scale for row in counts}
+        for kind in ('dense', 'peripheral')
+    }
+    return series, f'{title} of ConvNeXt-T', unit
+
+
+def _timed(times: Sequence[Mapping[str, Any]]) -> tuple[_Series, str, str]:
+    smallest = min(times, key=itemgetter('kernel_size'))
+    series: _Series = {}
+    for row in times:
+        for name, value in row['median_ms'].items():
+            label = 'dense' if name == 'dense' else f'peripheral, {name}'
+            ratio = value / smallest['median_ms']['dense']
+            series.setdefault(label, {})[row['kernel_size']] = ratio
+    size = smallest['kernel_size']
+    unit = f'time of the dense {size} × {size} = 1'
+    return series, 'Time of one convolution', unit
+
+
+def _draw_series(axis: Axes, series: _Series, title: str, unit: str) -> None:
     axis.set_prop_cycle(**_STYLES)
     size = dict(markersize=4.5, linewidth=1.6)
     for label, values in series.items():

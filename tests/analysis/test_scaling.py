@@ -72,18 +72,14 @@ def test_candidates_agree_and_are_checked(monkeypatch):
         candidates(13, (1, 3, 20, 18), ['fft'])
 
 
-@pytest.mark.parametrize('timed', [False, True])
-def test_every_series_is_drawn(counts, timed):
-    times = (
-        [
-            dict(kernel_size=size, median_ms=dict(dense=size, fft=3.0))
-            for size in (7, 51)
-        ]
-        if timed
-        else []
-    )
-    figure = draw_scaling(counts, times, 'on a test')
-    assert len(figure.axes) == 2 + timed
+@pytest.mark.parametrize('counted, timed', [(1, 0), (0, 1), (1, 1)])
+def test_every_series_is_drawn(counts, counted, timed):
+    times = [
+        dict(kernel_size=size, median_ms=dict(dense=2 * size, fft=28.0))
+        for size in (51, 7)
+    ]
+    figure = draw_scaling(counts * counted, times * timed, 'on a test')
+    assert len(figure.axes) == 2 * counted + timed
     for axis in figure.axes:
         assert (axis.get_xscale(), axis.get_yscale()) == ('log', 'log')
         assert axis.get_xlabel() and axis.get_ylabel()
@@ -91,5 +87,8 @@ def test_every_series_is_drawn(counts, timed):
             (line.get_color(), line.get_linestyle()) for line in axis.lines
         }
         assert len(styles) == len(axis.lines) == 2
-    line = figure.axes[0].lines[0]
-    assert list(line.get_xdata()) == [7, 51, 151]
+    if counted:
+        assert list(figure.axes[0].lines[0].get_xdata()) == [7, 51, 151]
+    if timed:
+        dense, fft = (line.get_ydata() for line in figure.axes[-1].lines)
+        assert list(dense) == [51 / 7, 1] and list(fft) == [2, 2]

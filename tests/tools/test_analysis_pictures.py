@@ -222,12 +222,13 @@ def test_scaling_is_drawn_and_written(run_tool, tmp_path):
     [
         (('--kernel-sizes', 8), 'must be odd'),
         (('--kernel-sizes', 7, '--backends', 'none'), 'unknown backend'),
+        (('--clock', 'cpu'), 'needs --threads 1'),
     ],
 )
 def test_scaling_refuses(run_tool, arguments, message, tmp_path):
     status, _, err = run_tool(
         'analysis_tools/kernel_scaling.py', *arguments, '--out', tmp_path / 'a'
     )
-    assert status == 1
+    assert status != 0
     assert message in err
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,9 @@
 """Draw what a kernel of 7 to 151 costs, dense and peripheral.
 
-The parameters (Fig. 6 of the paper) and multiply-accumulates of ConvNeXt-T
-with every kernel replaced are counted; the time of one convolution is measured
-on this machine. Writes OUT.png and OUT.json.
+Counts the parameters (Fig. 6 of the paper) and multiply-accumulates of
+ConvNeXt-T with every kernel replaced, and measures the time of one convolution
+on this machine, relative to the smallest dense kernel. Writes OUT.png and
+OUT.json.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
-from measure import environment, interleave
+from measure import add_clock, environment, interleave, parse
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,19 +46,24 @@ def parse_args() -> argparse.Namespace:
     add('--shape', type=int, nargs=4, **shape)
     text = 'of the peripheral convolution (default: all that run)'
     add('--backends', nargs='+', metavar='NAME', help=text)
-    add('--no-time', action='store_true', help='measure nothing')
+    text = 'count, or measure, and not both'
+    add('--only', choices=('counts', 'time'), help=text)
     text = f'measurements, of which the median is drawn {default}'
     add('--rounds', type=int, default=11, help=text)
     seconds = dict(metavar='SECONDS', help=f'for each point {default}')
     add('--budget', type=float, default=2.0, **seconds)
-    return parser.parse_args()
+    add_clock(parser)
+    parser.set_defaults(device='cpu')
+    return parse(parser)
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for size in track(args.kernel_sizes, 'timing', transient=True):
         calls = candidates(size, args.shape, args.backends)
-        found = interleave(calls, args.rounds, budget_s=args.budget)
+        found = interleave(
+            calls, args.rounds, args.clock, budget_s=args.budget
+        )
         row = {'kernel_size': size}
         for field in ('median_ms', 'best_ms', 'rounds'):
             row[field] = {name: times[field] for name, times in found.items()}
@@ -68,19 +74,25 @@ def measure(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     args = parse_args()
     out = Path(args.out)
+    counts, times = [], []
     with command(OSError, RuntimeError, ValueError):
-        with quiet():
-            counts = count_convnext(args.kernel_sizes)
-        with torch.no_grad():
-            times = [] if args.no_time else measure(args)
-        result = dict(environment=environment('wall'), shape=list(args.shape))
+        if args.only != 'time':
+            with quiet():
+                counts = count_convnext(args.kernel_sizes)
+        if args.only != 'counts':
+            with torch.no_grad():
+                times = measure(args)
+        where = environment(args.clock)
+        result = dict(environment=where, shape=list(args.shape))
         result.update(counts=counts, times=times)
         write_json(out.with_name(f'{out.name}.json'), result)
         shape = ' × '.join(map(str, args.shape))
-        threads = torch.get_num_threads()
-        what = f'map of {shape}, float32, {threads} thread'
-        figure = draw_scaling(counts, times, what + 's' * (threads > 1))
+        threads = f'{where["threads"]} thread' + 's' * (where['threads'] > 1)
+        what = f'map of {shape}, float32, {threads}, {where["cpu"]}'
+        figure = draw_scaling(counts, times, what)
         print(save_figure(figure, out.with_name(f'{out.name}.png')))
+    if not counts:
+        return
     last = counts[-1]
     millions = {kind: n / 1e6 for kind, n in last['params'].items()}
     print(

@@ -40,10 +40,16 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     add = parser.add_argument
     add('--json', help='write everything to this file, or add to it')
     add('--device', choices=('cpu', 'cuda'), default='cpu')
+    add_clock(parser)
+    return parser
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """With what clock to measure, and in how many threads."""
+    add = parser.add_argument
     clock_help = "'cpu' with --threads 1 on a busy machine"
     add('--clock', choices=('wall', 'cpu'), default='wall', help=clock_help)
     add('--threads', type=int, help='default: all cores')
-    return parser
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
