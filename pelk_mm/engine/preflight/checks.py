@@ -58,9 +58,10 @@ def preflight(
         text = f'the model cannot be built: {explain(error)}'
         raise LaunchError(text) from error
     checkpoints = checkpoints or Checkpoints()
-    problems = [*_pretrained_problems(model, checkpoints)]
-    problems += _load_problems(config, model, checkpoints, training)
-    problems += _optimizer_problems(config) if training else ()
+    problems = [*_load_problems(config, model, checkpoints, training)]
+    if training:
+        problems += _pretrained_problems(model, checkpoints)
+        problems += _optimizer_problems(config)
     _report(problems)
 
 

@@ -154,6 +154,8 @@ def test_pretrained_backbones(segmentation, tmp_path):
         type='Pretrained', checkpoint=str(path), prefix='backbone.'
     )
     refuses(segmentation, r'model\.backbone\.init_cfg: .*backbone\.pth')
+    # A test has its weights from its checkpoint.
+    preflight(segmentation, training=False)
     torch.save(PeLK(dict(ARCH, channels=(8, 12, 16, 24))).state_dict(), path)
     refuses(segmentation, 'another arch')
     torch.save(PeLK(ARCH).state_dict(), path)
