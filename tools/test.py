@@ -7,6 +7,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not
 from pelk_mm.apis.launch import prepare_testing, test
+from pelk_mm.apis.test_options import with_units
 from pelk_mm.engine.preflight.checks import preflight
 from pelk_mm.models.utils import Checkpoints
 from pelk_mm.utils.command_line import add_run_options, command
@@ -18,11 +19,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='where to log')
-    parser.add_argument('--show-dir', help='folder for drawn predictions')
+    text = 'draw each picture with its prediction as DIR/NAME.png'
+    parser.add_argument('--show-dir', metavar='DIR', help=text)
     text = 'save the raw predictions'
     parser.add_argument('--out', metavar='FILE.pkl', help=text)
     text = "test-time augmentation: the config's tta_pipeline and tta_model, "
-    text += "or the library's"
+    text += 'or the picture and its mirror image'
     parser.add_argument('--tta', action='store_true', help=text)
     add_run_options(parser)
     return parser.parse_args()
@@ -45,8 +47,7 @@ def main() -> None:
     preflight(config, training=False, checkpoints=checkpoints)
     metrics = test(config, checkpoints)
     if is_main_process():
-        for name, value in metrics.items():
-            print(f'{name}: {value}')
+        print('\n'.join(with_units(metrics)))
 
 
 if __name__ == '__main__':

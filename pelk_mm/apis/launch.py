@@ -30,10 +30,11 @@ from ..engine.rehearsal.failures import why, with_cause
 from ..engine.schedules import leave_out_late
 from ..engine.strategies import SHARDING
 from ..models.utils import Checkpoints
-from ..utils.config import library_of, replace_types, type_name
+from ..utils.config import replace_types, type_name
 from ..utils.errors import LaunchError
 from .screen import FirstLine, with_short_screen
 from .strategy_checks import check_strategy
+from .test_options import draw_to, use_tta
 
 #: BatchNorms over all processes: registered names, and torch's and mmcv's.
 _SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
@@ -104,9 +105,9 @@ def prepare_testing(
     config.load_from = checkpoint
     config.resume = False
     if tta:
-        _use_tta(config)
+        use_tta(config)
     if show_dir is not None:
-        _draw_to(config, show_dir)
+        draw_to(config, show_dir)
     if out is not None:
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out must end in .pkl, got {out}')
@@ -368,79 +369,3 @@ def _use_launcher(config: Config, launcher: str) -> None:
             'no GPU: SyncBN becomes BN, each process normalises its own batch',
             logger='current',
         )
-
-
-#: By task library: the model of a test-time augmentation that is not in the
-#: config, as in the library's own tools.
-_TTA_MODELS = dict(
-    mmseg=dict(type='mmseg.SegTTAModel'),
-    mmdet=dict(
-        type='mmdet.DetTTAModel',
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-    ),
-    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'),
-)
-
-
-def _use_tta(config: Config) -> None:
-    library = library_of(config)
-    dataset = config.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    pipeline = config.get('tta_pipeline')
-    if pipeline is None and library == 'mmseg':
-        raise LaunchError(
-            '--tta needs tta_pipeline in the config, a test pipeline with '
-            "TestTimeAug, as mmsegmentation's data sets have it"
-        )
-    if pipeline is None:
-        # Both ways round, as in the libraries' tools.
-        *steps, pack = dataset.pipeline
-        keys = ('flip', 'flip_direction')
-        if library == 'mmdet' and 'meta_keys' in pack:
-            pack = dict(pack, meta_keys=(*pack['meta_keys'], *keys))
-        flips = [dict(type='RandomFlip', prob=p) for p in (1.0, 0.0)]
-        augment = dict(type='TestTimeAug', transforms=[flips, [pack]])
-        pipeline = [*steps, augment]
-    dataset.pipeline = pipeline
-    model = config.get('tta_model') or _TTA_MODELS[library]
-    config.model = dict(model, module=config.model)
-
-
-#: By task library: its visualization hook, where that saves pictures, and its
-#: visualizer.
-_DRAWING: dict[str, tuple[dict, str | None, str]] = dict(
-    mmseg=(
-        dict(type='mmseg.SegVisualizationHook', draw=True, interval=1),
-        None,
-        'SegLocalVisualizer',
-    ),
-    mmdet=(
-        dict(type='mmdet.DetVisualizationHook', draw=True),
-        'test_out_dir',
-        'DetLocalVisualizer',
-    ),
-    mmpretrain=(
-        dict(type='mmpretrain.VisualizationHook', enable=True, interval=1),
-        'out_dir',
-        'UniversalVisualizer',
-    ),
-)
-
-
-def _draw_to(config: Config, folder: str) -> None:
-    library = library_of(config)
-    folder = osp.abspath(folder)
-    os.makedirs(folder, exist_ok=True)
-    hook, field, visualizer = _DRAWING[library]
-    hook = dict(hook) if field is None else {**hook, field: folder}
-    config.default_hooks = {
-        **(config.get('default_hooks') or {}),
-        'visualization': hook,
-    }
-    if config.get('visualizer') is None:
-        kind = f'{library}.{visualizer}'
-        config.visualizer = dict(type=kind, name='visualizer')
-    if field is None:
-        config.visualizer.save_dir = folder
-        config.visualizer.vis_backends = [dict(type='LocalVisBackend')]

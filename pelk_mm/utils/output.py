@@ -52,6 +52,7 @@ _NOISE = (
     ('mmseg', '``build_loss`` would be deprecated soon'),
     ('mmseg', 'Default ``avg_non_ignore`` is False'),
     ('mmseg', 'The draw is False, it means that the hook'),
+    ('mmengine', 'The shape of value will convert from'),
     ('mmseg', '`reduce_zero_label` will be deprecated'),
 )
 

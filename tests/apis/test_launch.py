@@ -1,4 +1,4 @@
-"""Command-line wishes become fields of the config, or a clear error."""
+"""Command-line options become fields of the config, or a clear error."""
 
 import errno
 import weakref
@@ -167,87 +167,6 @@ def test_auto_scale_lr(config):
     config.auto_scale_lr = dict(base_batch_size=16)
     prepare_training(config, auto_scale_lr=True)
     assert config.auto_scale_lr.enable is True
-
-
-@pytest.mark.parametrize(
-    'scope, expected',
-    [
-        ('mmseg', dict(type='mmseg.SegVisualizationHook', draw=True)),
-        ('mmdet', dict(type='mmdet.DetVisualizationHook', draw=True)),
-        ('mmpretrain', dict(type='mmpretrain.VisualizationHook', enable=True)),
-    ],
-)
-def test_show_dir_draws_with_the_hook_of_the_library(
-    config, tmp_path, scope, expected
-):
-    checkpoint = tmp_path / 'model.pth'
-    torch.save(dict(state_dict={}), checkpoint)
-    config.default_scope = scope
-    config.visualizer = dict(type='SegLocalVisualizer')
-    prepare_testing(config, str(checkpoint), show_dir=str(tmp_path / 'drawn'))
-    hook = config.default_hooks.visualization
-    assert {key: hook[key] for key in expected} == expected
-    assert (tmp_path / 'drawn').is_dir()
-
-
-def tta_config(library: str, kind: str, **fields) -> Config:
-    pack = dict(type='Pack', meta_keys=('img_id',))
-    dataset = dict(pipeline=[dict(type='LoadImageFromFile'), pack])
-    return Config(
-        dict(
-            default_scope=library,
-            model=dict(type=kind, backbone=dict(type='PeLK')),
-            # Wrapped, as the libraries' tools allow for.
-            test_dataloader=dict(dataset=dict(dataset=dataset)),
-            **fields,
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    'library, kind, expected, keys',
-    [
-        (
-            'mmdet',
-            'RetinaNet',
-            'DetTTAModel',
-            ('img_id', 'flip', 'flip_direction'),
-        ),
-        ('mmpretrain', 'ImageClassifier', 'AverageClsScoreTTA', ('img_id',)),
-    ],
-)
-def test_tta_of_a_config_without(library, kind, expected, keys):
-    config = tta_config(library, kind)
-    launch._use_tta(config)
-    assert config.model.type == f'{library}.{expected}'
-    assert config.model.module.type == kind
-    load, augment = config.test_dataloader.dataset.dataset.pipeline
-    assert (load.type, augment.type) == ('LoadImageFromFile', 'TestTimeAug')
-    flips, [pack] = augment.transforms
-    assert [flip.prob for flip in flips] == [1, 0]
-    assert tuple(pack.meta_keys) == keys
-
-
-def test_tta_of_a_config_with():
-    fields = dict(
-        tta_model=dict(type='Mine', tta_cfg=dict(a=1)),
-        tta_pipeline=[dict(type='TestTimeAug')],
-    )
-    config = tta_config('mmseg', 'EncoderDecoder', **fields)
-    launch._use_tta(config)
-    assert (config.model.type, config.model.tta_cfg.a) == ('Mine', 1)
-    assert config.model.module.type == 'EncoderDecoder'
-    pipeline = config.test_dataloader.dataset.dataset.pipeline
-    assert [step.type for step in pipeline] == ['TestTimeAug']
-    with pytest.raises(LaunchError, match='needs tta_pipeline'):
-        launch._use_tta(tta_config('mmseg', 'EncoderDecoder'))
-
-
-def test_show_dir_needs_a_known_library(config, tmp_path):
-    checkpoint = tmp_path / 'model.pth'
-    torch.save(dict(state_dict={}), checkpoint)
-    with pytest.raises(LaunchError, match='default_scope'):
-        prepare_testing(config, str(checkpoint), show_dir=str(tmp_path))
 
 
 def test_out_adds_to_the_metrics(config, tmp_path):
