@@ -16,10 +16,11 @@ BLOCK = re.compile(r'^( *)```.*?^\1```', re.DOTALL | re.MULTILINE)
 CODE = re.compile(r'`[^`]+`')
 LINK = re.compile(r'\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)')
 HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
-#: A file of the repository; not CONFIG.py, which stands for one.
+#: A file of the repository; not NAME.py, which stands for one.
 PATH = re.compile(
     r'(?<![\w./$:])'
-    r'((?:configs|docs|pelk_mm|requirements|tests|tools)/[\w./-]+\.[a-z]+)\b'
+    r'((?:configs|docs|pelk_mm|requirements|tests|tools)/'
+    r'(?:[\w.-]+/)*(?![A-Z]+\.)[\w.-]+\.[a-z]+)\b'
 )
 
 
