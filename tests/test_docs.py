@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -48,3 +50,16 @@ def test_links(page):
 def test_files_that_are_named(page):
     named = set(PATH.findall((ROOT / page).read_text()))
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_notebook(root, tmp_path, monkeypatch):
+    """Its code runs, as it would in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MPLBACKEND', 'agg')
+    notebook = json.loads((root / 'docs/first_steps.ipynb').read_text())
+    names: dict[str, object] = {}
+    for cell in notebook['cells']:
+        if cell['cell_type'] == 'code':
+            exec(''.join(cell['source']), names)
+    assert torch.allclose(names['output'], names['written_out'], atol=1e-3)
+    assert len(names['predictions']) == 50
