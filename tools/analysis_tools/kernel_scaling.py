@@ -58,15 +58,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
+    # All in turns, since all are drawn relative to one of them.
+    calls = {
+        (size, name): call
+        for size in track(args.kernel_sizes, 'checking', transient=True)
+        for name, call in candidates(size, args.shape, args.backends).items()
+    }
+    print('timing ...', flush=True)
+    found = interleave(calls, args.rounds, args.clock, budget_s=args.budget)
     rows = []
-    for size in track(args.kernel_sizes, 'timing', transient=True):
-        calls = candidates(size, args.shape, args.backends)
-        found = interleave(
-            calls, args.rounds, args.clock, budget_s=args.budget
-        )
+    for size in args.kernel_sizes:
+        of_size = {name: t for (k, name), t in found.items() if k == size}
         row = {'kernel_size': size}
         for field in ('median_ms', 'best_ms', 'rounds'):
-            row[field] = {name: times[field] for name, times in found.items()}
+            row[field] = {
+                name: times[field] for name, times in of_size.items()
+            }
         rows.append(row)
     return rows
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -68,13 +69,13 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[Any, Callable[[], object]],
     rounds: int = 15,
     clock: str = 'wall',
     slice_s: float = 0.03,
     budget_s: float = 6.0,
     settle: bool = False,
-) -> dict[str, dict[str, float]]:
+) -> dict[Any, dict[str, float]]:
     """Time all candidates in turn, round after round.
 
     What disturbs one of them then disturbs them all, so ratios within one
