@@ -26,12 +26,12 @@ _OPTIONAL = re.compile(r'norm\d+\.|(head|fc)\.|.*num_batches_tracked$')
 def build_backbone(
     config: Config,
     checkpoint: str | None = None,
-    wishes: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the backbone of a model's config, in training mode, on the CPU.
 
     ``checkpoint`` is of the model or the backbone, None for random weights;
-    ``wishes`` are arguments to set where the backbone has them.
+    ``options`` are arguments that are set if the backbone has them.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -39,7 +39,10 @@ def build_backbone(
         ValueError: If the config has no backbone, or of an unknown type.
     """
     if config.model.get('backbone') is None:
-        raise ValueError('the model of this config has no backbone')
+        raise ValueError(
+            'the config has no model.backbone; give one of a model with a '
+            'backbone'
+        )
     with scope_of(config):
         whole = deepcopy(config.model.backbone)
         settings = whole
@@ -49,9 +52,9 @@ def build_backbone(
             known = _arguments(settings.type)
         except KeyError as error:
             raise ValueError(str(error.args[0])) from error
-        wanted = (wishes or {}).items()
-        settings.update({k: v for k, v in wanted if k in known})
-        # The weights are the caller's business.
+        given = (options or {}).items()
+        settings.update({k: v for k, v in given if k in known})
+        # Weights come from `checkpoint` alone.
         if 'Pretrained' in str(settings.get('init_cfg')):
             settings.init_cfg = None
         backbone = MODELS.build(whole)
@@ -73,8 +76,8 @@ def _arguments(kind: str | type) -> set[str]:
             kind = registry.get(kind)
     if kind is None:
         raise KeyError(
-            'the type of the backbone is not registered; does the '
-            'config have the custom_imports that it needs?'
+            'the type of the backbone is not registered; add the module that '
+            'defines it to custom_imports of the config'
         )
     names: set[str] = set()
     for base in kind.__mro__[:-1]:
@@ -92,7 +95,7 @@ def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
     if prefix is None:
         raise RuntimeError(
             f'{checkpoint} has no weights of a {kind}: '
-            f"none of its {len(state)} entries is among the backbone's"
+            f'none of its {len(state)} names is one of the backbone'
         )
     weights = {
         name[len(prefix) :]: value
@@ -104,14 +107,14 @@ def _load_weights(backbone: nn.Module, checkpoint: str) -> None:
     if wrong:
         more = [f'and {len(wrong) - 3} more'] * (len(wrong) > 3)
         text = '; '.join(wrong[:3] + more)
-        raise RuntimeError(f'{checkpoint} is not of this {kind}: {text}')
+        raise RuntimeError(f'{checkpoint} does not fit this {kind}: {text}')
     backbone.load_state_dict(weights, strict=False)
 
 
 def _misfits(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], strict: bool
 ) -> list[str]:
-    """What keeps a checkpoint from being one of this backbone."""
+    """Where a checkpoint differs from this backbone."""
     wrong = [
         f'{name} is {tuple(given[name].shape)}, expected {tuple(value.shape)}'
         for name, value in own.items()

@@ -114,8 +114,8 @@ def count_complexity(
         raise ValueError(f'{text}, got {tuple(shape)}')
     if sparsity is not None and checkpoint is not None:
         raise ValueError(
-            'a sparsity is assumed where there is no checkpoint '
-            'to count zeros in; leave out one of the two'
+            'got both a sparsity and a checkpoint; give one: zeros are '
+            'counted in the checkpoint, or assumed without one'
         )
     if sparsity is not None and not 0 <= sparsity < 1:
         raise ValueError(f'sparsity must be in [0, 1), got {sparsity}')
@@ -172,9 +172,9 @@ def _check_kind(model: nn.Module) -> None:
     if 'backbone' not in children or unknown or len(heads) != 1:
         parts = unknown or heads or ['none']
         raise ValueError(
-            f'{type(model).__name__} cannot be counted: a classifier, a '
-            'segmentor, a two-stage detector or a one-stage detector with '
-            'one box head is expected, its parts beyond that are: '
+            f'{type(model).__name__} cannot be counted. Expected a '
+            'classifier, a segmentor, a two-stage detector, or a one-stage '
+            'detector with one box head; got these other parts: '
             f'{", ".join(parts)}'
         )
 
@@ -185,7 +185,7 @@ def _load(model: nn.Module, checkpoint: str) -> None:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         what = textwrap.shorten(str(error), 600, placeholder=' …')
-        text = f'{checkpoint} is not of this model: {what}'
+        text = f'{checkpoint} does not fit this model: {what}'
         raise RuntimeError(text) from error
 
 
@@ -232,7 +232,7 @@ def _count_parameters(
 ) -> tuple[dict[str, Part], float]:
     """Parameters by part, and the share of zeros where masks would be."""
     parts: dict[str, Part] = {}
-    total = live = 0.0
+    total = kept = 0.0
     for name, parameter in model.named_parameters():
         part_name = _part_name(model.backbone, name)
         part = parts.setdefault(part_name, Part(part_name))
@@ -241,8 +241,8 @@ def _count_parameters(
         part.nonzero += nonzero
         if _is_masked(name, parameter):
             total += parameter.numel()
-            live += nonzero
-    return parts, 1 - live / total if total else 0.0
+            kept += nonzero
+    return parts, 1 - kept / total if total else 0.0
 
 
 # Operations ----------------------------------------------------------------

@@ -15,18 +15,18 @@ from ..utils.files import atomic_path
 
 @dataclass(frozen=True)
 class LayerDensity:
-    """Live weights of a layer: by its mask or, without one, not zero."""
+    """Non-zero weights of a layer, or those that its mask keeps."""
 
     name: str
     shape: tuple[int, ...]
     weights: int
-    live: int
+    nonzero: int
     masked: bool
 
     @property
     def density(self) -> float:
-        """Share of the weights that live."""
-        return self.live / self.weights
+        """Share of the weights that are not zero."""
+        return self.nonzero / self.weights
 
     def as_dict(self) -> dict[str, Any]:
         """Fields and density, for JSON."""
@@ -36,19 +36,19 @@ class LayerDensity:
 def layer_densities(
     weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> list[LayerDensity]:
-    """Count live weights, 2-D and 4-D, by their bool masks where given."""
+    """Count non-zero weights, 2-D and 4-D, by their bool masks if given."""
     layers = []
     for name, weight in weights.items():
         shape, numel = tuple(weight.shape), weight.numel()
         if len(shape) in (2, 4) and weight.is_floating_point() and numel:
-            live = int(masks.get(name, weight).count_nonzero())
-            counts = numel, live, name in masks
+            nonzero = int(masks.get(name, weight).count_nonzero())
+            counts = numel, nonzero, name in masks
             layers.append(LayerDensity(name, shape, *counts))
     return layers
 
 
 def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
-    """Count live weights in a checkpoint, by its masks where it has them.
+    """Count non-zero weights in a checkpoint, by its masks if it has any.
 
     ValueError if there is no 2-D or 4-D weight, or the masks are damaged.
     """
@@ -58,7 +58,8 @@ def checkpoint_densities(checkpoint: Mapping[str, Any]) -> list[LayerDensity]:
     layers = layer_densities(tensors, unpack_masks(state) if state else {})
     if not layers:
         raise ValueError(
-            'the checkpoint has no 2-D or 4-D weights; is it one of a model?'
+            'the checkpoint has no 2-D or 4-D weights; expected those of a '
+            'model'
         )
     return layers
 
@@ -69,14 +70,14 @@ def merged_densities(model: nn.Module) -> dict[str, LayerDensity]:
     A small kernel that is merged into a large one fills zeros of it. Those
     whose zeros changed are counted by them, as a merged kernel has no mask.
     """
-    before = {layer.name: layer.live for layer in _zeros(model)}
+    before = {layer.name: layer.nonzero for layer in _zeros(model)}
     for module in model.modules():
         if hasattr(module, 'switch_to_deploy'):
             module.switch_to_deploy()
     return {
         layer.name: layer
         for layer in _zeros(model)
-        if layer.live != before.get(layer.name)
+        if layer.nonzero != before.get(layer.name)
     }
 
 
@@ -94,8 +95,8 @@ def plot_densities(layers: Iterable[LayerDensity], path: str | Path) -> None:
     for kind in dict.fromkeys(map(_kind, layers)):
         where = [i for i, x in enumerate(layers) if _kind(x) == kind]
         axes.bar(where, [layers[i].density for i in where], label=kind)
-    live = sum(layer.live for layer in layers)
-    total = live / sum(layer.weights for layer in layers)
+    nonzero = sum(layer.nonzero for layer in layers)
+    total = nonzero / sum(layer.weights for layer in layers)
     axes.axhline(total, color='0.3', lw=1, ls='--', label=f'all {total:.3f}')
     axes.set(xlim=(-0.6, len(layers) - 0.4), ylim=(0, 1.02))
     axes.set_xlabel('weight, in the order of the checkpoint')

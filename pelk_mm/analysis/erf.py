@@ -57,10 +57,10 @@ def build_for_erf(config: Config, checkpoint: str | None = None) -> nn.Module:
     Without a checkpoint the weights are random, the same on each call, and
     LayerScale starts at 1: with the recipes' 1e-6 blocks would do nothing.
     """
-    wishes = _MAPS if checkpoint else {**_MAPS, **_UNTRAINED}
+    options = _MAPS if checkpoint else {**_MAPS, **_UNTRAINED}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = build_backbone(config, checkpoint, wishes)
+        backbone = build_backbone(config, checkpoint, options)
     backbone.requires_grad_(False)
     # Not chained: `train` of mmpretrain's backbones returns nothing.
     backbone.eval()
@@ -201,8 +201,8 @@ class Field:
             trained=self.trained,
             images=self.images,
             shape=list(self.matrix.shape),
-            # log10(x + 1) depends on the gradient's scale; the second row
-            # does not.
+            # log10(x + 1) depends on the gradient's scale; the second
+            # line does not.
             area_ratios=area_ratios(self.picture),
             area_ratios_without_log=area_ratios(self.matrix),
         )
@@ -246,7 +246,7 @@ def save_field(
 
 def draw_fields(fields: Sequence[Field]) -> Figure:
     """Draw fields side by side, with squares of 50 and 99 % of the mass."""
-    size = (2.7 * len(fields) + 0.9, 4.0)
+    size = (2.7 * len(fields) + 0.9, 4.1)
     figure = Figure(figsize=size, layout='constrained')
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     for axis, field in zip(axes, fields, strict=True):
@@ -258,7 +258,7 @@ def draw_fields(fields: Sequence[Field]) -> Figure:
     states = {'trained' if field.trained else 'untrained' for field in fields}
     shape = ' × '.join(map(str, fields[0].matrix.shape))
     what = f'Effective receptive fields, {" and ".join(sorted(states))}'
-    title = f'{what}: {fields[0].images} images of {shape} pixels'
+    title = f'{what}\n{fields[0].images} images of {shape} pixels'
     figure.suptitle(title, fontsize=11, color=INK)
     return figure
 

@@ -1,7 +1,7 @@
-"""Predictions on pictures of one's own, for every task.
+"""Predictions on pictures, for every task.
 
-The libraries' inferencers do the work; what is here gives them one face and
-goes on where a picture is broken.
+The libraries' inferencers do the work. Here they get one interface, and a
+picture that cannot be read is skipped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ _LONGEST = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """What became of one picture.
+    """The result of one picture.
 
     ``rows`` are text in the columns of :attr:`Predictor.columns`, most
-    certain first; ``drawn`` is the picture with them, ``error`` why not.
+    certain first; ``drawn`` is the picture with them; ``error`` says why there
+    is none.
     """
 
     image: Path
@@ -258,8 +259,8 @@ def _prepare_pipeline(config: Config) -> None:
     if not dataset.get('pipeline'):
         raise LaunchError(
             'the config does not say how images are prepared: '
-            'test_dataloader.dataset.pipeline is missing, and val_dataloader '
-            'has none to go by'
+            'test_dataloader.dataset.pipeline is missing, and so is that of '
+            'val_dataloader; add one of them'
         )
     for step in dataset.pipeline:
         # Found by name where it is a name.
@@ -286,7 +287,7 @@ def predict_files(
 ) -> Iterator[Prediction]:
     """Predict pictures, ``batch_size`` at once, and draw results into ``out``.
 
-    Broken pictures are passed over, with an error as their prediction.
+    Pictures that fail are skipped: their prediction has an error.
     """
     names = _output_names(images)
     for start in range(0, len(images), batch_size):

@@ -187,14 +187,14 @@ def test_sparsity_is_checked(sparsity):
 
 
 def test_assumed_or_counted_but_not_both():
-    with pytest.raises(ValueError, match='leave out one'):
+    with pytest.raises(ValueError, match='both a sparsity'):
         count_complexity(Config(CLASSIFIER), (64, 64), 0.4, 'weights.pth')
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
     path = str(tmp_path / 'other.pth')
     torch.save(build_model(Config(SEGMENTOR)).state_dict(), path)
-    with pytest.raises(RuntimeError, match='is not of this model'):
+    with pytest.raises(RuntimeError, match='does not fit this model'):
         count_complexity(Config(CLASSIFIER), (64, 64), checkpoint=path)
 
 

@@ -32,7 +32,7 @@ def test_zeros_count_where_there_is_no_mask():
     for checkpoint in (weights(), dict(state_dict=weights(), meta={})):
         layers = checkpoint_densities(checkpoint)
         assert [
-            (x.name, x.shape, x.weights, x.live, x.masked, x.density)
+            (x.name, x.shape, x.weights, x.nonzero, x.masked, x.density)
             for x in layers
         ] == [
             ('a.weight', (2, 3), 6, 3, False, 0.5),
@@ -41,14 +41,14 @@ def test_zeros_count_where_there_is_no_mask():
 
 
 def test_masks_count_where_they_are():
-    """A live weight may be zero for a moment."""
+    """A weight that is kept may be zero for a moment."""
     mask = weights()['a.weight'] != 0
     mask[0, 0] = True
     checkpoint = dict(
         state_dict=weights(), **{STATE_KEY: pack_state({'a.weight': mask})}
     )
     layer, _ = checkpoint_densities(checkpoint)
-    assert (layer.live, layer.masked) == (4, True)
+    assert (layer.nonzero, layer.masked) == (4, True)
     assert layer.as_dict()['density'] == 4 / 6
 
 
@@ -73,7 +73,7 @@ def sparse_pelk(small_kernel=5):
 def test_merging_fills_zeros_of_the_large_kernels_only():
     model = sparse_pelk()
     before = {
-        layer.name: layer.live
+        layer.name: layer.nonzero
         for layer in checkpoint_densities(model.state_dict())
     }
     large = dict(model.named_parameters())
@@ -87,8 +87,8 @@ def test_merging_fills_zeros_of_the_large_kernels_only():
             live[..., pad : pad + 5, pad : pad + 5] |= small != 0
             expected[name] = int(live.sum())
     merged = merged_densities(model)
-    assert {name: layer.live for name, layer in merged.items()} == expected
-    assert all(layer.live > before[n] for n, layer in merged.items())
+    assert {name: layer.nonzero for name, layer in merged.items()} == expected
+    assert all(layer.nonzero > before[n] for n, layer in merged.items())
 
 
 def test_merging_without_small_kernels_changes_nothing():

@@ -257,7 +257,9 @@ def test_weights_change_the_field_and_others_are_refused(tmp_path):
         build_for_erf(resnet, path).conv1.weight, small.conv1.weight
     )
     resnet.model.backbone.depth = 34
-    with pytest.raises(RuntimeError, match='is not of this ResNet.*missing'):
+    with pytest.raises(
+        RuntimeError, match='does not fit this ResNet.*missing'
+    ):
         build_for_erf(resnet, path)
     resnet.model.backbone = dict(type='NoSuchNet')
     with pytest.raises(ValueError, match='not registered'):

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     text = 'the plot (default: the checkpoint with the ending .density.png)'
     add('--plot', metavar='FILE', help=text)
     add('--no-plot', action='store_true', help='leave the plot out')
-    text = 'of the model: also report the kernels that merging makes denser'
+    text = "the model's config: also report kernels that merging makes denser"
     add('--config', help=text)
     add('--json', metavar='FILE', help='write the counts here')
     return parser.parse_args()
@@ -57,7 +57,7 @@ def print_layers(
 ) -> None:
     table = Table(title=title)
     table.add_column('weight', overflow='fold')
-    for name in ('shape', 'weights', 'live', 'density'):
+    for name in ('shape', 'weights', 'non-zero', 'density'):
         table.add_column(name, justify='right')
     table.add_column('mask')
     if merged:
@@ -65,21 +65,23 @@ def print_layers(
     for layer in layers:
         shape = ' x '.join(map(str, layer.shape))
         mask = 'yes' if layer.masked else ''
-        counts = f'{layer.weights}', f'{layer.live}', f'{layer.density:.4f}'
+        counts = f'{layer.weights}', f'{layer.nonzero}', f'{layer.density:.4f}'
         row = [layer.name, shape, *counts, mask]
         if layer.name in merged:
             row.append(f'{merged[layer.name].density:.4f}')
         table.add_row(*row)
     table.add_section()
     weights = sum(layer.weights for layer in layers)
-    live = sum(layer.live for layer in layers)
-    table.add_row('all', '', f'{weights}', f'{live}', f'{live / weights:.4f}')
+    nonzero = sum(layer.nonzero for layer in layers)
+    table.add_row(
+        'all', '', f'{weights}', f'{nonzero}', f'{nonzero / weights:.4f}'
+    )
     CONSOLE.print(table)
     most = max(layers, key=lambda layer: layer.density)
     least = min(layers, key=lambda layer: layer.density)
     print(
         f'{weights / 1e6:.2f} M weights of linear layers and convolutions, '
-        f'{live / 1e6:.2f} M of them live.\n'
+        f'{nonzero / 1e6:.2f} M of them not zero.\n'
         f'Most dense: {most.name} {most.density:.4f}; least dense: '
         f'{least.name} {least.density:.4f}.\n'
         'Unstructured zeros save nothing at run time.'

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add('config', nargs='?', help="a PeLK model's config")
-    add('checkpoint', nargs='?', help='its weights, in training form')
+    add('checkpoint', nargs='?', help='its weights, as they were trained')
     file = 'PNG file (default: %(default)s)'
     add('--out', default='kernels.png', help=file)
     text = 'draw the cells of a K x K kernel; needs no config'
@@ -33,14 +33,14 @@ def parse_args() -> argparse.Namespace:
     add('--per-stage', type=int, default=1, metavar='N', help=text)
     text = 'kernels of each block, evenly spaced (default: %(default)s)'
     add('--channels', type=int, default=6, metavar='N', help=text)
-    text = 'override fields (for merged weights model.backbone.deploy=True)'
+    text = 'override fields; for merged weights model.backbone.deploy=True'
     add_config_options(parser, text=text)
     args = parser.parse_args()
     ways = (args.grid, args.sizes, args.config)
     if sum(way is not None for way in ways) != 1:
         parser.error('give CONFIG and CHECKPOINT, or --grid, or --sizes')
     if args.config is not None and args.checkpoint is None:
-        parser.error('CONFIG needs a CHECKPOINT: only training gives kernels')
+        parser.error('CONFIG needs a CHECKPOINT: its kernels are drawn')
     if args.center_radius is not None and args.grid is None:
         parser.error('--center-radius goes with --grid')
     return args
