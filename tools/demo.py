@@ -1,8 +1,13 @@
 """Train a small PeLK on digit scenes in minutes, on a CPU too."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Threads that wait sleep, where they would spin: beside other programs on the
+# same cores that takes a fraction of the time. Read when torch is imported.
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 from pelk_mm.demo import TASKS, run_demo
 from pelk_mm.utils.command_line import add_config_options, command

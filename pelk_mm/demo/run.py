@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ..apis.launch import build_runner, prepare_training
+from ..compat import require_ops
 from ..datasets.digit_scenes import Recipe, make_digit_scenes
 from ..utils.config import load_config
 from ..utils.sampling import evenly
@@ -48,11 +49,14 @@ def run_demo(
 
     ``name`` is one of :data:`~pelk_mm.demo.TASKS`. A demo that starts from
     another one's weights runs that first, unless it was run before. Raises
-    FileExistsError if something else is in ``data_root``.
+    FileExistsError if something else is in ``data_root``, LaunchError if mmcv
+    lacks what the task needs.
     """
     start = time.monotonic()
     recipe = recipe or Recipe()
     task = TASKS[name]
+    if task.needs_ops:
+        require_ops(f'the demo of {name}')
     # Before the config: it fails early where the folder is taken.
     root = make_digit_scenes(data_root, recipe)
     config = load_config(str(Path(configs, task.config)), options)

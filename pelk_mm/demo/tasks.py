@@ -19,7 +19,7 @@ class Task:
     ``metrics`` are the evaluator's, in percent or not. ``panels`` makes a row
     of a validation image ``(H, W, 3)`` uint8 RGB, its data sample and the data
     set's metainfo. ``after`` is the task whose demo makes the weights that
-    this one starts from.
+    this one starts from, ``needs_ops`` says whether mmcv has to be compiled.
     """
 
     config: str
@@ -29,6 +29,7 @@ class Task:
     panels: Callable[[np.ndarray, BaseDataElement, Mapping], Sequence[Panel]]
     legend: bool = True
     after: str | None = None
+    needs_ops: bool = False
 
 
 def segmentation_panels(
@@ -113,5 +114,6 @@ TASKS = {
         examples=8,
         panels=detection_panels,
         after='classification',
+        needs_ops=True,
     ),
 }

@@ -1,5 +1,6 @@
 """The demos run from data to picture; what they share does its job."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pelk_mm.demo.pictures import (
 )
 from pelk_mm.demo.run import _replace_root
 from pelk_mm.models import PeLK
+from pelk_mm.utils.errors import LaunchError
 
 TINY = Recipe(
     train_scenes=4,
@@ -123,6 +125,16 @@ def test_detection_starts_from_the_classification_demo(
     for name, parameter in backbone.named_parameters():
         if name.split('.')[0] not in own_norms:
             assert (parameter == 0.125).all(), name
+
+
+def test_detection_ends_at_once_without_compiled_operators(
+    tmp_path, root, monkeypatch
+):
+    """Before the minutes that classification takes."""
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    with pytest.raises(LaunchError, match='the demo of detection needs mmcv'):
+        run_demo('detection', root / 'configs', data_root=tmp_path / 'data')
+    assert not (tmp_path / 'data').exists()
 
 
 def test_weights_of_ones_own_are_not_made(tmp_path, root, monkeypatch):
