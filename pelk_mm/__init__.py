@@ -4,16 +4,28 @@ Where torch is alone, :mod:`pelk_mm.ops` is there and the rest is not.
 """
 
 import logging
+import os
 import sys
 
 from .version import __version__
 
-# `python -m pelk_mm.doctor` has to start where the imports below do not work,
-# or end the process. While Python looks for its module, sys.argv[0] is '-m'.
-if sys.argv[:1] != ['-m'] or (
-    not sys.orig_argv[-len(sys.argv)].endswith('pelk_mm.doctor')
-):
+
+def _needs_nothing() -> bool:
+    """Whether this is the command ``pelk``, or ``python -m pelk_mm.doctor``.
+
+    They have to start where the imports below do not work, or end the
+    process. While Python looks for a module, ``sys.argv[0]`` is ``'-m'``.
+    """
+    started = os.path.basename(''.join(sys.argv[:1]))
+    if started == '-m':
+        started = sys.orig_argv[-len(sys.argv)]
+    return started.endswith('pelk_mm.doctor') or started == 'pelk'
+
+
+if not _needs_nothing():
     try:
+        import pelk_mm_names  # noqa: F401, may have done its work already
+
         from . import ops  # isort: skip (it needs torch alone)
         from . import compat
 

@@ -90,7 +90,7 @@ def wheel_file(wheel: Path) -> str:
     return ZipFile(wheel).read(name).decode()
 
 
-def test_sdist_makes_a_wheel_for_any_platform(sources, tree):
+def test_sdist_makes_a_wheel_for_any_platform(sources, tree, tmp_path):
     """Which holds configs and tools, too; the sdist has the rest."""
     wheel, _ = build(tree, 'build_wheel', CXX='/nowhere')
     assert wheel.name.endswith('-py3-none-any.whl')
@@ -108,6 +108,33 @@ def test_sdist_makes_a_wheel_for_any_platform(sources, tree):
     for folder in ('docs', 'tests', 'requirements'):
         assert files(tree / folder) == files(sources / folder)
     assert (tree / 'Makefile').is_file()
+    assert_configs_are_found(wheel, tmp_path)
+
+
+def assert_configs_are_found(wheel: Path, folder: Path) -> None:
+    """By a script that knows nothing of pelk_mm."""
+    site = folder / 'site'
+    ZipFile(wheel).extractall(site)
+    for path in site.glob('*.data/purelib/*'):
+        path.rename(site / path.name)
+    (folder / 'own.py').write_text(
+        "_base_ = 'pelk_mm::pelk/_base_/schedules/coco_3x.py'\n"
+        'custom_imports = None\n'
+    )
+    code = (
+        f'import site, sys; site.addsitedir({str(site)!r})\n'
+        'from mmengine.config import Config\n'
+        'assert Config.fromfile("own.py").default_scope == "mmdet"\n'
+        'assert "pelk_mm" not in sys.modules\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def files(folder: Path) -> set[Path]:

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 # Threads that wait sleep, where they would spin: beside other programs on the
 # same cores that takes a fraction of the time. Read when torch is imported.
@@ -11,8 +10,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 from pelk_mm.demo import TASKS, run_demo
 from pelk_mm.utils.command_line import add_config_options, command
-
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+from pelk_mm_names import CONFIGS
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,6 +18,8 @@ from mmengine.model import BaseModel, BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
+from pelk_mm_names import CONFIGS, like
+
 from .errors import LaunchError
 
 #: The task libraries.
@@ -31,8 +33,9 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     is None there: it names the library of the model.
 
     It may come with a package:
-    ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``. Options are by
-    dotted name. A LaunchError says that there is no such file or config.
+    ``'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'``; of this one the
+    name will do: ``'pelk_t_in1k'``. Options are by dotted name. A LaunchError
+    says that there is no such file or config.
     """
     file, lazy_import = _find_config(path)
     try:
@@ -59,7 +62,10 @@ def _find_config(path: str) -> tuple[str, bool | None]:
     package, separator, name = path.partition('::')
     if not separator:
         if not osp.isfile(path):
-            raise LaunchError(f'there is no config file {path}')
+            name = path.removeprefix('configs/').removesuffix('.py')
+            given, path = path, osp.join(CONFIGS, f'{name}.py')
+            if not osp.isfile(path):
+                raise LaunchError(f'there is no config {given}{like(given)}')
         return path, _syntax(path)
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:

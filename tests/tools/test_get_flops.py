@@ -29,7 +29,7 @@ def test_prints_and_writes_the_parts(get_flops, config, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (('missing.py',), 'there is no config file missing.py'),
+        (('missing.py',), 'there is no config missing.py'),
         (('mmnothing::a.py',), "package 'mmnothing' is not installed"),
         (('mmpretrain::a.py',), 'comes with no such config'),
         ((), 'give a config, or --paper-tables'),

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import groupby
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -19,7 +18,6 @@ from pelk_mm.utils.errors import LaunchError
 from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 #: Wide enough for every table here; one that is cut cannot be read.
 CONSOLE = Console(width=max(Console().width, 100), highlight=False)
 #: Fields of a part: their names and units.
@@ -106,7 +104,7 @@ def paper_tables(sparsity: float | None) -> list[dict]:
     """Count every row of the paper's tables and print both."""
     rows = []
     for row in track(PAPER_ROWS, 'counting', transient=True):
-        config = load_config(str(CONFIGS / row.config))
+        config = load_config(row.config)
         counts = count_complexity(config, row.shape, sparsity)
         ours = dict(
             params=counts.total('nonzero') / 1e6,

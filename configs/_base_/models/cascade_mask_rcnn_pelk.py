@@ -4,6 +4,7 @@
 # A config sets arch and the neck's in_channels.
 model = dict(
     type='CascadeRCNN',
+    _scope_='mmdet',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
         mean=[123.675, 116.28, 103.53],

@@ -1,6 +1,7 @@
 # PeLK-T as a classifier. A config sets arch, in_channels and drop_path_rate.
 model = dict(
     type='ImageClassifier',
+    _scope_='mmpretrain',
     backbone=dict(
         type='PeLK',
         arch='tiny',
