@@ -2,6 +2,7 @@
 
 from .backbones import EnlargedKernels, PeLK, enlarge_kernels
 from .layers import PartialPeripheralConv2d, PeripheralConv2d
+from .utils import load_pretrained
 
 __all__ = [
     'EnlargedKernels',
@@ -9,4 +10,5 @@ __all__ = [
     'PeLK',
     'PeripheralConv2d',
     'enlarge_kernels',
+    'load_pretrained',
 ]

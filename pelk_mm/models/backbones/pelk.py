@@ -31,6 +31,7 @@ from ..layers import (
 from ..openmmlab import MODELS, print_log
 from ..utils import checkpoint_keeping_stats, initialise, prepare_weights
 from . import pelk_arguments as arguments
+from .pelk_conventions import Conventions
 
 
 class PeLKBlock(nn.Module):
@@ -149,7 +150,7 @@ class PeLKStage(nn.Module):
 
 
 @MODELS.register_module()
-class PeLK(nn.Module):
+class PeLK(Conventions, nn.Module):
     """PeLK backbone for classification and dense prediction.
 
     Args:
@@ -235,6 +236,7 @@ class PeLK(nn.Module):
         self.center_radius = settings['center_radius']
         self.in_channels = arguments.check_in_channels(in_channels)
         self.out_indices = arguments.check_out_indices(out_indices)
+        self.drop_path_rate = drop_path_rate
         self.frozen_stages = arguments.check_frozen_stages(frozen_stages)
         arguments.check_rate_and_scale(drop_path_rate, layer_scale_init_value)
         if gap_before_final_norm is None:
@@ -261,6 +263,7 @@ class PeLK(nn.Module):
             deploy=deploy,
             backend=backend,
         )
+        self._stage_cfg = stage_cfg | block
         widths = (self.in_channels, *self.channels)
         last_block = max(sum(self.depths) - 1, 1)
         self.downsample_layers = nn.ModuleList()
@@ -300,6 +303,23 @@ class PeLK(nn.Module):
         """
         settings = arguments.check_arch(arch, cls.arch_settings)
         return list(settings['channels'])
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Compute the output of the last stage that is built, as timm does.
+
+        Args:
+            x (Tensor): Images, see :meth:`forward`.
+
+        Returns:
+            Tensor: ``(N, num_features, H / s, W / s)``, neither averaged nor
+            normalised, with the stride s of the stage; contiguous.
+        """
+        arguments.check_images(x, self.in_channels, len(self.stages))
+        for downsample, stage in zip(
+            self.downsample_layers, self.stages, strict=True
+        ):
+            x = stage(downsample(x))
+        return x.contiguous()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the outputs of the stages in ``out_indices``.
