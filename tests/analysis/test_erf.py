@@ -300,7 +300,12 @@ def test_files_and_figure(tmp_path):
     assert summary['area_ratios']['0.99'] == pytest.approx(81 / 64**2)
     figure = draw_fields([field, field])
     assert figure.get_suptitle() == (
-        'Effective receptive fields, untrained: 7 images of 64 × 64 pixels'
+        'Effective receptive fields, untrained\n7 images of 64 × 64 pixels'
     )
     assert len(figure.axes) == 3
     assert figure.axes[0].images[0].get_array().max() == 1
+    for drawn in (figure, draw_fields([field])):
+        drawn.draw_without_rendering()
+        text, whole = drawn.get_tightbbox(), drawn.bbox_inches
+        assert whole.fully_contains(*text.min)
+        assert whole.fully_contains(*text.max)
