@@ -210,6 +210,8 @@ def test_scaling_is_drawn_and_written(run_tool, tmp_path):
     result = json.loads((tmp_path / 'scaling.json').read_text())
     assert set(result) == {'environment', 'shape', 'counts', 'times'}
     assert {'cpu', 'torch', 'commit'} <= set(result['environment'])
+    run = 'python tools/analysis_tools/kernel_scaling.py --kernel-sizes 7 13 '
+    assert result['environment']['command'].startswith(run)
     assert [row['kernel_size'] for row in result['times']] == [7, 13]
     assert all(
         set(row['median_ms']) == {'dense', 'fft'} for row in result['times']

@@ -26,7 +26,7 @@ from pelk_mm.utils.files import write_json
 from pelk_mm.utils.output import quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'benchmarks'))
-from measure import add_clock, environment, interleave, parse
+import measure as bench
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,9 +52,9 @@ def parse_args() -> argparse.Namespace:
     add('--rounds', type=int, default=11, help=text)
     seconds = dict(metavar='SECONDS', help=f'for each point {default}')
     add('--budget', type=float, default=2.0, **seconds)
-    add_clock(parser)
+    bench.add_clock(parser)
     parser.set_defaults(device='cpu')
-    return parse(parser)
+    return bench.parse(parser)
 
 
 def measure(args: argparse.Namespace) -> list[dict]:
@@ -65,7 +65,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
         for name, call in candidates(size, args.shape, args.backends).items()
     }
     print('timing ...', flush=True)
-    found = interleave(calls, args.rounds, args.clock, budget_s=args.budget)
+    how = args.rounds, args.clock, 0.03, args.budget
+    found = bench.interleave(calls, *how)
     rows = []
     for size in args.kernel_sizes:
         of_size = {name: t for (k, name), t in found.items() if k == size}
@@ -89,7 +90,8 @@ def main() -> None:
         if args.only != 'counts':
             with torch.no_grad():
                 times = measure(args)
-        where = environment(args.clock)
+        where = bench.environment(args.clock)
+        where['command'] = bench.command(__file__)
         result = dict(environment=where, shape=list(args.shape))
         result.update(counts=counts, times=times)
         write_json(out.with_name(f'{out.name}.json'), result)

@@ -191,8 +191,9 @@ def _commit() -> str | None:
 
 
 def command(script: str) -> str:
-    """The command line of a script of this folder, as one would type it."""
-    words = ['python', f'tools/benchmarks/{Path(script).name}']
+    """The command line of a script of this repository, as one types it."""
+    root = Path(__file__).resolve().parents[2]
+    words = ['python', str(Path(script).resolve().relative_to(root))]
     return shlex.join([*words, *sys.argv[1:]])
 
 
