@@ -40,6 +40,10 @@ def log():
     logger.removeHandler(handler)
 
 
+def warnings(log) -> list[str]:
+    return [x.getMessage() for x in log if x.levelno >= logging.WARNING]
+
+
 def with_backbone_from(config: dict, checkpoint, prefix='backbone.'):
     config = Config(config)
     config.model.backbone.init_cfg = dict(
@@ -174,6 +178,37 @@ def test_a_backbone_alone(kind, classifier, tmp_path):
     expected = classifier.backbone.state_dict()
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
+
+
+def test_weights_that_nobody_loaded(tmp_path, log):
+    """Without a runner, init_weights() is easily forgotten."""
+    path = tmp_path / 'model.pth'
+    cfg = dict(type='Pretrained', checkpoint=str(path))
+    model = PeLK(ARCH, init_cfg=cfg)
+    images = torch.randn(2, 3, 32, 32)
+    for _ in range(2):
+        model(images)
+    assert len(warnings(log)) == 1
+    assert f'{path} of init_cfg is loaded by' in warnings(log)[0]
+    with pytest.raises(FileNotFoundError, match=str(path)):
+        model.init_weights()
+    torch.save(model.state_dict(), path)
+    loaded, initialised = (PeLK(ARCH, init_cfg=cfg) for _ in range(2))
+    loaded.load_state_dict(torch.load(path))
+    initialised.init_weights()
+    log.clear()
+    for model in loaded, initialised, PeLK(ARCH):
+        model(images)
+    assert not warnings(log)
+
+
+def test_initialising_prints_no_tables(capfd):
+    normal = dict(type='Normal', layer='Linear', std=1.0)
+    model = PeLK(ARCH, init_cfg=[normal])
+    model.init_weights()
+    assert model.is_init
+    assert model.stages[0].blocks[0].pointwise_conv1.weight.std() > 0.5
+    assert capfd.readouterr() == ('', '')
 
 
 def test_a_stem_for_other_images_starts_anew(classifier, tmp_path, log):

@@ -29,7 +29,13 @@ from ..layers import (
     reach_all,
 )
 from ..openmmlab import MODELS, print_log
-from ..utils import checkpoint_keeping_stats, initialise, prepare_weights
+from ..utils import (
+    checkpoint_keeping_stats,
+    initialise,
+    prepare_weights,
+    pretrained_of,
+    warn_unread,
+)
 from . import pelk_arguments as arguments
 from .pelk_conventions import Conventions
 
@@ -228,6 +234,7 @@ class PeLK(Conventions, nn.Module):
         super().__init__()
         self.init_cfg = arguments.check_init_cfg(init_cfg)
         self.is_init = False
+        self._unread = pretrained_of(self.init_cfg)
         settings = arguments.check_arch(arch, self.arch_settings)
         self.arch = deepcopy(arch)
         self.depths = settings['depths']
@@ -314,7 +321,7 @@ class PeLK(Conventions, nn.Module):
             Tensor: ``(N, num_features, H / s, W / s)``, neither averaged nor
             normalised, with the stride s of the stage; contiguous.
         """
-        arguments.check_images(x, self.in_channels, len(self.stages))
+        self._check(x)
         for downsample, stage in zip(
             self.downsample_layers, self.stages, strict=True
         ):
@@ -336,7 +343,7 @@ class PeLK(Conventions, nn.Module):
         Raises:
             ValueError: If images have other channels or are too small.
         """
-        arguments.check_images(x, self.in_channels, len(self.stages))
+        self._check(x)
         norms = {i: getattr(self, f'norm{i}') for i in self.out_indices}
         outputs = {}
         for i, stage in enumerate(self.stages):
@@ -420,9 +427,16 @@ class PeLK(Conventions, nn.Module):
         initialise(self)
         self.is_init = True
 
+    def _check(self, x: Tensor) -> None:
+        arguments.check_images(x, self.in_channels, len(self.stages))
+        if self._unread is not None and not torch.compiler.is_compiling():
+            warn_unread(self._unread)
+            self._unread = None
+
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, *args: Any
     ) -> None:
+        self._unread = None
         prepare_weights(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 

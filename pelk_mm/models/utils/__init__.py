@@ -17,6 +17,7 @@ from .pretrained import (
     other_stem,
     prepare_weights,
     pretrained_of,
+    warn_unread,
 )
 from .safe_loading import (
     CheckpointError,
@@ -50,5 +51,6 @@ __all__ = [
     'read_checkpoint',
     'read_grids',
     'regrid',
+    'warn_unread',
     'weights_of',
 ]

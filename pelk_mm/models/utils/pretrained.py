@@ -266,6 +266,16 @@ def initialise(model: PeLK) -> None:
         load_pretrained(model, cfg['checkpoint'], prefix, new_stem=True)
 
 
+def warn_unread(cfg: Mapping) -> None:
+    """Say that a part of an ``init_cfg`` has not been done."""
+    print_log(
+        f'PeLK: its weights are random; {cfg["checkpoint"]} of init_cfg is '
+        'loaded by init_weights(), which a Runner calls and nobody did here',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
 def is_pretrained(cfg: object) -> bool:
     """Whether a single ``init_cfg`` loads a checkpoint, in any spelling."""
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
