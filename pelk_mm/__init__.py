@@ -1,6 +1,7 @@
 """PeLK for OpenMMLab: importing this registers everything in it.
 
-Where torch is alone, :mod:`pelk_mm.ops` is there and the rest is not.
+With torch alone, :mod:`pelk_mm.ops` and :mod:`pelk_mm.models` can be imported
+and the rest cannot.
 """
 
 import logging
@@ -27,6 +28,7 @@ if not _needs_nothing():
         import pelk_mm_names  # noqa: F401, may have done its work already
 
         from . import ops  # isort: skip (it needs torch alone)
+        from . import registry  # isort: skip (and this mmengine)
         from . import compat
 
         compat.apply()
@@ -42,10 +44,11 @@ if not _needs_nothing():
                 f'{type(error).__name__}: {error}. It needs torch, mmengine '
                 'and mmcv; "python -m pelk_mm.doctor" says what to do'
             ) from error
-        logging.getLogger('pelk_mm').warning(
-            'pelk_mm: %s is not installed: pelk_mm.ops works, the rest needs '
-            'mmengine and mmcv, and nothing is registered',
-            absent,
-        )
+        # Who has no mmengine wants nothing registered.
+        if absent == 'mmcv':
+            logging.getLogger('pelk_mm').warning(
+                'pelk_mm: mmcv is not installed: pelk_mm.ops and '
+                'pelk_mm.models work, the rest needs mmcv or mmcv-lite'
+            )
 
-__all__ = ['__version__', 'datasets', 'engine', 'models', 'ops']
+__all__ = ['__version__', 'datasets', 'engine', 'models', 'ops', 'registry']
