@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .networks import STRIDE, Network, random_images
 
+#: Largest difference that passes, over the largest value of an output, by the
+#: precision that a variant computes in.
+TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
+
 
 @dataclass(frozen=True)
 class Difference:

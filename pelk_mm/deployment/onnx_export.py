@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from ..utils.errors import need
 from ..utils.files import atomic_path
 from ..utils.output import silent
-from .compare import Difference, check_close
+from .compare import TOLERANCE, Difference, check_close
 from .networks import Network, check_shape, example
 from .standard_layers import to_standard_layers
 from .variants import METADATA, load_onnx
 
 OPSET = 18
 INPUT = 'image'
-#: Largest relative difference to the network that is accepted, by precision.
-TOLERANCE = {'fp32': 1e-4, 'fp16': 2e-2}
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def export_onnx(
     standard = to_standard_layers(network, kernels)
     images, dimensions = example(shape, dynamic)
     precision = 'fp16' if half else 'fp32'
-    fields = dict(form=kernels, precision=precision, shape=list(shape))
+    fields = dict(kernels=kernels, precision=precision, shape=list(shape))
     fields = {**(metadata or {}), **fields, 'dynamic': dynamic}
     with atomic_path(path) as temporary:
         # Known before the long part: whether it can be written at all.

@@ -1,7 +1,7 @@
 """Every variant of a model behind one call, and images that all of them take.
 
-A variant is a config with a checkpoint, in training form or merged, or a file
-that was exported from them.
+A variant is a config with a checkpoint, merged or not, or a file that was
+exported from them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from ..datasets.images import sort_out
 from ..datasets.preprocessor import Preprocessor
 from ..utils.config import load_config
 from ..utils.errors import LaunchError, need
+from ..utils.output import silent
 from ..utils.sampling import evenly
+from .compare import TOLERANCE
 from .networks import check_shape, describe, load_network, random_images
 
 #: Under which files hold a JSON of what they are.
@@ -37,13 +39,20 @@ class Variant:
 
     ``run`` returns outputs in the order of ``outputs``, their names.
     ``metadata`` is what it says of itself: ``mean``, ``std`` and ``channels``
-    of its images, their ``shape``, whether it is ``dynamic``.
+    of its images, their ``shape``, whether it is ``dynamic``, its
+    ``precision``.
     """
 
     name: str
     run: Callable[[Tensor], Iterable[Tensor]]
     outputs: Sequence[str]
     metadata: Mapping
+
+    @property
+    def tolerance(self) -> float:
+        """Which relative difference is rounding in its precision."""
+        precision = self.metadata.get('precision', 'fp32')
+        return TOLERANCE.get(precision, TOLERANCE['fp32'])
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -77,7 +86,7 @@ def load_variant(model: str, checkpoint: str | None = None) -> Variant:
         )
     config = load_config(model)
     network = load_network(config, checkpoint)
-    name = f'{checkpoint} ({"merged" if network.merged else "training form"})'
+    name = f'{checkpoint} ({"merged" if network.merged else "not merged"})'
     return Variant(name, network, network.names, describe(config))
 
 
@@ -111,18 +120,8 @@ def load_package(path: str | Path) -> Variant:
     """Load either kind of :mod:`.torch_export`; raises as load_variant."""
     path = _existing(path)
     try:
-        with ZipFile(path) as archive:
-            files = archive.namelist()
-        if any('/aotinductor/' in name for name in files):
-            # What torch 2.10's loader needs and does not import; slow, so
-            # only for such packages.
-            import_module('torch._inductor.codecache')
-            network = torch._inductor.aoti_load_package(path)
-            text = network.get_metadata().get(METADATA)
-        else:
-            extra = {METADATA: ''}
-            network = torch.export.load(path, extra_files=extra).module()
-            text = extra[METADATA]
+        with silent('torch.utils.cpp_extension'):
+            network, text = _read_package(path)
     except Exception as error:
         text = f'{path} cannot be loaded as a package of torch: {error}'
         raise RuntimeError(text) from error
@@ -133,6 +132,21 @@ def load_package(path: str | Path) -> Variant:
         )
     metadata = json.loads(text)
     return Variant(path, network, metadata['names'], metadata)
+
+
+def _read_package(path: str) -> tuple[Callable, str | None]:
+    """What a package computes, and its metadata."""
+    with ZipFile(path) as archive:
+        files = archive.namelist()
+    if any('/aotinductor/' in name for name in files):
+        # What torch 2.10's loader needs and does not import; slow, so only
+        # for such packages.
+        import_module('torch._inductor.codecache')
+        network = torch._inductor.aoti_load_package(path)
+        return network, network.get_metadata().get(METADATA)
+    extra = {METADATA: ''}
+    network = torch.export.load(path, extra_files=extra).module()
+    return network, extra[METADATA]
 
 
 def _existing(path: str | Path) -> str:
@@ -193,7 +207,7 @@ def load_images(
     ]
     if any(normalisation != known[0] for normalisation in known):
         raise LaunchError(
-            'the forms normalise images differently: '
+            'the variants normalise images differently: '
             f'(mean, std, channels) are {known}'
         )
     if folder is None:

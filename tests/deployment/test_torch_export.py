@@ -1,11 +1,17 @@
 """Packages of torch call the compact operator."""
 
+import os
+import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import torch
 
+import pelk_mm
 from pelk_mm.deployment.compare import compare
 from pelk_mm.deployment.networks import load_network, random_images
 from pelk_mm.deployment.torch_export import export_torch
@@ -29,6 +35,16 @@ with torch.no_grad():
 """
 
 
+def local_paths(package: Path) -> set[bytes]:
+    """Paths in a package of where it was made."""
+    modules = [Path(module.__file__).parents[1] for module in (pelk_mm, torch)]
+    folders = [*modules, sys.base_prefix, tempfile.gettempdir()]
+    names = b'|'.join(re.escape(os.fsencode(folder)) for folder in folders)
+    with ZipFile(package) as archive:
+        contents = b' '.join(map(archive.read, archive.namelist()))
+    return set(re.findall(rb'(?:' + names + rb')[^\0" ]*', contents))
+
+
 @pytest.mark.parametrize(
     'task, kind',
     [
@@ -50,6 +66,7 @@ def test_package(task, kind, trained, tmp_path):
         metadata=dict(library='mm'),
     )
     assert list(path.parent.iterdir()) == [path]
+    assert not local_paths(path)
     loaded = load_package(path)
     assert loaded.metadata['library'] == 'mm'
     for shape, num in (((96, 64), 3), ((64, 128), 1)):

@@ -18,19 +18,19 @@ from pelk_mm.utils.config import load_config
 from pelk_mm.utils.errors import need
 from pelk_mm.utils.output import Steps, quiet
 
-FORMS = {
-    'dense': 'one convolution a large kernel (default)',
-    'compact': 'large kernels as sums of boxes, by small convolutions: exact '
-    'too, faster in onnxruntime, see docs/deployment.md',
+KERNELS = {
+    'dense': 'each large kernel as one convolution (default)',
+    'compact': 'large kernels as sums of boxes, by small convolutions: the '
+    'same outputs, faster in onnxruntime, see docs/deployment.md',
 }
 
 
 def parse_args() -> argparse.Namespace:
     parser = ExportParser(__doc__, '.onnx', 'any such size')
-    form = parser.add_mutually_exclusive_group()
-    for option, text in FORMS.items():
-        name = dict(dest='form', const=option, default='dense')
-        form.add_argument(
+    kernels = parser.add_mutually_exclusive_group()
+    for option, text in KERNELS.items():
+        name = dict(dest='kernels', const=option, default='dense')
+        kernels.add_argument(
             f'--{option}', action='store_const', help=text, **name
         )
     text = 'half precision inside; input and outputs stay float32'
@@ -48,7 +48,9 @@ def main() -> None:
             config = load_config(args.config)
             network = load_network(config, args.checkpoint)
             options = dict(dynamic=args.dynamic, metadata=describe(config))
-            options.update(kernels=args.form, half=args.fp16, each=steps.next)
+            options.update(
+                kernels=args.kernels, half=args.fp16, each=steps.next
+            )
             exported = export_onnx(network, args.out, args.shape, **options)
     operators = [f'{num} {name}' for name, num in exported.operators.items()]
     print(f'opset {OPSET}: {", ".join(operators)}')

@@ -1,7 +1,7 @@
-"""Compare forms of one model on the same images.
+"""Compare variants of one model on the same images.
 
-A form is CONFIG CHECKPOINT (in training form or merged), FILE.onnx or
-FILE.pt2. Exit status: 0 if no output is further from the reference than the
+A variant is CONFIG CHECKPOINT (merged or not), FILE.onnx or FILE.pt2. Exit
+status: 0 if no output is further from the reference than the
 tolerance, 1 if one is, or if something cannot be compared, as an image that
 cannot be read.
 """
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
-from pelk_mm.deployment.compare import Difference, compare, largest
+from pelk_mm.deployment.compare import TOLERANCE, Difference, compare, largest
 from pelk_mm.deployment.variants import Variant, load_images, load_variant
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.output import Steps, quiet
@@ -26,10 +26,10 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=layout
     )
     add = parser.add_argument
-    form = dict(nargs='+', required=True, metavar=('FORM', 'CHECKPOINT'))
-    add('--reference', help='what the others should compute', **form)
+    files = dict(nargs='+', required=True, metavar=('FILE', 'CHECKPOINT'))
+    add('--reference', help='what the others should compute', **files)
     several = 'may be given several times'
-    add('--candidate', action='append', help=several, **form)
+    add('--candidate', action='append', help=several, **files)
     folder = 'an image or a folder of them (default: random ones)'
     add('--images', metavar='DIR', help=folder)
     most = 'images, at most (default: %(default)s)'
@@ -39,30 +39,34 @@ def parse_args() -> argparse.Namespace:
         'first file that says one, or 224 224)'
     )
     add('--shape', nargs=2, type=int, metavar=('H', 'W'), help=text)
-    text = 'most that passes, over the largest value (default: %(default)s)'
-    add('--tolerance', type=float, default=1e-4, help=text)
+    text = 'largest difference that passes, over the largest value (default: '
+    text += '{fp32:g}, or {fp16:g} for files in half precision)'
+    add('--tolerance', type=float, help=text.format_map(TOLERANCE))
     args = parser.parse_args()
     for given in (args.reference, *args.candidate):
         if len(given) > 2:
             got = ' '.join(given)
-            parser.error(f'a form is CONFIG CHECKPOINT or one file, got {got}')
+            text = f'expected CONFIG CHECKPOINT or one file, got {got}'
+            parser.error(text)
     if args.num < 1:
         parser.error(f'--num must be at least 1, got {args.num}')
     return args
 
 
 def print_table(
-    found: dict[Variant, list[Difference]], tolerance: float
+    found: dict[Variant, list[Difference]], tolerance: dict[Variant, float]
 ) -> None:
     # Paths are long; what tells them apart must not be cut off.
-    table = Table(Column('form', overflow='fold'))
+    table = Table(Column('variant', overflow='fold'))
     for title in ('output', 'largest difference', 'of its largest value', ''):
         table.add_column(title, no_wrap=True)
     for variant, differences in found.items():
         name = escape(variant.name)
         for output in differences:
             far = f'{output.absolute:.1e}', f'{output.relative:.1e}'
-            verdict = 'ok' if output.relative <= tolerance else 'too far'
+            most = tolerance[variant]
+            verdict = 'ok' if output.relative <= most else 'too far'
+            verdict += f' (at most {most:g})'
             table.add_row(name, output.name, *far, verdict)
             name = ''
     width = None if sys.stdout.isatty() else 120
@@ -90,9 +94,17 @@ def run(args: argparse.Namespace) -> bool:
         f'{len(images)} images of {height} x {width} pixels, reference: '
         f'{reference.name}'
     )
-    print_table(found, args.tolerance)
-    outputs = [output for each in found.values() for output in each]
-    close = all(output.relative <= args.tolerance for output in outputs)
+    tolerance = {
+        each: max(each.tolerance, reference.tolerance) for each in candidates
+    }
+    if args.tolerance is not None:
+        tolerance = dict.fromkeys(candidates, args.tolerance)
+    print_table(found, tolerance)
+    close = all(
+        output.relative <= tolerance[candidate]
+        for candidate, outputs in found.items()
+        for output in outputs
+    )
     return close and not images.skipped
 
 
