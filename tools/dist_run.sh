@@ -10,8 +10,16 @@ fail() {
 }
 script=$1 position=$2
 shift 2
+name=dist_${script%.py}.sh
+tools=$(cd "$(dirname "$0")" && pwd)
+for argument; do
+    [[ $argument =~ ^(-h|--help)$ ]] || continue
+    # What stands at the top of the script.
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$tools/$name"
+    echo "More arguments: python tools/$script --help"
+    exit
+done
 if [ "$#" -lt "$position" ]; then
-    name=dist_${script%.py}.sh
     [ "$script" = train.py ] && files=CONFIG || files='CONFIG CHECKPOINT'
     fail "usage: tools/$name $files GPUS [arguments of $script]"
 fi
@@ -20,10 +28,13 @@ gpus=${!position}
 shift "$position"
 [[ $gpus =~ ^[1-9][0-9]*$ ]] ||
     fail "error: GPUS must be a positive integer, got '$gpus'"
+for variable in NNODES NODE_RANK PORT; do
+    [[ ${!variable:-0} =~ ^[0-9]+$ ]] ||
+        fail "error: $variable must be a whole number, got '${!variable}'"
+done
 
 nnodes=${NNODES:-1}
 python=${PYTHON:-python}
-tools=$(cd "$(dirname "$0")" && pwd)
 if [ -z "${PORT:-}" ]; then
     [ "$nnodes" -le 1 ] ||
         fail "error: with NNODES=$nnodes set PORT, the same on every machine"

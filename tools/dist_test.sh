@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# Evaluate on several GPUs of one or more machines.
+# Test a checkpoint on several GPUs, or several CPU processes, of one or more
+# machines.
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
-# NNODES, NODE_RANK, MASTER_ADDR and PORT as for dist_train.sh.
+# On each of several machines, with the same PORT and its own NODE_RANK:
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host PORT=29500 \
+#       tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of test.py]
+# PYTHON names another interpreter than python.
 exec bash "$(dirname "$0")/dist_run.sh" test.py 3 "$@"

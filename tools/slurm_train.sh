@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Train on a Slurm cluster.
+# Train on a Slurm cluster, one process a GPU.
 #   tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
-# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS from the
-# environment.
+# From the environment: GPUS (default: 8), GPUS_PER_NODE (8), CPUS_PER_TASK (5),
+# SRUN_ARGS, more arguments of srun, and PYTHON (python).
 set -euo pipefail
+tools=$(cd "$(dirname "$0")" && pwd)
+if [[ ${1:-} =~ ^(-h|--help)$ ]]; then
+    # What stands at the top.
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    echo "More arguments: python tools/train.py --help"
+    exit
+fi
 if [ "$#" -lt 3 ]; then
     echo "usage: tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2
     exit 2
@@ -13,7 +20,6 @@ shift 3
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 [ "$per_node" -le "$gpus" ] || per_node=$gpus
-tools=$(cd "$(dirname "$0")" && pwd)
 
 # shellcheck disable=SC2086  # SRUN_ARGS is a list of words
 PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" \

@@ -124,6 +124,22 @@ def test_launchers_explain_themselves(arguments, expected):
     assert expected in result.stderr
 
 
+@pytest.mark.parametrize('name', ['dist_train', 'dist_test', 'slurm_train'])
+def test_launchers_have_help(name):
+    result = run(f'tools/{name}.sh', '-h')
+    assert result.returncode == 0
+    assert f'tools/{name}.sh' in result.stdout
+    assert '#' not in result.stdout and 'exec' not in result.stdout
+
+
+def test_launchers_check_the_environment():
+    result = run('tools/dist_train.sh', 'config.py', 1, PORT='http')
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: PORT must be a whole number, got 'http'\n"
+    )
+
+
 def test_several_nodes_need_a_port():
     result = run('tools/dist_train.sh', 'config.py', 1, NNODES='2')
     assert result.returncode == 2
