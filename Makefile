@@ -34,6 +34,7 @@ help:
 	@echo 'make lint                 style, types, who imports whom, C++ warnings'
 	@echo 'make sanitize             the C++ kernels under sanitizers; minutes'
 	@echo 'make wheel                dist/: the sdist and the wheels'
+	@echo 'make docs                 the documents as a site, in site/'
 
 install: $(INSTALLED)
 
@@ -106,6 +107,7 @@ DOCS ?= .venv-docs
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(DOCS)/.installed
 	$(DOCS)/bin/mkdocs build
+	@echo 'site/index.html, or with a search: $(DOCS)/bin/mkdocs serve'
 
 $(DOCS)/.installed: requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS)
