@@ -18,6 +18,7 @@ from pelk_mm.apis.inference import (
 )
 from pelk_mm.utils.command_line import command
 from pelk_mm.utils.config import load_config
+from pelk_mm.utils.output import quiet
 
 #: How results are drawn.
 OPTIONS = 'opacity', 'score_thr'
@@ -53,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    with command():
+    with command(), quiet():
         config = load_config(args.config)
         images = list_images(args.image)
         options = {name: getattr(args, name) for name in OPTIONS}
