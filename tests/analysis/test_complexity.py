@@ -127,25 +127,25 @@ def test_zeros_of_a_checkpoint_are_counted(tmp_path):
     config = Config(CLASSIFIER)
     torch.manual_seed(0)
     model = build_model(config)
-    live = 0
+    nonzero = 0
     for parameter in model.parameters():
         parameter.data.normal_()
         if parameter.ndim in (2, 4):
             parameter.data[torch.rand_like(parameter) < 0.7] = 0
-        live += int(parameter.count_nonzero())
+        nonzero += int(parameter.count_nonzero())
     # A stage without a large kernel but for the centre.
     kernel = model.backbone.stages[0].blocks[0].conv.large.weight
-    live -= int(kernel.count_nonzero())
+    nonzero -= int(kernel.count_nonzero())
     kernel.data.zero_()
     kernel.data[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] = 1
-    live += len(kernel)
+    nonzero += len(kernel)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'sparse.pth')
 
     counts = count_complexity(
         config, (64, 64), checkpoint=str(tmp_path / 'sparse.pth')
     )
     assert counts.measured
-    assert counts.total('nonzero') == pytest.approx(live)
+    assert counts.total('nonzero') == pytest.approx(nonzero)
     assert counts.sparsity == pytest.approx(0.7, abs=0.05)
     parts = {part.name: part for part in counts.parts}
     stem = model.backbone.downsample_layers[0][0].weight

@@ -58,7 +58,7 @@ def test_nothing_to_count():
 
 
 def sparse_pelk(small_kernel=5):
-    """Dead weights all over, and live ones in the middle."""
+    """60 % of each weight is not zero."""
     model = PeLK(ARCH, small_kernel=small_kernel)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -77,15 +77,15 @@ def test_merging_fills_zeros_of_the_large_kernels_only():
         for layer in checkpoint_densities(model.state_dict())
     }
     large = dict(model.named_parameters())
-    # 3 of 8 channels, the stage's 5 x 5 centre; where either branch lives.
+    # 3 of 8 channels, the stage's 5 x 5 centre; where either is not zero.
     expected = {}
     for name, param in large.items():
         if name.endswith('conv.large.weight'):
             small = large[name.replace('large', 'small')]
-            live = param != 0
+            nonzero = param != 0
             pad = (param.shape[-1] - 5) // 2
-            live[..., pad : pad + 5, pad : pad + 5] |= small != 0
-            expected[name] = int(live.sum())
+            nonzero[..., pad : pad + 5, pad : pad + 5] |= small != 0
+            expected[name] = int(nonzero.sum())
     merged = merged_densities(model)
     assert {name: layer.nonzero for name, layer in merged.items()} == expected
     assert all(layer.nonzero > before[n] for n, layer in merged.items())
@@ -105,7 +105,7 @@ def test_merging_says_so(monkeypatch):
     assert said == []
     sparse_pelk().switch_to_deploy()
     (message,) = said
-    # All of the kernels' weights together, 60 % live before.
+    # All of the kernels' weights together, 60 % not zero before.
     assert 'the large ones from 59.97% to 73' in message
 
 
