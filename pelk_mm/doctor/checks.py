@@ -253,6 +253,7 @@ def probes(environment: Environment) -> Iterator[Finding]:
             what = 'mmcv.ops' if name == 'mmcv_ops' else name
             if name == 'mmcv_ops' and environment.lite:
                 level, text = NOTE, _LITE
+                advice = f'"make install" in the repository, or: {advice}'
             yield Finding(what, level, text, advice)
 
 
@@ -358,6 +359,8 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ((), r'numpy.*(1\.x|multiarray|binary incompatib)', _NUMPY),
     (('operator',), 'has not ended',
      'python -m pelk_mm.ops.backends shows what the compiler does'),
+    (('pelk_mm',), "No module named 'pelk_mm",
+     'it was installed before a part of it was there: install it again'),
     (('operator', 'pelk_mm'), '', _REPORT),
 )
 # fmt: on
