@@ -61,6 +61,9 @@ class Editable(editable_wheel):
 
     def run(self) -> None:
         Wheel.package = Path('pelk_mm').resolve()
+        # setuptools asks by this name whether to install data files, and has
+        # no such method.
+        self.distribution.has_data = self.distribution.has_data_files
         super().run()
         try:
             print('The C++ kernels:', cpp_build['find_library'](), flush=True)

@@ -215,6 +215,7 @@ def test_editable(tree, tmp_path, compiler, there_is_a_compiler):
     # Where mim looks for .mim, from the folder of the metadata.
     first = ZipFile(wheel).read(names_file).decode().splitlines()[0]
     assert Path('/site-packages', first, '.mim').is_dir()
+    assert any(n.endswith('/purelib/pelk_mm_names.pth') for n in names(wheel))
     libraries = list(tmp_path.glob(f'cache/pelk_mm/*/{cpp_build.NAME}'))
     if there_is_a_compiler:
         assert f'The C++ kernels: {libraries[0]}\n' in said
