@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pelk_mm.utils.config import build_model, load_config
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     path.relative_to(ROOT)
@@ -63,3 +65,24 @@ def test_notebook(root, tmp_path, monkeypatch):
             exec(''.join(cell['source']), names)
     assert torch.allclose(names['output'], names['written_out'], atol=1e-3)
     assert names['runner'].iter == 4
+
+
+CONFIGS = [
+    pytest.param(config, id=f'{page}-{number}')
+    for page in PAGES
+    for number, config in enumerate(
+        re.findall(
+            r'^_base_ = .*?(?=^```|^# )',
+            (ROOT / page).read_text(),
+            re.DOTALL | re.MULTILINE,
+        )
+    )
+]
+
+
+@pytest.mark.parametrize('config', CONFIGS)
+def test_configs(config, tmp_path):
+    """Those that are to be written on top of others."""
+    file = tmp_path / 'config.py'
+    file.write_text(config)
+    build_model(load_config(str(file)), 'meta')
