@@ -1,4 +1,4 @@
-"""Links and paths in the documents lead somewhere."""
+"""What the documents link to, name and show is there and works."""
 
 from __future__ import annotations
 
