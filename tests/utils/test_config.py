@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.apis.inference import _prepare_pipeline
-from pelk_mm.apis.launch import _draw_to
+from pelk_mm.apis.test_options import draw_to
 from pelk_mm.utils.config import (
     build_model,
     library_of,
@@ -56,9 +56,8 @@ def test_a_pure_python_config_works_in_its_library(pure, library):
 
 
 def test_a_pure_python_config_can_be_drawn_with(pure, library, tmp_path):
-    _draw_to(pure, str(tmp_path / 'shown'))
-    hook = pure.default_hooks.visualization
-    assert hook.type.startswith(f'{library}.')
+    draw_to(pure, str(tmp_path / 'shown'))
+    assert pure.custom_hooks[-1].library == library
     assert pure.visualizer.type.startswith(f'{library}.')
 
 

@@ -68,16 +68,17 @@ class RehearsalHook(Hook):
         if not runner.cfg.get('rehearse', True):
             return
         start = time.perf_counter()
-        print_log(
-            'rehearsal: the loop is tried on a few real batches first '
-            '(--no-rehearsal skips it)',
-            'current',
-        )
         _tell('param_scheduler', [], check_schedule(runner))
         model = unwrapped(runner.model)
         loops = [loop for loop in (runner.train_loop, runner.val_loop) if loop]
         data = [getattr(loop.dataloader, 'dataset', None) for loop in loops]
         data = [d for d in data if hasattr(d, '__getitem__') and _sized(d)]
+        if data:
+            print_log(
+                'rehearsal: the loop is tried on a few real batches first '
+                '(--no-rehearsal skips it)',
+                'current',
+            )
         parts = {id(part): part for d in data for part in parts_of(d)}
         tensors = model if isinstance(model, nn.Module) else nn.Module()
         with unchanged(tensors, runner.optim_wrapper, parts.values()):

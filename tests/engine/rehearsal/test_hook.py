@@ -32,7 +32,8 @@ def toy() -> Config:
 @pytest.mark.parametrize('task', TASKS)
 def test_right_trainings_pass(task, request, rehearse, told):
     rehearse(request.getfixturevalue(task))
-    (line,) = told
+    start, line = told
+    assert '--no-rehearsal' in start
     assert 'one training batch (loss ' in line
     assert '2 batches of validation' in line
 
@@ -275,7 +276,7 @@ def test_streams_are_not_looked_at(toy, rehearse, told):
     )
     toy.train_cfg = dict(type='IterBasedTrainLoop', max_iters=1)
     rehearse(toy)
-    (line,) = told
+    _, line = told
     assert 'training' not in line and '2 batches of validation' in line
 
 
