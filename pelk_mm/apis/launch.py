@@ -25,6 +25,7 @@ from ..engine.hooks.safe_checkpoint_hook import (
     find_resumable,
 )
 from ..engine.preflight.data_paths import check_data
+from ..engine.preflight.weights import StartingWeightsHook
 from ..engine.rehearsal import RehearsalHook
 from ..engine.rehearsal.failures import why, with_cause
 from ..engine.schedules import leave_out_late
@@ -172,6 +173,7 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
     try:
         with _loading(config, checkpoints) as runner, _explained(runner):
             _save_plainly(runner)
+            runner.register_hook(StartingWeightsHook())
             if not any(isinstance(h, RehearsalHook) for h in runner.hooks):
                 runner.register_hook(RehearsalHook())
             runner.train()

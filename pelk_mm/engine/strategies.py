@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.registry import FUNCTIONS, STRATEGIES
+from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -154,3 +155,9 @@ SHARDING = (
     'DeepSpeedStrategy',
     'ColossalAIStrategy',
 )
+
+
+def is_sharded(runner: Runner) -> bool:
+    """Whether a rank has only pieces of the parameters."""
+    strategy = getattr(runner, 'strategy', None)
+    return type(strategy).__name__ in SHARDING

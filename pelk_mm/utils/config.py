@@ -51,7 +51,7 @@ def load_config(path: str, options: Mapping | None = None) -> Config:
     if config.get('model') is None:
         raise LaunchError(f'{path} has no model; is it a part of a config?')
     if config.get('default_scope') is None:
-        config.default_scope = _home(config.model.get('type'))
+        config.default_scope = home_of(config.model.get('type'))
     if config.get('work_dir') is None:
         config.work_dir = osp.join('work_dirs', Path(path).stem)
     return config
@@ -104,7 +104,7 @@ def scope_of(config: Config) -> Iterator[None]:
     model: what the library builds by default has names.
     """
     before = DefaultScope.get_current_instance()
-    home = _home(config.model.get('type'))
+    home = home_of(config.model.get('type'))
     init_default_scope(config.get('default_scope') or home or 'mmengine')
     try:
         yield
@@ -143,7 +143,7 @@ def library_of(config: Config) -> str:
         with scope_of(config):
             kind = MODELS.get(kind)
     scope = config.get('default_scope')
-    found = _home(kind) or (scope if scope in LIBRARIES else None)
+    found = home_of(kind) or (scope if scope in LIBRARIES else None)
     if found is None:
         raise LaunchError(
             f'this works with models of {", ".join(LIBRARIES)}; the config '
@@ -153,7 +153,7 @@ def library_of(config: Config) -> str:
     return found
 
 
-def _home(kind: Any) -> str | None:
+def home_of(kind: Any) -> str | None:
     """The library that a class, or one of its bases, comes from."""
     for each in getattr(kind, '__mro__', ()):
         package = each.__module__.partition('.')[0]

@@ -28,7 +28,7 @@ from ...utils.errors import LaunchError
 from ...utils.output import quiet, silent
 from ...utils.text import first_few
 from ..schedules import check_schedule
-from ..strategies import SHARDING
+from ..strategies import is_sharded
 from .batches import elements, first_batches, innermost, parts_of, some_samples
 from .failures import why, with_cause
 from .heads import class_counts
@@ -117,7 +117,7 @@ class RehearsalHook(Hook):
         losses: dict = {}
         what = 'the first training iteration fails'
         with _explained(runner, what), _hushed():
-            if _is_sharded(runner):
+            if is_sharded(runner):
                 with torch.no_grad():
                     losses = _losses(runner.model, batch)
             else:
@@ -126,7 +126,7 @@ class RehearsalHook(Hook):
                 step = type(model).train_step
                 wrapper = _NoStep.around(runner.optim_wrapper)
                 losses = step(model, batch, optim_wrapper=wrapper)
-        if losses and not _is_sharded(runner):
+        if losses and not is_sharded(runner):
             _check_gradients(runner, model)
         total = float(torch.as_tensor(losses.get('loss', 0.0)).detach())
         if not math.isfinite(total):
@@ -177,11 +177,6 @@ def _sized(dataset: Any) -> bool:
         return len(dataset) >= 0
     except TypeError:
         return False
-
-
-def _is_sharded(runner: Runner) -> bool:
-    strategy = getattr(runner, 'strategy', None)
-    return type(strategy).__name__ in SHARDING
 
 
 def _losses(model: Any, batch: Any) -> dict:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ...utils.text import first_few
 from .masks import mask_from_zeros
 
-# Zeros below this share are chance (underflow, a zero-initialised layer).
-_SPARSE_SHARE = 1e-3
+#: Zeros below this share are chance (underflow, a zero-initialised layer).
+SPARSE_SHARE = 1e-3
 
 
 def fit_masks(
@@ -75,7 +75,7 @@ def masks_at_hand(
             del masks[name]
     dead = sum(int((~mask).sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    if dead < max(1, _SPARSE_SHARE * total):
+    if dead < max(1, SPARSE_SHARE * total):
         raise ValueError(
             f"init='zeros' found nothing sparse: {dead} of {total} weights "
             'are zero. Load a sparse checkpoint (load_from, or init_cfg of '
