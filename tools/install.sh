@@ -145,7 +145,7 @@ else
         get --no-deps --force-reinstall "$built"/*.whl
     }
     if ! has_ops; then
-        echo '  Compiling them takes 8 to 25 minutes on two cores, once.'
+        echo '  Compiling them takes 8 to 25 minutes on two cores; pip then has them in its cache.'
         build_mmcv
     fi
     if ! has_ops; then
