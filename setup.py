@@ -9,6 +9,7 @@ platform, unless one is asked for:
 compiles for what ``$CXX`` compiles for. `make wheel` does that.
 """
 
+import re
 import runpy
 from pathlib import Path
 
@@ -72,8 +73,16 @@ class Editable(editable_wheel):
             print('No C++ kernels, others will be used:', why, flush=True)
 
 
+def description() -> str:
+    """The README without what leads to other files of the repository."""
+    text = Path(__file__).with_name('README.md').read_text()
+    text = re.sub(r'!\[[^]]*\]\((?!http)[^)]*\)\n*', '', text)
+    return re.sub(r'\[([^]]*)\]\((?!http)[^)]*\)', r'\1', text)
+
+
 setup(
+    long_description=description(),
     cmdclass=dict(
         bdist_wheel=Wheel, build_ext=Library, editable_wheel=Editable
-    )
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_sdist_makes_a_wheel_for_any_platform(sources, tree, tmp_path):
         assert files(tree / folder) == files(sources / folder)
     assert (tree / 'Makefile').is_file()
     assert_configs_are_found(wheel, tmp_path)
+    assert_description_stands_alone(wheel, (sources / 'README.md').read_text())
+
+
+def assert_description_stands_alone(wheel: Path, readme: str) -> None:
+    """On a package index there are no other files of the repository."""
+    (name,) = [name for name in names(wheel) if name.endswith('/METADATA')]
+    text = ZipFile(wheel).read(name).decode()
+    assert not re.findall(r'\]\((?!http).*?\)', text)
+    for code in re.findall(r'^```.*?^```', readme, re.M | re.S):
+        assert code in text
 
 
 def assert_configs_are_found(wheel: Path, folder: Path) -> None:
