@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help=text)
     text = 'scale the learning rate by batch size / its base_batch_size'
     parser.add_argument('--auto-scale-lr', action='store_true', help=text)
-    text = 'start at once, without trying the loop out on real batches first'
+    text = 'skip the rehearsal, a trial of the loop on a few real batches'
     parser.add_argument('--no-rehearsal', action='store_true', help=text)
     add_run_options(parser)
     return parser.parse_args()

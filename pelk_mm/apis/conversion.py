@@ -159,8 +159,8 @@ def publish_checkpoint(
     raw = _raw_weights(loaded)
     if weights != 'average' and raw is None:
         raise RuntimeError(
-            f'{checkpoint} has no moving average, so that there is no '
-            f'difference to raw weights: leave out {weights!r}'
+            f'{checkpoint} has no moving average, only the weights '
+            f'themselves: leave out {weights!r}'
         )
     if weights == 'raw':
         state = raw

@@ -183,8 +183,8 @@ def train(config: Config, checkpoints: Checkpoints | None = None) -> None:
         found = find_resumable(config.work_dir)
         state = 'no checkpoint had been saved yet'
         if found:
-            state = f'{found} is whole: make room, then go on from it with '
-            state += '--resume'
+            state = f'{found} is whole: free some space, then continue from '
+            state += 'it with --resume'
         what = f'cannot write {error.filename or "a file"}: {error.strerror}'
         raise LaunchError(f'{what}. {state}') from error
 
@@ -245,8 +245,8 @@ def _check_folders(config: Config, *splits: str) -> None:
             pass
     except OSError as error:
         raise LaunchError(
-            f'cannot write to the work dir {path}: {error.strerror}; name '
-            'another one with --work-dir'
+            f'cannot write to the work dir {path}: {error.strerror}; '
+            'choose another one with --work-dir'
         ) from error
 
 
@@ -255,8 +255,8 @@ def _resume(config: Config, resume: str, checkpoints: Checkpoints) -> None:
         # It resumes from folders, which are loaded by DeepSpeed itself.
         if not osp.isdir(resume):
             raise LaunchError(
-                'a training by DeepSpeed is resumed from a folder that is '
-                f'named, --resume WORK_DIR/iter_N.pth; got {resume}'
+                'DeepSpeed resumes from the folder of a checkpoint: '
+                f'--resume WORK_DIR/iter_N.pth; got {resume}'
             )
         # As the tools set it, for all that is read; DeepSpeed then fails.
         if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD') == '1':
@@ -299,7 +299,7 @@ def _check_resume(config: Config, checkpoints: Checkpoints) -> None:
         config.resume = False
         print_log(
             f'resume: there is no checkpoint in {config.work_dir}, '
-            'the training starts anew',
+            'the training starts from the beginning',
             logger='current',
         )
     else:
@@ -319,7 +319,7 @@ def _use_amp(config: Config) -> None:
         wrapper.setdefault('loss_scale', 'dynamic')
     elif kind != 'AmpOptimWrapper':
         raise LaunchError(
-            '--amp works on the optimizer wrapper OptimWrapper, '
+            "--amp needs optim_wrapper.type='OptimWrapper', "
             f'the config has {kind}'
         )
 

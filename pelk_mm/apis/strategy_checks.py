@@ -28,16 +28,15 @@ def check_strategy(config: Config) -> None:
     for name in _WHOLE_HOOKS:
         if name in hooks:
             raise LaunchError(
-                f'{name} needs whole parameters, which {kind} does not leave '
-                'on a process; take it out of custom_hooks, or train without '
-                'a strategy'
+                f'{name} needs whole parameters, and {kind} shards them: '
+                'remove it from custom_hooks, or train without a strategy'
             )
     hook = type_name(config.default_hooks.get('checkpoint', {}))
     if kind == 'DeepSpeedStrategy':
         _check_deepspeed()
         if hook == 'SafeCheckpointHook':
             raise LaunchError(
-                'DeepSpeed saves each checkpoint as a folder, past the hooks; '
+                'DeepSpeed saves its checkpoints itself, as folders; '
                 "use default_hooks.checkpoint.type='CheckpointHook'"
             )
     elif kind == 'FSDPStrategy' and hook == 'SafeCheckpointHook':
@@ -56,7 +55,6 @@ def _check_deepspeed() -> None:
         )
     if not Path(spec.origin).parent.joinpath('runtime/fp16/onebit').is_dir():
         raise LaunchError(
-            'mmengine 0.10 needs a DeepSpeed that has its 1-bit optimizers, '
-            'the one that is installed is too new: pip install '
-            'deepspeed==0.16.9'
+            'the installed DeepSpeed is too new for mmengine 0.10, which '
+            'needs its 1-bit optimizers: pip install deepspeed==0.16.9'
         )

@@ -110,7 +110,7 @@ class DrawnTestHook(Hook):
         for sample in outputs or ():
             path = sample.get('img_path')
             if path is None:
-                runner.logger.warning('samples without img_path: none drawn')
+                runner.logger.warning('--show-dir: samples have no img_path')
                 continue
             name = osp.relpath(path, self._root) if self._root else path
             drawn = Path(self.folder, name).with_suffix('.png')

@@ -57,7 +57,7 @@ def compare(
     if reference.keys() != candidate.keys():
         raise ValueError(
             f'the outputs are {", ".join(candidate)}, expected '
-            f'{", ".join(reference)}: is this of another task?'
+            f'{", ".join(reference)}: is this a model of another task?'
         )
     return [
         difference(name, output, candidate[name])
@@ -99,8 +99,8 @@ def check_close(
     for output in worst:
         if not output.relative <= tolerance:
             raise RuntimeError(
-                f'{output.name} of what was exported is {output.relative:.1e} '
-                'of its largest value from what the network computes, more '
-                f'than {tolerance:.0e}; nothing is written'
+                f'{output.name} of the exported file differs from that of '
+                f'the network by {output.relative:.1e} of its largest value, '
+                f'more than {tolerance:.0e}; nothing is written'
             )
     return worst

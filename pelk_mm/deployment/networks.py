@@ -72,8 +72,9 @@ class SegmentorNetwork(Network):
         super().__init__(model)
         if isinstance(model.decode_head, nn.ModuleList):
             raise LaunchError(
-                f'{type(model).__name__} has decode heads in a row, which '
-                'take more than feature maps; a single one is expected'
+                f'{type(model).__name__} has several decode heads, of '
+                'which the later ones take more than feature maps; expected '
+                'a single one'
             )
         self.names = ('logits',)
         self.model = _parts(model, 'backbone', 'neck', 'decode_head')

@@ -105,7 +105,7 @@ def export_onnx(
         operators = count_operators(temporary)
         foreign = [name for name in operators if '::' in name]
         if foreign:
-            text = f'the network has operators that are not of ONNX: {foreign}'
+            text = f'the network has operators outside ONNX: {foreign}'
             raise RuntimeError(f'{text}; nothing is written')
         written, tolerance = load_onnx(temporary), TOLERANCE[precision]
         differences = check_close(network, written, shape, dynamic, tolerance)

@@ -82,7 +82,7 @@ def load_variant(model: str, checkpoint: str | None = None) -> Variant:
     if checkpoint is None:
         raise LaunchError(
             f'{model} is neither an .onnx nor a .pt2 file; a config needs a '
-            'checkpoint behind it'
+            'checkpoint after it'
         )
     config = load_config(model)
     network = load_network(config, checkpoint)
@@ -127,7 +127,7 @@ def load_package(path: str | Path) -> Variant:
         raise RuntimeError(text) from error
     if not text:
         raise RuntimeError(
-            f'{path} does not say what its outputs are called: it is not of '
+            f'{path} does not name its outputs: it was not made by '
             'tools/deployment/export_torch.py'
         )
     metadata = json.loads(text)

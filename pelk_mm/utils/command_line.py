@@ -62,8 +62,8 @@ def add_config_options(
         metavar='KEY=VALUE',
         dest=dest,
         help=f'{text}, as train_dataloader.batch_size=2; a,b and [a,b] are '
-        'lists, (a,b) is a tuple; text may have blanks, and a path commas; '
-        'any other text with commas is quoted within, as \'KEY="a,b"\'',
+        'lists, (a,b) is a tuple; text may have spaces, and a path commas; '
+        'quote other text with commas twice, as \'KEY="a,b"\'',
     )
 
 
@@ -120,8 +120,8 @@ def _split(text: str) -> list[str]:
     levels = _levels(text)
     if levels and levels[-1] != 0:
         raise ValueError(
-            'the brackets are not closed; text with brackets and commas goes '
-            'into quotes of its own, as \'"text"\''
+            'the brackets are not closed; quote text with brackets and commas '
+            'twice, as \'"text"\''
         )
     plain = _hide_quoted(text)
     cuts = [i for i, char in enumerate(plain) if char == ',' and not levels[i]]

@@ -57,7 +57,7 @@ def explain(error: BaseException) -> str:
         hint = did_you_mean(unknown[1], registered(build['registry']))
         return (
             f'there is no {unknown[1]} in the registry {unknown[2]}{hint}; '
-            'what is not of the library has to be named in custom_imports'
+            'modules outside the library must be named in custom_imports'
         )
     argument = search(r"unexpected keyword argument '(\w+)'", text)
     if argument and text.startswith(f'{name}.__init__()'):
@@ -130,8 +130,8 @@ def need(*names: str) -> list[ModuleType]:
     if missing:
         raise LaunchError(
             f'this needs packages that cannot be imported: '
-            f'{", ".join(missing)}. Install them with "pip install -r '
-            'requirements/deploy.txt", or "pip install -e .[deploy]" for '
-            'newer versions'
+            f'{", ".join(missing)}. Install them with: pip install '
+            '"pelk_mm[deploy]"; in a clone, for the tested versions: '
+            'pip install -r requirements/deploy.txt'
         )
     return modules

@@ -383,7 +383,7 @@ class TestMultipliers:
         logger.removeHandler(caplog.handler)
         warned = [r for r in caplog.records if r.levelname == 'WARNING']
         assert [r.getMessage() for r in warned] == [
-            "custom_keys['head']: 'lr_mul' scales nothing, it goes into the "
+            "custom_keys['head']: 'lr_mul' is no multiplier, it goes into the "
             "optimizer's group as it is (did you mean 'lr_mult'?)"
         ]
 

@@ -190,8 +190,8 @@ def test_a_limit_on_file_size(tmp_path):
     assert 'Traceback' not in output
     assert output.splitlines()[-1].startswith(
         f'error: cannot write {work_dir}/iter_6.pth: File too large. '
-        f'{work_dir}/iter_5.pth is whole: make room, then go on from it with '
-        '--resume'
+        f'{work_dir}/iter_5.pth is whole: free some space, then '
+        'continue from it with --resume'
     )
     assert numbers(work_dir) == [5]
     assert list(work_dir.glob('.*')) == []

@@ -1,4 +1,4 @@
-"""Merge a training checkpoint into its fast form, with a config to go with it.
+"""Merge a training checkpoint for inference, and write its config.
 
 BatchNorms, small kernels and positional embeddings are folded into the large
 kernels. Writes OUT_DIR/CONFIG_deploy.pth and OUT_DIR/CONFIG_deploy.py, which

@@ -47,14 +47,14 @@ class DynamicSparsityHook(Hook):
     """Train a network sparse from the start, with a moving pattern.
 
     A fixed share of the 2-D and 4-D weights is zero at all times. Every
-    ``update_interval`` optimizer steps the live weights of smallest magnitude
-    are dropped in each layer and as many dead ones grown, from zero; the
+    ``update_interval`` optimizer steps the non-zero weights of smallest
+    magnitude are dropped in each layer and as many pruned ones grown; the
     share decays from ``prune_rate`` to ``min_prune_rate`` along a cosine.
     This is the scheme of `SLaK <https://arxiv.org/abs/2207.03620>`_ with one
     difference: a weight just dropped is no candidate for growth in the same
     update.
 
-    Dead weights are zero after every step, feed no moments and are not seen
+    Pruned weights are zero after every step, feed no moments and are not seen
     by gradient clipping, also in averaged models and on all ranks;
     :class:`MaskEnforcer` tells how. Masks, step, prune rate and generator are
     kept in the checkpoint under ``'dynamic_sparsity'``: a resumed run goes on
@@ -77,17 +77,17 @@ class DynamicSparsityHook(Hook):
               it holds none, its zeros; together with
               ``update_interval=None`` a sparse pre-trained network is
               fine-tuned as sparse as it came.
-        prune_rate (float): Share of each layer's live weights exchanged by
-            an update at the start. Default: 0.5.
+        prune_rate (float): Share of each layer's non-zero weights exchanged
+            by an update at the start. Default: 0.5.
         min_prune_rate (float): The share at ``end``. Default: 0.005.
         update_interval (int, optional): Optimizer steps between updates, not
             counting those a loss scaler skips; None keeps the masks as they
             are. Default: 2000.
-        growth (str): Which dead weights grow. 'random' draws them evenly;
+        growth (str): Which pruned weights grow. 'random' draws them evenly;
             'momentum' takes those with the largest average of the dense
             gradient (factor 0.9) over the last 10 steps before the update,
             at the price of one all-reduce of the gradients in each of these
-            steps. As dead weights feed no moments, the optimizer's own
+            steps. As pruned weights feed no moments, the optimizer's own
             momentum cannot serve. Default: 'random'.
         end (int, optional): Optimizer step from which the masks stay. None is
             the end of the training. Default: None.
@@ -333,13 +333,13 @@ class DynamicSparsityHook(Hook):
             dropped = enforcer.move(rate, self._generator)
             runner.logger.info(
                 f'DynamicSparsityHook: step {self.step}, dropped and grew '
-                f'{dropped:.2%} of the live weights (prune rate {rate:.4f}); '
-                f'{enforcer.summary()}'
+                f'{dropped:.2%} of the non-zero weights (prune rate '
+                f'{rate:.4f}); {enforcer.summary()}'
             )
 
     @property
     def current_prune_rate(self) -> float:
-        """Share of the live weights that an update would exchange now."""
+        """Share of the non-zero weights that an update would exchange now."""
         return self.schedule.rate_at(self.step)
 
     # At saving, and at the end ----------------------------------------------

@@ -17,7 +17,7 @@ from ...utils.errors import LaunchError
 from ...utils.text import first_few
 from ..strategies import plain_name
 
-_ANEW = 'start anew from its weights: name it in load_from, and do not resume'
+_ANEW = 'start a new training from its weights: load_from, without --resume'
 #: What people change between runs.
 _RATES = ('lr', 'weight_decay')
 
@@ -36,8 +36,8 @@ def check_resumed(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     states = checkpoint.get('optimizer')
     if states is None:
         _warn(
-            'the checkpoint, such as a best_*.pth, holds no optimizer: '
-            'moments and learning rates start anew'
+            'the checkpoint holds no optimizer, as a best_*.pth: moments and '
+            'learning rates start from the beginning'
         )
         return
     wrappers = runner.optim_wrapper
@@ -113,7 +113,8 @@ def _check_groups(
             if rest:
                 text += f'; {what}: {first_few(rest)}'
     raise LaunchError(
-        f"the checkpoint's optimizer is not this run's: {text}. Resume with "
+        f"the checkpoint's optimizer differs from this run's: {text}. Resume "
+        'with '
         'the frozen_stages, layers and paramwise_cfg that it was saved with, '
         f'or {_ANEW}'
     )

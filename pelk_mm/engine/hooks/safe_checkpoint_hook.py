@@ -193,10 +193,10 @@ def _make_atomic(strategy: Any) -> None:
         and strategy.state_dict_type.name != 'FULL_STATE_DICT'
     ):
         raise RuntimeError(
-            f'{type(strategy).__name__} saves each checkpoint as a folder, '
-            'past the hooks, which SafeCheckpointHook cannot make safe; use '
+            f'{type(strategy).__name__} saves its checkpoints itself, as '
+            'folders, which SafeCheckpointHook cannot protect; use '
             "type='CheckpointHook' (after a crash its newest checkpoint may "
-            'be torn)'
+            'be incomplete)'
         )
     save = strategy.save_checkpoint
 
@@ -229,8 +229,8 @@ def check_resumable(
     except UnsafeCheckpointError as error:
         raise ValueError(
             f'{error}. To resume from it, if you trust who made it, set '
-            'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; what it saves '
-            'will need no such thing'
+            'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 for this run; the checkpoints '
+            'that it saves will not need it'
         ) from error
     except RuntimeError as error:
         raise ValueError(str(error)) from error

@@ -63,8 +63,8 @@ class CellLearningRates:
         """
         if not self._factors:
             print_log(
-                'scale_lr_by_cell_area does nothing: no peripheral '
-                'convolution of the model trains weights that are shared',
+                'scale_lr_by_cell_area does nothing: no shared weights of a '
+                'peripheral convolution are trained',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -156,7 +156,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                     multipliers[f'{name}.{part}'] = mult
                 elif hint := checks.did_you_mean(part, _CUSTOM_MULTS):
                     print_log(
-                        f'{name}: {part!r} scales nothing, it goes into the '
+                        f'{name}: {part!r} is no multiplier, it goes into the '
                         f"optimizer's group as it is{hint}",
                         logger='current',
                         level=logging.WARNING,

@@ -48,8 +48,9 @@ def preflight(
     of classes.
 
     A checkpoint's head with another number of classes is refused, unless the
-    config has ``new_head = True``: then that head starts anew. To test, the
-    checkpoint must hold every weight. A LaunchError names all that is wrong.
+    config has ``new_head = True``: then that head starts at random. To
+    test, the checkpoint must hold every weight. A LaunchError names all that
+    is wrong.
     """
     init_default_scope(config.get('default_scope') or 'mmengine')
     try:
@@ -175,7 +176,7 @@ def _weight_problems(
             yield f'{path}: {stem}'
             continue
         print_log(
-            f'{path}: {stem}: it starts anew, the rest is loaded',
+            f'{path}: {stem}: it starts at random, the rest is loaded',
             logger='current',
             level=logging.WARNING,
         )
@@ -212,12 +213,12 @@ def _head_problems(
     if may_differ and config.get('new_head'):
         print_log(
             f'new_head: {len(wrong)} entries do not fit {path} and start '
-            f'anew: {", ".join(wrong)}',
+            f'at random: {", ".join(wrong)}',
             'current',
         )
         return
-    advice = '; if the data has other classes on purpose, let the head '
-    advice += 'start anew with --cfg-options new_head=True'
+    advice = '; for data of other classes, train a new head with '
+    advice += '--cfg-options new_head=True'
     yield (
         f'{path} does not fit the model behind the backbone, as with '
         f'another number of classes ({shapes}){advice if may_differ else ""}'

@@ -91,12 +91,14 @@ def read_coco(
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as error:
-        found.error('it is no JSON', str(error))
+        found.error('it is not JSON', str(error))
         return found
     given = content.keys() if isinstance(content, dict) else set()
     missing = ', '.join(sorted(_KEYS - given))
     if missing:
-        found.error('it is no annotation file of COCO', f'it has no {missing}')
+        found.error(
+            'it is not an annotation file of COCO', f'it has no {missing}'
+        )
         return found
     folder = folder if folder and osp.isdir(folder) else None
     return check_coco(content, classes, folder, masks)

@@ -184,10 +184,10 @@ def _batch_of_one(error: BaseException, calls: Sequence[_Call]) -> str | None:
     if 'more than 1 value per channel' not in str(error) or not calls:
         return None
     return (
-        f'{calls[0].about} normalises over a batch of one value per channel: '
-        'set train_dataloader.batch_size to 2 or more (per process), or norms '
-        'that do not need a batch, as SyncBN on several GPUs or GN. Where '
-        'only the last batch of an epoch is that small: '
+        f'{calls[0].about} has one value per channel to normalise: set '
+        'train_dataloader.batch_size to 2 or more per process, or use a norm '
+        'that needs no batch (GN, or SyncBN on several GPUs). If only the '
+        'last batch of an epoch is that small: '
         'train_dataloader.drop_last=True'
     )
 

@@ -131,9 +131,9 @@ class RehearsalHook(Hook):
         total = float(torch.as_tensor(losses.get('loss', 0.0)).detach())
         if not math.isfinite(total):
             print_log(
-                f'the loss of the first batch is {total}: the learning rate '
-                'has no part in it; look at the inputs, their normalisation, '
-                'and the weights that were loaded',
+                f'the loss of the first batch is {total}, before any step of '
+                'the optimizer: check the inputs, their normalisation, and '
+                'the weights that were loaded',
                 'current',
                 logging.WARNING,
             )

@@ -215,8 +215,8 @@ def _objects(
         errors = _beyond(labels, where, head.num_classes)
         warnings = [] if errors else _other_count(where, head, metainfo)
     if not labels:
-        text = f'there is no object in {len(given)} samples; do the names of '
-        warnings.append(f'{text}the classes fit, and the boxes?')
+        text = f'there is no object in {len(given)} samples: check the names '
+        warnings.append(f'{text}of the classes, and the boxes')
     return errors, warnings
 
 
@@ -237,9 +237,8 @@ def _maps(
         wrong = _label_file(file, sample.metainfo.get('ori_shape'))
         if data.ndim != 3 or len(data) != 1:
             wrong = (
-                'labels are no single numbers but colours, of shape '
-                f'{tuple(data.shape)}; save the class of each pixel, in a '
-                'mode as L or P'
+                f'labels are colours, of shape {tuple(data.shape)}, expected '
+                'one number a pixel: save its class, in mode L or P'
             )
         if wrong:
             errors.append(f'{file}: {wrong}')

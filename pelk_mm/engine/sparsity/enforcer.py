@@ -181,7 +181,7 @@ class MaskEnforcer:
             return
         print_log(
             'The masks differ between ranks, so their weights differ too; '
-            'those of rank 0 are taken. Look for what sets the ranks apart',
+            'those of rank 0 are taken. Check why the ranks differ',
             logger='current',
             level=logging.WARNING,
         )

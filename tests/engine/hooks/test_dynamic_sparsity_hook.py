@@ -140,7 +140,7 @@ def test_the_log_says_what_happened(tmp_path):
         'dense' in text
     )
     assert re.search(
-        r'step 3, dropped and grew 39\.\d\d% of the live weights \(prune '
+        r'step 3, dropped and grew 39\.\d\d% of the non-zero weights \(prune '
         r'rate 0\.3980\); density 0\.6002 over 3 weights, most dense '
         r'backbone\.\d\.weight 0\.60\d\d, least dense backbone',
         text,

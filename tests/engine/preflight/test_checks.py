@@ -103,10 +103,10 @@ def test_a_stem_for_other_images_starts_anew_in_training(
     preflight(classification)
     logger.removeHandler(caplog.handler)
     name = 'backbone.downsample_layers.0.0.weight'
-    assert [text for text in caplog.messages if 'anew' in text] == [
+    assert [text for text in caplog.messages if 'at random' in text] == [
         f'{path}: {name} is (8, 3, 4, 4) in the checkpoint, for images of 3 '
-        'channels, and (8, 4, 4, 4) in the model: it starts anew, the rest '
-        'is loaded'
+        'channels, and (8, 4, 4, 4) in the model: it starts at random, the '
+        'rest is loaded'
     ]
     # What the runner then does.
     model = build_model(classification)

@@ -242,7 +242,7 @@ def test_files_and_their_sizes(tmp_path):
 @pytest.mark.parametrize(
     'content, message',
     [
-        ('not json', 'it is no JSON'),
+        ('not json', 'it is not JSON'),
         ('[]', 'it has no annotations, categories, images'),
         ('{"images": [], "annotations": []}', 'it has no categories'),
         (
