@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# The README's commands in a container. Checked with hadolint, not built yet.
+# The README's commands in a container. They ran in a fresh Debian 12, without
+# Docker; the images, that for CUDA too, have not been built yet.
 #
 #   docker build -t pelk_mm .
 #   docker run --rm -it --shm-size=2g -v "$PWD/work_dirs:/pelk_mm/work_dirs" pelk_mm make demo
