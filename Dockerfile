@@ -5,10 +5,10 @@
 #   docker build -t pelk_mm .
 #   docker run --rm -it --shm-size=2g -v "$PWD/work_dirs:/pelk_mm/work_dirs" pelk_mm make demo
 #
-# Without an NVIDIA GPU it becomes 4 GB smaller with torch for CPUs:
+# Without an NVIDIA GPU it becomes 4 GB smaller with torch for CPUs. PyTorch's
+# installation page names the index that has it:
 #
-#   docker build -t pelk_mm --build-arg \
-#       PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu .
+#   docker build -t pelk_mm --build-arg PIP_EXTRA_INDEX_URL=ADDRESS .
 #
 # With `docker run --gpus all` torch and the operator use an NVIDIA GPU. mmcv's
 # own ops, which detectors need, are built for the CPU; for CUDA they need its
