@@ -100,14 +100,19 @@ def _add(module):
 class _Finder:
     """Finds the modules above as others do, to do something after them."""
 
+    seeks = set()
+
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name not in _TO_DO or name in cls.sought:
+        if name not in _TO_DO or name in cls.seeks:
             return None
         from importlib.util import find_spec
 
-        cls.sought.add(name)
-        spec = find_spec(name)
+        cls.seeks.add(name)
+        try:
+            spec = find_spec(name)
+        finally:
+            cls.seeks.remove(name)
         if spec is not None:
             run = spec.loader.exec_module
 
@@ -117,8 +122,6 @@ class _Finder:
 
             spec.loader.exec_module = run_and_add
         return spec
-
-    sought = set()
 
 
 for _name in _TO_DO.keys() & sys.modules.keys():

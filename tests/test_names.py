@@ -1,6 +1,7 @@
 """The libraries find what is here by its name."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -48,6 +49,7 @@ def test_base_of_another_package(tmp_path):
 
 
 def test_classifier_by_name():
+    """Importing mmpretrain takes nearly all of the time."""
     from mmpretrain import get_model, list_models
 
     assert 'pelk_t_in1k' in list_models('pelk')
@@ -98,6 +100,18 @@ def test_index(root, library):
         path = index.parent / model['Config']
         assert path.stem == model['Name']
         assert Config.fromfile(path).default_scope == library
+
+
+def test_it_waits_for_modules(tmp_path, monkeypatch):
+    """Which may be looked for without being imported."""
+    (tmp_path / 'waited_for.py').write_text('here = True\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+    monkeypatch.setitem(pelk_mm_names._TO_DO, 'waited_for', seen.append)
+    assert find_spec('waited_for') and find_spec('waited_for')
+    assert not seen
+    module = import_module('waited_for')
+    assert seen == [module] and module.here
 
 
 def test_a_library_that_is_too_old_is_imported_all_the_same(monkeypatch):
