@@ -52,7 +52,7 @@ def test_model_is_the_one_in_the_name(load, name):
     backbone = model.backbone
     assert isinstance(backbone, PeLK)
     assert backbone.arch == arch
-    assert backbone.init_cfg['type'] == 'TruncNormal'
+    assert backbone.init_cfg is None
     rates = [
         getattr(block.drop_path, 'drop_prob', 0.0)
         for stage in backbone.stages

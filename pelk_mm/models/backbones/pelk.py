@@ -193,9 +193,10 @@ class PeLK(Conventions, nn.Module):
             after :meth:`switch_to_deploy`. Default: False.
         backend (str, optional): Backend of every peripheral convolution, see
             :func:`pelk_mm.ops.peripheral_conv2d`. Default: None, the fastest.
-        init_cfg (dict | list[dict], optional): mmengine's; ``Pretrained``
-            takes a ConvNeXt too, reports what fits, and raises if none does.
-            Default: truncated normal of std 0.02, as ConvNeXt.
+        init_cfg (dict | list[dict], optional): mmengine's, for
+            :meth:`init_weights`, which a Runner calls. ``Pretrained`` takes a
+            ConvNeXt too, reports what fits, and raises if none does. Default:
+            None, for what is drawn here: truncated normal of std 0.02.
 
     Raises:
         TypeError: If an argument has the wrong type.

@@ -129,13 +129,11 @@ def check_bools(**flags: object) -> None:
         check_bool(name, value)
 
 
-def check_init_cfg(init_cfg: Any) -> list[dict]:
-    """Those that mmengine can read, which it does long afterwards."""
+def check_init_cfg(init_cfg: Any) -> dict | list[dict] | None:
+    """One that mmengine can read, which it does long afterwards."""
     if init_cfg is None:
-        return []
-    several = isinstance(init_cfg, (list, tuple))
-    cfgs = deepcopy(list(init_cfg) if several else [init_cfg])
-    for cfg in cfgs:
+        return None
+    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
         if not isinstance(cfg, Mapping):
             raise TypeError(
                 'init_cfg must be None, a dict or a list of dicts, got '
@@ -154,8 +152,8 @@ def check_init_cfg(init_cfg: Any) -> list[dict]:
                 raise TypeError(
                     f'init_cfg.{key} must be a string, got {value!r}'
                 )
-    pretrained_of(cfgs)
-    return cfgs
+    pretrained_of(init_cfg)
+    return deepcopy(init_cfg)
 
 
 def check_images(x: Tensor, channels: int, stages: int) -> None:

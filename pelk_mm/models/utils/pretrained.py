@@ -256,7 +256,9 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
 def initialise(model: PeLK) -> None:
     """Do what a backbone's ``init_cfg`` says, a checkpoint last."""
     cfg = pretrained_of(model.init_cfg)
-    others = [other for other in model.init_cfg if other is not cfg]
+    cfgs = model.init_cfg or []
+    cfgs = [cfgs] if isinstance(cfgs, Mapping) else cfgs
+    others = [other for other in cfgs if other is not cfg]
     if others:
         from mmengine.model import initialize
 
