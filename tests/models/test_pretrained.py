@@ -194,7 +194,7 @@ def test_weights_that_nobody_loaded(tmp_path, log):
         model.init_weights()
     torch.save(model.state_dict(), path)
     loaded, initialised = (PeLK(ARCH, init_cfg=cfg) for _ in range(2))
-    loaded.load_state_dict(torch.load(path))
+    load_pretrained(loaded, path)
     initialised.init_weights()
     log.clear()
     for model in loaded, initialised, PeLK(ARCH):

@@ -10,6 +10,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -184,7 +185,10 @@ def _without_prefix(
 
 
 def load_pretrained(
-    model: PeLK, checkpoint: str, prefix: str = '', new_stem: bool = False
+    model: PeLK,
+    checkpoint: str | Path,
+    prefix: str = '',
+    new_stem: bool = False,
 ) -> None:
     """Load a backbone's weights from a checkpoint of any task.
 
@@ -194,16 +198,23 @@ def load_pretrained(
     If ``prefix`` is not there but at exactly one other place, that is taken.
     A ConvNeXt of another library is read as a PeLK, see :mod:`.convnext`.
     Warns if more is missing than output norms, which differ between tasks.
-    With ``new_stem`` a stem for images of other channels is left out, with a
-    warning.
+
+    Args:
+        model (PeLK): Loaded in place.
+        checkpoint (str | Path): A file of torch or safetensors, or a URL.
+        prefix (str): Of the backbone's names in it, such as ``'backbone.'``.
+            Default: ``''``.
+        new_stem (bool): Leave out a stem for images of other channels, with
+            a warning. Default: False, which makes it an error.
 
     Raises:
         FileNotFoundError: If there is no such file.
         RuntimeError: If the file is not a checkpoint, or holds no weights for
             this backbone.
     """
-    contents = read_checkpoint(checkpoint)
-    weights, prefix, read = _select(model, contents, checkpoint, prefix)
+    name = str(checkpoint)
+    contents = read_checkpoint(name)
+    weights, prefix, read = _select(model, contents, name, prefix)
     if read is not None:
         print_log(f'{checkpoint}: {read}', logger='current')
     stem = other_stem(model, weights)
