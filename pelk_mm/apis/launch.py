@@ -9,7 +9,6 @@ import os.path as osp
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from tempfile import TemporaryFile
 
 import torch
 import torch.distributed as dist
@@ -35,7 +34,7 @@ from ..utils.config import replace_types, type_name
 from ..utils.errors import LaunchError
 from .screen import FirstLine, with_short_screen
 from .strategy_checks import check_strategy
-from .test_options import draw_to, use_tta
+from .test_options import draw_to, require_writable, use_tta
 
 #: BatchNorms over all processes: registered names, and torch's and mmcv's.
 _SYNC_BN = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm')
@@ -112,6 +111,7 @@ def prepare_testing(
     if out is not None:
         if not out.endswith(('.pkl', '.pickle')):
             raise LaunchError(f'--out must end in .pkl, got {out}')
+        require_writable(osp.dirname(osp.abspath(out)), 'out')
         evaluators = config.test_evaluator
         if isinstance(evaluators, Mapping):
             evaluators = [evaluators]
@@ -238,16 +238,7 @@ def _check_folders(config: Config, *splits: str) -> None:
     """Raise unless the data is there, and files can be made in work_dir."""
     with _refusing(FileNotFoundError):
         check_data(config, splits)
-    path = config.work_dir
-    try:
-        os.makedirs(path, exist_ok=True)
-        with TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise LaunchError(
-            f'cannot write to the work dir {path}: {error.strerror}; '
-            'choose another one with --work-dir'
-        ) from error
+    require_writable(config.work_dir, 'work-dir')
 
 
 def _resume(config: Config, resume: str, checkpoints: Checkpoints) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import os.path as osp
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from mmengine.visualization import Visualizer
 from ..datasets.images import read_image
 from ..utils.config import library_of, type_name
 from ..utils.errors import LaunchError
-from ..utils.files import atomic_path
+from ..utils.files import atomic_path, check_writable
 
 #: By task library: the model of a test-time augmentation that is not in the
 #: config, as in the library's own tools.
@@ -73,12 +72,23 @@ _VISUALIZERS = dict(
 def draw_to(config: Config, folder: str) -> None:
     """Have what a test predicts drawn into a folder."""
     library = library_of(config)
-    os.makedirs(folder, exist_ok=True)
+    require_writable(folder, 'show-dir')
     hook = dict(type='DrawnTestHook', library=library, folder=folder)
     config.custom_hooks = [*(config.get('custom_hooks') or ()), hook]
     if config.get('visualizer') is None:
         kind = f'{library}.{_VISUALIZERS[library]}'
         config.visualizer = dict(type=kind, name='visualizer')
+
+
+def require_writable(folder: str, option: str) -> None:
+    """A LaunchError, now and not at the end, where nothing can be saved."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise LaunchError(
+            f'cannot write to the folder {folder}: {error.strerror}; choose '
+            f'another one with --{option}'
+        ) from error
 
 
 @HOOKS.register_module()

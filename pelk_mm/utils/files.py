@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -41,6 +42,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Make a folder if need be, and a file in it; an OSError says why not."""
+    os.makedirs(folder, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def write_json(path: str | Path, content: object) -> None:

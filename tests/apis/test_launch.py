@@ -336,7 +336,7 @@ def test_the_work_dir_is_tried_beforehand(config, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(
         LaunchError,
-        match=r'cannot write to the work dir .*'
+        match=r'cannot write to the folder .*'
         'run: Not a directory; choose another one',
     ):
         prepare_training(config, work_dir=str(tmp_path / 'file' / 'run'))

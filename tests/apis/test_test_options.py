@@ -124,6 +124,12 @@ def test_show_dir_has_a_picture_by_name(pictures, trained, tmp_path, tta):
     assert cv2.imread(str(drawn[0])).shape == (280, 224, 3)
 
 
+def test_show_dir_is_tried_beforehand(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(LaunchError, match='another one with --show-dir'):
+        draw_to(tta_config('mmseg', 'EncoderDecoder'), f'{tmp_path}/file')
+
+
 def test_show_dir_needs_a_known_library(tmp_path):
     config = Config(
         dict(model=dict(type='ToyModel'), default_scope='mmengine')

@@ -251,7 +251,7 @@ def test_a_read_only_disk(tmp_path, small_disk, run_tool):
     status, _, err = run_tool('train.py', config, '--work-dir', disk / 'run')
     assert status == 1
     assert re.search(
-        r'error: cannot write to the work dir .*run: Read-only '
+        r'error: cannot write to the folder .*run: Read-only '
         r'file system; .*--work-dir',
         err,
     )
@@ -269,5 +269,5 @@ def test_a_work_dir_that_cannot_be(tmp_path, run_tool, kind):
         place.mkdir(mode=0o500)
     status, _, err = run_tool('train.py', config, '--work-dir', place / 'run')
     assert status == 1
-    assert f'cannot write to the work dir {place / "run"}' in err
+    assert f'cannot write to the folder {place / "run"}' in err
     assert 'Traceback' not in err
