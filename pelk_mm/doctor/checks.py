@@ -145,20 +145,24 @@ def limits(environment: Environment) -> Iterator[Finding]:
 
 def accepted(environment: Environment) -> Iterator[Finding]:
     """The versions that pelk_mm was written for, as its extras name them."""
+    packages = environment.packages
+    names = [name for names in FAMILIES.values() for name in names.values()]
+    ours = [name for name in names if name in packages]
     try:
-        extras = requires('pelk_mm') or []
+        extras = requires('pelk_mm') if ours else None
     except PackageNotFoundError:  # a clone that is not installed
         return
-    from packaging.requirements import Requirement
+    for extra in extras or ():
+        # mmcv and mmengine bring it.
+        from packaging.requirements import Requirement
 
-    ours = {name for names in FAMILIES.values() for name in names.values()}
-    for needed in map(Requirement, extras):
-        version = environment.packages.get(needed.name)
-        if version is None or needed.name not in ours:
+        needed = Requirement(extra)
+        if needed.name not in ours:
             continue
+        version = packages[needed.name]
         if not needed.specifier.contains(version, prereleases=True):
             text = f'pelk_mm needs {needed.name} {needed.specifier}'
-            advice = f'pip install {shlex.quote(str(needed).split(";")[0])}'
+            advice = f'pip install {shlex.quote(extra.split(";")[0].strip())}'
             text = f'{text}, {version} is installed'
             yield Finding(needed.name, NOTE, text, advice)
 
