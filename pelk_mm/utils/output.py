@@ -49,6 +49,7 @@ def silent(*loggers: str) -> Iterator[None]:
 #: Warnings of libraries that whoever runs a tool can do nothing about: by the
 #: module that warns, how they begin.
 _NOISE = (
+    ('mmdet', 'To copy construct from a tensor'),
     ('mmseg', '``build_loss`` would be deprecated soon'),
     ('mmseg', 'Default ``avg_non_ignore`` is False'),
     ('mmseg', 'The draw is False, it means that the hook'),
