@@ -1,9 +1,8 @@
 """Compare variants of one model on the same images.
 
 A variant is CONFIG CHECKPOINT (merged or not), FILE.onnx or FILE.pt2. Exit
-status: 0 if no output is further from the reference than the
-tolerance, 1 if one is, or if something cannot be compared, as an image that
-cannot be read.
+status: 0 if no output is further from the reference than the tolerance, 1 if
+one is, or if something cannot be compared, as an image that cannot be read.
 """
 
 import argparse
@@ -32,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add('--candidate', action='append', help=several, **files)
     folder = 'an image or a folder of them (default: random ones)'
     add('--images', metavar='DIR', help=folder)
-    most = 'images, at most (default: %(default)s)'
+    most = 'largest number of images (default: %(default)s)'
     add('--num', type=int, default=4, help=most)
     text = (
         'size of the images in pixels, multiples of 32 (default: that of the '
