@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -58,6 +58,7 @@ def prepare_training(
     newest whole checkpoint of the work dir, or None; ``checkpoints`` keeps
     what is read, for :func:`train`. A LaunchError says what cannot be done.
     """
+    _let_the_first_speak(launcher)
     if work_dir is not None:
         config.work_dir = work_dir
     if amp:
@@ -98,6 +99,7 @@ def prepare_testing(
     augmentation; ``checkpoints`` keeps what is read, for :func:`test`. A
     LaunchError says what cannot be done.
     """
+    _let_the_first_speak(launcher)
     if work_dir is not None:
         config.work_dir = work_dir
     if '://' not in checkpoint:
@@ -122,6 +124,19 @@ def prepare_testing(
     _check_folders(config, 'test')
     _use_launcher(config, launcher)
     return config
+
+
+#: Where each launcher says which of the processes one is.
+_RANK = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def _let_the_first_speak(launcher: str) -> None:
+    """Of several processes, have one log what comes before the runner.
+
+    mmengine's loggers do so by themselves once the processes are connected.
+    """
+    if os.environ.get(_RANK.get(launcher, ''), '0') != '0':
+        MMLogger.get_current_instance().setLevel(logging.ERROR)
 
 
 def build_runner(config: Config) -> Runner:

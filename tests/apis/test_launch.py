@@ -161,6 +161,17 @@ def test_processes_without_a_gpu(config, monkeypatch):
     assert config.model_wrapper_cfg == dict(type='Mine')
 
 
+@pytest.mark.parametrize('rank, lines', [('0', 1), ('1', 0)])
+def test_one_of_several_processes_speaks(
+    config, rank, lines, monkeypatch, capsys
+):
+    monkeypatch.setenv('RANK', rank)
+    monkeypatch.setattr(launch, '_use_launcher', lambda *_: None)
+    config.param_scheduler = [dict(type='StepLR', begin=6, by_epoch=False)]
+    prepare_training(config, launcher='pytorch')
+    assert capsys.readouterr().out.count('left out') == lines
+
+
 def test_auto_scale_lr(config):
     with pytest.raises(LaunchError, match='base_batch_size'):
         prepare_training(config, auto_scale_lr=True)
