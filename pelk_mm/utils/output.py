@@ -54,6 +54,8 @@ _NOISE = (
     ('mmseg', 'Default ``avg_non_ignore`` is False'),
     ('mmseg', 'The draw is False, it means that the hook'),
     ('mmengine', 'The shape of value will convert from'),
+    ('mmengine', 'Setting OMP_NUM_THREADS environment variable'),
+    ('mmengine', 'Setting MKL_NUM_THREADS environment variable'),
     ('mmseg', '`reduce_zero_label` will be deprecated'),
 )
 
