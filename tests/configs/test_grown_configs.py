@@ -130,7 +130,7 @@ def test_a_step_moves_outputs_as_that_of_the_convnext(load, name):
     expected = changes(plain, config.optim_wrapper)
     found = changes(grown, config.optim_wrapper)
     for much, little in zip(found, expected, strict=True):
-        assert much < 3 * little
+        assert much < 2 * little
     # At the same rate in all cells it is another matter.
     del paramwise['scale_lr_by_cell_area']
-    assert changes(unscaled, config.optim_wrapper)[0] > 3 * expected[0]
+    assert changes(unscaled, config.optim_wrapper)[0] > 2 * expected[0]

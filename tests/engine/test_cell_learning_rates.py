@@ -291,6 +291,10 @@ class TestDrift:
             out_indices=(0, 1, 2, 3),
         )
         torch.manual_seed(0)
+        for layer in model.modules():
+            # As large as in a network that was trained for a while.
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                layer.reset_parameters()
         for stage in model.stages:
             large = stage.blocks[0].conv.large
             small = nn.init.trunc_normal_(torch.empty(8, 1, 7, 7), std=0.02)

@@ -173,7 +173,7 @@ def _on_hub(kind: Any) -> Any:
             safetensors.torch.save_model(self.model, path)
 
         @classmethod
-        def _from_pretrained(
+        def _from_pretrained(  # type: ignore[override]
             cls, *, model_id: str, config: Any = None, **kwargs: Any
         ) -> PeLK:
             if config is None or 'arch' not in config:
