@@ -13,8 +13,9 @@
 # From the environment:
 #   PYTHON=python3.12   the interpreter (default python3)
 #   NUMPY=1.26.4        another numpy than that of requirements/constraints.txt
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
-#                       torch without CUDA, which PyPI does not have for Linux
+#   PIP_EXTRA_INDEX_URL=…
+#                       an index of torch without CUDA, which PyPI does not have
+#                       for Linux; see docs/install.md
 #
 # It can be run again: what is there already is kept, and what --lite left out
 # is added without it.
@@ -108,7 +109,7 @@ get -r requirements/build.txt
 step '2/6 torch and torchvision'
 if ! command -v nvidia-smi >/dev/null && ! python -c 'import torch' 2>/dev/null; then
     echo '  PyPI has them for Linux with CUDA alone: 4 GB to download, GPU or not.'
-    echo '  Without: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make …'
+    echo '  docs/install.md says how to get them without.'
 fi
 get -r requirements/torch.txt
 

@@ -91,7 +91,7 @@ def test_refuses(trained, tmp_path):
     ):
         with pytest.raises(LaunchError, match=message):
             reparameterize(settings, str(weights), out)
-    with pytest.raises(LaunchError, match='holds weights in training form'):
+    with pytest.raises(LaunchError, match='holds weights that are not merged'):
         load_network(written, checkpoint)
     with pytest.raises(LaunchError, match='multiples of 32'):
         reparameterize(training, checkpoint, out, (100, 64))

@@ -227,7 +227,8 @@ def test_a_stem_for_other_images_starts_anew(classifier, tmp_path, log):
     texts = [record.getMessage() for record in log]
     assert (
         f'{name} is (8, 3, 4, 4) in the checkpoint, for images of 3 channels, '
-        'and (8, 4, 4, 4) in the model: it starts anew, the rest is loaded'
+        'and (8, 4, 4, 4) in the model: it starts at random, the rest is '
+        'loaded'
     ) in texts
     expected = classifier.backbone.state_dict()
     three = expected.pop(name)

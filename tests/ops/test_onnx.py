@@ -92,7 +92,7 @@ def test_exported_program(tmp_path):
 @pytest.mark.parametrize(
     ('dynamo', 'merged'),
     [
-        # The new exporter takes about 10 s for the training form.
+        # The new exporter takes about 10 s before merging.
         pytest.param(True, False, marks=pytest.mark.slow),
         (True, True),
         (False, False),

@@ -95,7 +95,7 @@ def test_verify_refuses(files, run, tmp_path):
         (('--candidate', 'a.py'), 'needs a checkpoint'),
         (
             ('--candidate', files['merged'][0], files['trained'][1]),
-            'holds weights in training form',
+            'holds weights that are not merged',
         ),
         (
             ('--candidate', files['trained'][0], files['merged'][1]),
@@ -189,7 +189,7 @@ def test_exports_refuse(files, run, tmp_path, monkeypatch):
                     '--out',
                     good,
                 ),
-                'holds weights in training form',
+                'holds weights that are not merged',
             ),
             (
                 (

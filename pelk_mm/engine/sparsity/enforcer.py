@@ -39,7 +39,7 @@ class MaskEnforcer:
 
     - On the gradient, while going backward (a hook of the parameter): before
       gradients are averaged over ranks, clipped or checked for overflow by a
-      loss scaler, so that dead weights have a say in none of these, and
+      loss scaler, so that inactive weights have a say in none of these, and
       before the moments.
     - On the weight, after every step of the optimizer (a hook of it, not run
       when a loss scaler skips the step): whatever the optimizer does to zeros
@@ -91,13 +91,13 @@ class MaskEnforcer:
         self._handles.clear()
 
     def move(self, rate: float, generator: torch.Generator) -> float:
-        """Drop the smallest live weights of each layer and grow as many.
+        """Drop the smallest active weights of each layer and grow as many.
 
         Layers with an average of dense gradients grow by its magnitude,
         others at random. Returns the share dropped over all layers, less
-        than ``rate`` where a layer has fewer dead weights.
+        than ``rate`` where a layer has fewer inactive weights.
         """
-        live = dropped = 0
+        active = dropped = 0
         for name, weight in self._trainable():
             mask = self.masks[name]
             chance = spawn_generator(generator, weight.device)
@@ -107,17 +107,18 @@ class MaskEnforcer:
             score = None if average is None else average.abs()
             # What was just dropped is no candidate: it would come right back.
             self.masks[name] = grow(kept, ~mask, count, chance, score)
-            live += int(mask.sum())
+            active += int(mask.sum())
             dropped += count
         self.momentum.clear()
         self._agree()
         self._apply()
-        return dropped / max(live, 1)
+        return dropped / max(active, 1)
 
     def fold_gradients(self, scale: float = 1.0) -> None:
         """Average a step's dense gradients, which carry the loss scale.
 
-        The optimizer's momentum knows no dead weights. Call on every rank.
+        The optimizer's momentum has none of inactive weights. Call on every
+        rank.
         """
         for name, weight in self._trainable():
             unused = torch.zeros_like(weight)
@@ -132,7 +133,7 @@ class MaskEnforcer:
 
     @property
     def density(self) -> float:
-        """Share of the masked weights that lives."""
+        """Share of the masked weights that is active."""
         total = sum(mask.numel() for mask in self.masks.values())
         return sum(int(mask.sum()) for mask in self.masks.values()) / total
 
@@ -166,7 +167,7 @@ class MaskEnforcer:
             silence_([weight], self.masks[name])
 
     def _apply(self) -> None:
-        """Zero dead weights wherever a moment or a copy of them is kept."""
+        """Zero inactive weights, and moments and copies of them."""
         for name, weight in self.weights.items():
             kept = [weight.data]
             kept += [p[name].data for p in self._averaged if name in p]

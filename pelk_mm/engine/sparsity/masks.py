@@ -1,14 +1,14 @@
-"""Masks of a sparse network: how many weights live, which, and who moves.
+"""Masks of a sparse network: how many weights are active, and which.
 
 Plain functions on tensors; when they are called is the business of
 :class:`~pelk_mm.engine.hooks.DynamicSparsityHook`. A mask is a bool tensor of
-its weight's shape and device, True where the weight lives. A dead weight is
+its weight's shape and device, True where the weight is active. Another one is
 zero and stays zero until it is grown.
 
 The scheme is that of `SLaK <https://arxiv.org/abs/2207.03620>`_, which PeLK
 takes over: densities per layer are set once, positions are drawn at random,
-and from time to time the live weights of smallest magnitude change places
-with dead ones of the same layer.
+and from time to time the active weights of smallest magnitude change places
+with inactive ones of the same layer.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def trainable_weights(
     return chosen
 
 
-# Densities: which share of each layer lives --------------------------------
+# Densities: which share of each layer is active ----------------------------
 
 
 def uniform_densities(
@@ -136,10 +136,10 @@ def erk_densities(
     }
 
 
-def live_count(density: float, numel: int) -> int:
-    """Number of live weights: the density rounded to one weight, at least 1.
+def active_count(density: float, numel: int) -> int:
+    """Number of active weights: the density, rounded, but at least 1 weight.
 
-    A layer without a live weight would cut the network in two and could not
+    A layer without an active weight would cut the network in two and could not
     be grown back by magnitude, hence the floor.
     """
     return min(numel, max(1, round(density * numel)))
@@ -159,7 +159,7 @@ def spawn_generator(
 def draw_mask(
     shape: Sequence[int], count: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw a mask of ``count`` live weights at random, on its device."""
+    """Draw a mask of ``count`` active weights at random, on its device."""
     mask = torch.zeros(tuple(shape), dtype=torch.bool, device=generator.device)
     return grow(mask, ~mask, count, generator)
 
@@ -174,40 +174,40 @@ def draw_masks(
     for name, density in densities.items():
         weight = weights[name]
         chance = spawn_generator(generator, weight.device)
-        count = live_count(density, weight.numel())
+        count = active_count(density, weight.numel())
         masks[name] = draw_mask(weight.shape, count, chance)
     return masks
 
 
 def mask_from_zeros(weight: Tensor) -> Tensor:
-    """Bool mask of a sparse weight, on its device: live where it is not 0.
+    """Bool mask of a sparse weight, on its device: active where it is not 0.
 
     A position of a depthwise kernel, ``(C, 1, K, K)``, that is 0 in all
-    channels lives too: pruning would hardly take it from each of them, so it
-    is one that the kernel has just grown.
+    channels is active too: pruning would hardly take it from each of them, so
+    it is one that the kernel has just grown.
     """
-    live = weight != 0
+    active = weight != 0
     if weight.ndim == 4 and weight.shape[1] == 1:
-        live |= ~live.any(0)
-    return live
+        active |= ~active.any(0)
+    return active
 
 
 def turnover(mask: Tensor, rate: float) -> int:
-    """Number of weights to exchange: ``rate`` of the live ones, rounded.
+    """Number of weights to exchange: ``rate`` of the active ones, rounded.
 
-    Never more than there are dead ones. Otherwise weights just dropped would
-    have to be grown again, and a layer that is (nearly) dense would lose
+    Never more than are inactive. Otherwise weights just dropped would have to
+    be grown again, and a layer that is (nearly) dense would lose
     trained weights for nothing.
     """
-    live = int(mask.sum())
-    return min(round(rate * live), mask.numel() - live)
+    active = int(mask.sum())
+    return min(round(rate * active), mask.numel() - active)
 
 
 def drop_smallest(weight: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Take the smallest live weights, of equal ones the first, off a copy."""
-    live = mask.flatten().nonzero().squeeze(1)
-    order = weight.detach().flatten()[live].abs().sort(stable=True).indices
-    return _set(mask, live[order[:count]], False)
+    """Take the smallest weights, of equal ones the first, off a copy."""
+    active = mask.flatten().nonzero().squeeze(1)
+    order = weight.detach().flatten()[active].abs().sort(stable=True).indices
+    return _set(mask, active[order[:count]], False)
 
 
 def grow(
@@ -217,7 +217,7 @@ def grow(
     generator: torch.Generator,
     score: Tensor | None = None,
 ) -> Tensor:
-    """Add ``count`` of the candidates, all dead, to a new mask.
+    """Add ``count`` of the candidates, all inactive, to a new mask.
 
     The largest in ``score`` grow, and chance, on the mask's device, decides
     between equal ones. What is not finite counts as 0; None as all equal.
@@ -238,7 +238,7 @@ def _set(mask: Tensor, index: Tensor, value: bool) -> Tensor:
 
 
 def silence_(tensors: Iterable[Tensor], mask: Tensor) -> None:
-    """Zero what is dead in tensors of the mask's shape; others are left."""
+    """Zero inactive weights in tensors of the mask's shape; leave others."""
     with torch.no_grad():
         for tensor in tensors:
             if tensor.shape == mask.shape:

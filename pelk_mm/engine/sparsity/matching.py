@@ -73,11 +73,11 @@ def masks_at_hand(
                 f'{name} is zero throughout and is left without a mask'
             )
             del masks[name]
-    dead = sum(int((~mask).sum()) for mask in masks.values())
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    if dead < max(1, SPARSE_SHARE * total):
+    if zeros < max(1, SPARSE_SHARE * total):
         raise ValueError(
-            f"init='zeros' found nothing sparse: {dead} of {total} weights "
+            f"init='zeros' found nothing sparse: {zeros} of {total} weights "
             'are zero. Load a sparse checkpoint (load_from, or init_cfg of '
             "type 'Pretrained'), use another init, or leave the hook out"
         )

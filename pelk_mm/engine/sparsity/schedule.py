@@ -33,7 +33,7 @@ class Schedule:
                 check_integer(name, getattr(self, name), 1)
 
     def rate_at(self, step: int) -> float:
-        """Share of the live weights to drop: a cosine, flat from the end."""
+        """Share of the active weights to drop: a cosine, flat from the end."""
         cosine = math.cos(math.pi * min(step, self.end) / self.end)
         span = self.prune_rate - self.min_prune_rate
         return self.min_prune_rate + span * (1 + cosine) / 2

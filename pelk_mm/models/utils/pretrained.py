@@ -144,13 +144,13 @@ def _check_parts(model: PeLK, own: set[str], given: set[str]) -> None:
     if own_trains and not given_trains:
         advice = (
             'it holds merged weights (saved after switch_to_deploy), this '
-            'PeLK is in training form: build it with deploy=True, as in the '
+            'PeLK is not merged: build it with deploy=True, as in the '
             'config beside a checkpoint of '
             'tools/model_converters/reparameterize.py'
         )
     elif model.deploy and given_trains:
         advice = (
-            'it holds weights in training form, this PeLK is merged: build '
+            'it holds weights that are not merged, this PeLK is: build '
             'it with deploy=False, load, then call switch_to_deploy(), as '
             'tools/model_converters/reparameterize.py does'
         )
@@ -223,7 +223,7 @@ def load_pretrained(
             raise RuntimeError(f'{checkpoint}: {stem}')
         del weights[_STEM]
         print_log(
-            f'{stem}: it starts anew, the rest is loaded',
+            f'{stem}: it starts at random, the rest is loaded',
             logger='current',
             level=logging.WARNING,
         )

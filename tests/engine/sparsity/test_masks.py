@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from pelk_mm.engine.sparsity.masks import (
+    active_count,
     draw_mask,
     drop_smallest,
     erk_densities,
     grow,
-    live_count,
     mask_digest,
     mask_from_zeros,
     pack_mask,
@@ -119,7 +119,7 @@ def test_erk_densities_of_a_dense_network():
     [(0.6, 10, 6), (0.6, 961, 577), (1.0, 7, 7), (0.0, 7, 1), (1e-9, 7, 1)],
 )
 def test_live_count(density, numel, count):
-    assert live_count(density, numel) == count
+    assert active_count(density, numel) == count
 
 
 @pytest.mark.parametrize('count', [0, 1, 37, 60])
