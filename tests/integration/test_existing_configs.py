@@ -285,7 +285,7 @@ def train(
 ) -> None:
     """Two iterations by a tool that takes a config and options."""
     library, file = case
-    out = run(
+    run(
         [
             *command,
             str(mim(library) / 'configs' / file),
@@ -302,8 +302,9 @@ def train(
         ],
         tmp_path,
     )
-    assert 'pelk_mm.PeLK' in out
-    losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', out)
+    (log,) = (tmp_path / 'work').glob('*/*.log')
+    assert 'pelk_mm.PeLK' in log.read_text()
+    losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', log.read_text())
     assert losses and all(isfinite(float(loss)) for loss in losses)
     assert list((tmp_path / 'work').glob('*.pth'))
 

@@ -174,7 +174,7 @@ def test_erf_refuses(erf, config, checkpoint, images, tmp_path):
         ((config, '--images', images, '--num', 0), 'at least 1'),
         ((other, checkpoint, '--images', images), 'another arch'),
         ((config, '--images', images, '--also', 'a', 'b', 'c'), '--also'),
-        (('none.py', '--images', images), 'no config file none.py'),
+        (('none.py', '--images', images), 'there is no config none.py'),
         ((config, '--images', images, '--out', bare / 'x'), 'file'),
     ):
         status, _, err = erf('--out', out, '--device', 'cpu', *arguments)
