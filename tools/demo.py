@@ -4,9 +4,11 @@ import argparse
 import os
 import sys
 
-# Threads that wait sleep, where they would spin: beside other programs on the
-# same cores that takes a fraction of the time. Read when torch is imported.
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+# Where other programs keep the cores busy, threads that wait have to sleep: to
+# spin takes many times as long there, and is faster elsewhere. It is read when
+# torch is imported.
+if os.getloadavg()[0] > 0.75 * os.cpu_count():
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 from pelk_mm.demo import TASKS, run_demo
 from pelk_mm.utils.command_line import add_config_options, command
