@@ -9,8 +9,11 @@ INSTALLED = $(VENV)/.installed
 LITE = $(firstword $(wildcard $(INSTALLED)) $(VENV)/.lite)
 ONEDL ?= .venv-onedl
 # The suite runs in JOBS processes of one thread each: what it computes is small.
+# Files come in their order: sorted by how many tests they have, those of a few
+# long ones would come last, and one process wait for the other.
 JOBS ?= 2
-SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile
+SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile \
+    --no-loadscope-reorder
 CSRC = pelk_mm/ops/backends/csrc
 CXX_FILES = $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc tests/native/*.h tests/native/*.cpp
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
