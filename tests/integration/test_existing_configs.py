@@ -315,12 +315,10 @@ def test_librarys_own_train_script(case, scenes, tmp_path):
     train(case, [str(script)], scenes, tmp_path)
 
 
-@examples(quick='retinanet')
+@pytest.mark.slow
+@pytest.mark.parametrize('case', EXCHANGES, ids=ids)
 def test_on_two_processes(case, scenes, tmp_path):
-    """Each waits for every gradient; the libraries' tools want GPUs for it.
-
-    The imports of two processes take most of the time.
-    """
+    """Each waits for every gradient; the libraries' tools want GPUs for it."""
     launcher = '-m', 'torch.distributed.run', '--standalone'
     script = str(ROOT / 'tools/train.py'), '--launcher=pytorch'
     command = [*launcher, '--nproc-per-node=2', *script]
