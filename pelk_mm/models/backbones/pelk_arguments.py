@@ -16,7 +16,7 @@ from torch import Tensor
 from ...ops import SharingGrid
 from ...ops.checks import check_bool, check_integer, check_number, did_you_mean
 from ...ops.sharing_grid import LARGEST_KERNEL
-from ..utils import is_pretrained, pretrained_of
+from ..utils import is_pretrained, parts_of, pretrained_of
 
 NUM_STAGES, STEM_STRIDE = 4, 4
 #: Beyond what any machine holds: what is larger is a slip of the keyboard.
@@ -131,9 +131,7 @@ def check_bools(**flags: object) -> None:
 
 def check_init_cfg(init_cfg: Any) -> dict | list[dict] | None:
     """One that mmengine can read, which it does long afterwards."""
-    if init_cfg is None:
-        return None
-    for cfg in init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]:
+    for cfg in parts_of(init_cfg):
         if not isinstance(cfg, Mapping):
             raise TypeError(
                 'init_cfg must be None, a dict or a list of dicts, got '

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -252,10 +252,17 @@ def check_pretrained(model: PeLK, checkpoints: Checkpoints) -> None:
         _select(model, checkpoints.read(name), name, cfg.get('prefix') or '')
 
 
+def parts_of(init_cfg: Any) -> list:
+    """An ``init_cfg``, which may be None, one part or several, as a list."""
+    if init_cfg is None:
+        return []
+    several = isinstance(init_cfg, (list, tuple))
+    return list(init_cfg) if several else [init_cfg]
+
+
 def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
     """The part of an ``init_cfg`` that loads a checkpoint, None if none."""
-    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else (init_cfg,)
-    found = [cfg for cfg in cfgs if is_pretrained(cfg)]
+    found = [cfg for cfg in parts_of(init_cfg) if is_pretrained(cfg)]
     if len(found) > 1:
         raise ValueError(
             'init_cfg may load one checkpoint, got several of '
@@ -267,9 +274,7 @@ def pretrained_of(init_cfg: dict | list[dict] | None) -> dict | None:
 def initialise(model: PeLK) -> None:
     """Do what a backbone's ``init_cfg`` says, a checkpoint last."""
     cfg = pretrained_of(model.init_cfg)
-    cfgs = model.init_cfg or []
-    cfgs = [cfgs] if isinstance(cfgs, Mapping) else cfgs
-    others = [other for other in cfgs if other is not cfg]
+    others = [part for part in parts_of(model.init_cfg) if part is not cfg]
     if others:
         from mmengine.model import initialize
 
