@@ -12,7 +12,7 @@ from .version import __version__
 
 
 def _needs_nothing() -> bool:
-    """Whether this is the command ``pelk``, or ``python -m pelk_mm.doctor``.
+    """Whether this is the command ``pelk``, or that or the doctor by ``-m``.
 
     They have to start where the imports below do not work, or end the
     process. While Python looks for a module, ``sys.argv[0]`` is ``'-m'``.
@@ -20,7 +20,8 @@ def _needs_nothing() -> bool:
     started = os.path.basename(''.join(sys.argv[:1]))
     if started == '-m':
         started = sys.orig_argv[-len(sys.argv)]
-    return started.endswith('pelk_mm.doctor') or started == 'pelk'
+    modules = 'pelk_mm.cli', 'pelk_mm.doctor'
+    return started.endswith(modules) or started == 'pelk'
 
 
 if not _needs_nothing():

@@ -115,3 +115,7 @@ def usage() -> str:
         'pelk COMMAND --help says more, pelk --version which version this is.',
     ]
     return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    main()

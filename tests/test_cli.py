@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from pelk_mm import cli
+from pelk_mm import __version__, cli
 from tests.conftest import ROOT
 
 
@@ -67,3 +67,15 @@ def test_it_starts_where_nothing_can_be_imported():
         timeout=60,
     )
     assert done.stdout == "['-m', 'pelk_mm.doctor', '--json']\n", done.stderr
+
+
+def test_a_clone_has_it_as_a_module():
+    """Python without packages, so without torch, starts it."""
+    done = subprocess.run(
+        [sys.executable, '-S', '-m', 'pelk_mm.cli', '--version'],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.stdout == f'pelk_mm {__version__}\n', done.stderr
