@@ -3,12 +3,8 @@ from .drop_path import DropPath
 from .enlarged_conv import EnlargedConv2d, embed_weights, why_not_enlarged
 from .grn import GRN
 from .layer_norm import LayerNorm2d, reach_all
-from .peripheral_conv import (
-    PartialPeripheralConv2d,
-    PeripheralConv2d,
-    SmallConv2d,
-    density,
-)
+from .partial_conv import PartialPeripheralConv2d
+from .peripheral_conv import PeripheralConv2d, SmallConv2d, density
 from .pointwise import pointwise_mlp
 
 __all__ = [

@@ -14,22 +14,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 
-def is_changed(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says.
-
-    Because of hooks, parametrizations or a ``forward`` of its own.
-    """
-    return parametrize.is_parametrized(module) or any(
-        (
-            module._forward_pre_hooks,
-            module._forward_hooks,
-            module._backward_pre_hooks,
-            module._backward_hooks,
-            'forward' in vars(module),
-        )
-    )
-
-
 def make_permanent(module: nn.Module, *names: str) -> None:
     """Turn tensors of a module that are derived into its parameters.
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...ops import SharingGrid
 from ..openmmlab import KNOWN_CONVS, SAME_CONVS
-from .derived import is_changed
 from .peripheral_conv import PeripheralConv2d
+from .replacing import is_changed
 
 
 class EnlargedConv2d(PeripheralConv2d):

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function, forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+from torch.autograd import Function
 
 from ...ops.autocast import autocast_dtype
-from .derived import is_changed
+from .replacing import are_plain, is_recorded
 
 #: Elements of 16 bits that a GPU loads at once.
 _STEP = 8
@@ -50,18 +49,9 @@ def pointwise_mlp(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
 def padded_dtype(x: Tensor) -> torch.dtype | None:
     """The 16-bit dtype that a GPU multiplies ``x`` in, None elsewhere.
 
-    None for small inputs, and where torch records or transforms what runs:
-    compilers pad by themselves, exported graphs show the layers, and
-    ``torch.func`` and forward mode have formulas for these.
+    None for small inputs, and where torch records or transforms what runs.
     """
-    if (
-        not x.is_cuda
-        or x.numel() < _FEW
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    ):
+    if not x.is_cuda or x.numel() < _FEW or is_recorded():
         return None
     dtype = autocast_dtype(x) or x.dtype
     return dtype if dtype.itemsize == 2 else None
@@ -73,8 +63,7 @@ def _can_pad(x: Tensor, layers: Sequence[Any]) -> bool:
         type(first) is not nn.Linear
         or type(last) is not nn.Linear
         or any(type(layer) not in _BETWEEN for layer in between)
-        or any(map(is_changed, layers))
-        or _has_any_global_hook()
+        or not are_plain(layers)
     ):
         return False
     operands = x, first.weight, first.bias, last.weight, last.bias

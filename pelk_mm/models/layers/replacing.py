@@ -1,0 +1,50 @@
+"""Where faster code may stand in for that of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
+
+
+def is_recorded() -> bool:
+    """Whether torch records or transforms what runs.
+
+    Compilers have faster code of their own, exported graphs show the layers,
+    and ``torch.func`` and forward mode have formulas for these.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says.
+
+    Because of hooks, parametrizations or a ``forward`` of its own.
+    """
+    return (
+        _has_any_global_hook()
+        or parametrize.is_parametrized(module)
+        or any(
+            (
+                module._forward_pre_hooks,
+                module._forward_hooks,
+                module._backward_pre_hooks,
+                module._backward_hooks,
+                'forward' in vars(module),
+            )
+        )
+    )
+
+
+def are_plain(modules: Iterable[nn.Module]) -> bool:
+    """Whether calling them does what their classes say and no more."""
+    return not _has_any_global_hook() and not any(map(is_changed, modules))
