@@ -2,7 +2,7 @@
 
 Whether kernels are interpreted is settled when triton is first imported, so
 ``TestInterpreted`` runs in a process of its own, which ``test_interpreted``
-starts.
+starts, for ``test_triton_branches.py`` too.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ def test_interpreted():
             '-k',
             'TestInterpreted',
             __file__,
+            Path(__file__).with_name('test_triton_branches.py'),
         ],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1'},

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelk_mm.ops import SharingGrid
 from pelk_mm.ops.backends import triton as triton_backend
-from pelk_mm.ops.backends import triton_launch
+from pelk_mm.ops.backends import triton_branches, triton_launch
 from pelk_mm.ops.backends.triton_launch import View, make_work
 from tests.helpers.operator_cases import GRIDS
 
@@ -35,9 +35,22 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def nothing_kept():
     """What a test has replaced is neither used nor kept by the launches."""
-    make_work.cache_clear()
+    forget()
     yield
-    make_work.cache_clear()
+    forget()
+
+
+def forget():
+    for kept in (
+        make_work,
+        triton_branches.make_step,
+        triton_branches.copy_launch,
+        triton_branches.join_launch,
+    ):
+        kept.cache_clear()
+
+
+KERNELS = vars(triton_launch.kernels())
 
 
 class Recorder:
@@ -57,17 +70,17 @@ class Recorder:
 
 def replace_kernels(monkeypatch):
     """Lists of what Triton is asked to launch, and of what goes past it."""
-    from pelk_mm.ops.backends import triton_kernels
-
     launches, direct = [], []
     recorders = {
         name: Recorder(kernel, launches, direct)
-        for name, kernel in vars(triton_kernels).items()
+        for name, kernel in KERNELS.items()
         if name.endswith('_kernel')
     }
-    kernels = SimpleNamespace(**recorders, COMPILED_TAKES_ALL=True)
+    kernels = SimpleNamespace(
+        **KERNELS | recorders | {'COMPILED_TAKES_ALL': True}
+    )
     monkeypatch.setattr(triton_launch, 'kernels', lambda: kernels)
-    make_work.cache_clear()
+    forget()
     return launches, direct
 
 
@@ -85,6 +98,30 @@ def run(shape, grid, dtype, with_bias=True, layout=torch.channels_last):
     bias = weight[:, 0, 0, 0] if with_bias else None
     backend.forward(input, weight, bias, grid, layout)
     backend.backward(input, weight, input, grid, layout)
+
+
+def run_branches(shape, grid, dtype, *_):
+    """The same of two branches and their norms, of a float32 map."""
+    batch, channels, height, width = shape
+    all_channels = channels * 8 // 3
+    cells = grid.num_cells
+
+    def empty(*size):
+        return torch.empty(size, device='meta', requires_grad=True)
+
+    x = torch.empty(batch, height, width, all_channels, device='meta')
+    y = triton_branches.join_branches(
+        x.permute(0, 3, 1, 2).requires_grad_(),
+        empty(channels, 1, cells, cells),
+        empty(channels, 1, 5, 5),
+        [torch.nn.BatchNorm2d(channels, device='meta') for _ in range(2)],
+        empty(1, cells, cells),
+        grid,
+        SharingGrid.from_sizes([1] * 5),
+        dtype,
+        torch.float32,
+    )
+    y.backward(torch.empty_like(y))
 
 
 def record_launches(monkeypatch, *kind):
@@ -203,6 +240,31 @@ def test_compiles_without_spills(
             )
 
 
+@pytest.mark.parametrize(
+    ('arch', 'shape', 'grid'),
+    [(90, STAGE_1, '51'), pytest.param(80, (2, 93, 28, 28), '51', marks=SLOW)],
+)
+def test_norms_compile_without_spills(
+    monkeypatch, tmp_path, arch, shape, grid
+):
+    launches, _ = replace_kernels(monkeypatch)
+    run_branches(shape, GRIDS[grid], torch.bfloat16)
+    # Two at each end where the parts launch some fifty.
+    assert len(launches) <= 20
+    names = {'moments', 'norm', 'join', 'norm_sums', 'norm_grad'}
+    for kernel, _, args, kwargs in launches:
+        name = kernel.__name__.removesuffix('_kernel')
+        if name not in names:
+            continue
+        if name != 'join':
+            names.remove(name)
+        compiled = compile_launch(kernel, args, kwargs, arch)
+        registers, stack = resources(compiled, tmp_path)
+        print(f'{name} sm_{arch}: {registers} registers, {stack} of stack')
+        assert stack == 0
+    assert names == {'join'}
+
+
 def test_planar_output_is_written_in_wide_words(monkeypatch):
     """Where its rows allow that, which need no multiple of 16 columns."""
     launches, _ = replace_kernels(monkeypatch)
@@ -297,7 +359,8 @@ def test_runs(layout, channels, start, expected):
     assert View.of(tensor).runs() == expected
 
 
-def test_multi_scale_training_compiles_few_kernels(monkeypatch):
+@pytest.mark.parametrize(('run', 'every'), [(run, 1), (run_branches, 3)])
+def test_multi_scale_training_compiles_few_kernels(monkeypatch, run, every):
     """2000 steps of PeLK-T on two COCO images, resized and padded."""
     choose = random.Random(0).choice
     ratios = [4 / 3, 640 / 427, 16 / 9, 1, 3 / 4, 427 / 640]
@@ -314,7 +377,7 @@ def test_multi_scale_training_compiles_few_kernels(monkeypatch):
     stages = (46, 51), (93, 49), (187, 47), (374, 13)
     found = set()
     launches, _ = replace_kernels(monkeypatch)
-    for height, width in batches:
+    for height, width in sorted(batches)[::every]:
         for stage, (channels, kernel_size) in enumerate(stages):
             shape = 2, channels, height >> stage + 2, width >> stage + 2
             run(shape, SharingGrid(kernel_size), torch.bfloat16, False)

@@ -87,7 +87,7 @@ class TritonBackend(Backend):
         layout: torch.memory_format,
     ) -> Tensor:
         output = torch.empty_like(input, memory_format=layout)
-        with _on(input.device):
+        with on_device(input.device):
             work = make_work(View.of(input), grid, layout, bias is not None)
             rows = work.write_rows(weight)
             for group in work.groups:
@@ -98,14 +98,14 @@ class TritonBackend(Backend):
         self, input: Tensor, grad_output: Tensor, grid: SharingGrid
     ) -> Tensor:
         options = grid, torch.contiguous_format, False
-        with _on(input.device):
+        with on_device(input.device):
             work = make_work(View.of(grad_output), *options)
             copies = make_work(View.of(input), *options)
             grads = [
                 group.correlate(group.fill(grad_output), copy.copy(input))
                 for group, copy in zip(work.groups, copies.groups, strict=True)
             ]
-        return _join(grads).to(input.dtype)
+        return join_groups(grads).to(input.dtype)
 
     def backward(
         self,
@@ -117,7 +117,7 @@ class TritonBackend(Backend):
     ) -> tuple[Tensor, Tensor]:
         grad_input = torch.empty_like(input, memory_format=layout)
         grads = []
-        with _on(input.device):
+        with on_device(input.device):
             work = make_work(View.of(grad_output), grid, layout, False)
             copies = make_work(View.of(input), grid, layout, False)
             rows = work.write_rows(weight, flipped=True)
@@ -125,7 +125,7 @@ class TritonBackend(Backend):
                 maps = group.fill(grad_output)
                 group.convolve(maps, rows, None, grad_input)
                 grads.append(group.correlate(maps, copy.copy(input)))
-        return grad_input, _join(grads).to(input.dtype)
+        return grad_input, join_groups(grads).to(input.dtype)
 
 
 @lru_cache
@@ -145,12 +145,12 @@ def _why_not_on(device: torch.device) -> str | None:
     return None
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on_device(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device: make it the tensors' one."""
     if device.type != 'cuda' or device.index == torch.cuda.current_device():
         return _HERE
     return torch.cuda.device(device)
 
 
-def _join(groups: list[Tensor]) -> Tensor:
+def join_groups(groups: list[Tensor]) -> Tensor:
     return groups[0] if len(groups) == 1 else torch.cat(groups)

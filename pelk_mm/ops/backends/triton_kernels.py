@@ -56,7 +56,7 @@ def _add_product(a, b, total, PRECISION: tl.constexpr):
 def _rounded(values, dtype: tl.constexpr):
     if _WIDEN and dtype == tl.bfloat16:
         # The interpreter would cut the rest of the number off.
-        bits = values.to(tl.int32, bitcast=True)
+        bits = values.to(tl.float32).to(tl.int32, bitcast=True)
         bits += 0x7FFF + ((bits >> 16) & 1)
         values = (bits & -0x10000).to(tl.float32, bitcast=True)
     return values.to(dtype)
@@ -134,7 +134,8 @@ def maps_kernel(
     target += x[None, None, :]
     kept = ((row < step) & (y < height))[:, None, None]
     kept &= (c < channels)[None, :, None]
-    tl.store(target, rows, mask=kept & (y >= 0)[:, None, None])
+    same = _rounded(rows, maps.dtype.element_ty)
+    tl.store(target, same, mask=kept & (y >= 0)[:, None, None])
     rows = tl.reshape(rows, (ROWS, BLOCK_C * BLOCK_W))
     below = row[None, :] - row[:, None]
     for box in tl.static_range(2, LARGEST + 1):
@@ -187,6 +188,7 @@ def rows_kernel(
         source = (row // num_cells * 2 + 1).to(tl.int64) * num_cells
         source = (source - row) * num_cells - 1 - column
     values = tl.load(weight + source, mask=column >= 0, other=0.0)
+    values = _rounded(values, rows.dtype.element_ty)
     end = PHASES * taps
     tl.store(rows + row.to(tl.int64) * end + at, values, mask=at < end)
 

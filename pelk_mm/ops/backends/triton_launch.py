@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from math import gcd
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -30,11 +30,11 @@ _MAX_CHANNELS = 65535
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    """The kernels' module; importing it imports triton."""
-    from . import triton_kernels
+def kernels() -> SimpleNamespace:
+    """All kernels by name; importing them imports triton."""
+    from . import triton_kernels, triton_norm_kernels
 
-    return triton_kernels
+    return SimpleNamespace(**vars(triton_norm_kernels) | vars(triton_kernels))
 
 
 class Launch:
@@ -47,7 +47,11 @@ class Launch:
     """
 
     def __init__(
-        self, name: str, grid: tuple[int, ...], *numbers: int, **constants: Any
+        self,
+        name: str,
+        grid: tuple[int, ...],
+        *numbers: float,
+        **constants: Any,
     ) -> None:
         self._kernel = getattr(kernels(), name)
         self._grid = (*grid, 1, 1)[:3]
@@ -111,14 +115,23 @@ class View(NamedTuple):
 
 
 class Work:
-    """The launches for tensors like one and a grid; see :func:`make_work`."""
+    """The launches for tensors like one and a grid; see :func:`make_work`.
+
+    Without a ``layout`` inputs and results are in planar order, ``(C, N, H,
+    padded)`` given as ``(N, C, H, padded)``: with zeros behind the columns of
+    an input, and anything behind those of a result. A grid whose cells are
+    all ones can read the maps of another one: it takes their tiles, and the
+    rows that they have on top.
+    """
 
     def __init__(
         self,
         view: View,
         grid: SharingGrid,
-        layout: torch.memory_format,
+        layout: torch.memory_format | None,
         has_bias: bool,
+        tiles: Tiles | None = None,
+        top: int | None = None,
     ) -> None:
         self.view, self.grid = view, grid
         self.layout, self.has_bias = layout, has_bias
@@ -126,7 +139,9 @@ class Work:
         self.lines = batch * height
         narrow = view.dtype.itemsize < 4
         size = width, grid.kernel_size
-        self.tiles = Tiles.forward(self.lines, channels, *size, narrow)
+        self.tiles = tiles or Tiles.forward(
+            self.lines, channels, *size, narrow
+        )
         self.grad_tiles = Tiles.weight_grad(self.lines, width, narrow)
         self.padded = self.tiles.pad(width)
         means = view.dtype == torch.float16
@@ -134,8 +149,9 @@ class Work:
         self.plan = make_plan(grid.sizes, height, reach, means)
         groups = self.tiles.group, self.grad_tiles.group
         self.tables = make_tables(self.plan, height, *groups, view.device)
+        self.top = self.plan.top if top is None else top
         # Elements of one map and channel.
-        self.map_size = batch * (self.plan.top + height) * self.padded
+        self.map_size = batch * (self.top + height) * self.padded
         # Numbers of 16 bytes, the widest access.
         self.phases = 16 // view.dtype.itemsize
         first, last = self.tiles.taps(*size)
@@ -157,7 +173,8 @@ class Work:
     def write_rows(self, weight: Tensor, flipped: bool = False) -> Tensor:
         """The kernel's k' distinct rows, ``(C, k', phases, taps)``."""
         channels, cells = len(weight), self.grid.num_cells
-        rows = weight.new_empty(channels, cells, self.phases, self.taps)
+        shape = channels, cells, self.phases, self.taps
+        rows = weight.new_empty(shape, dtype=self.view.dtype)
         launch = self._write_flipped if flipped else self._write_rows
         launch(weight.contiguous(), rows, self.tables.column_cells)
         return rows
@@ -266,7 +283,10 @@ class Group:
 
     @cached_property
     def _fill(self) -> tuple[Launch, tuple[int, ...]]:
-        return maps_launch(self.view, self.work.plan, self.work.padded)
+        view, padded = self.view, self.work.padded
+        if self.work.layout is None:
+            view = view._replace(shape=(*view.shape[:3], padded))
+        return maps_launch(view, self.work.plan, padded)
 
     @cached_property
     def _copy(self) -> tuple[Launch, tuple[int, ...]]:
@@ -275,8 +295,9 @@ class Group:
     @property
     def _direct(self) -> bool:
         """Whether planes are the output's own memory."""
-        planar = self.work.layout == torch.contiguous_format
-        return planar or self.work.view.shape[1] == 1
+        layout = self.work.layout
+        one = layout is not None and self.work.view.shape[1] == 1
+        return one or layout == torch.contiguous_format
 
     @property
     def _planes(self) -> tuple[int, ...]:
@@ -298,7 +319,7 @@ class Group:
             batch,
             height,
             width,
-            work.plan.top,
+            work.top,
             work.map_size,
             work.grid.num_cells,
             work.grid.kernel_size,
@@ -321,7 +342,7 @@ class Group:
 
     @cached_property
     def _interleave(self) -> Launch | None:
-        if self._direct:
+        if self._direct or self.work.layout is None:
             return None
         shape, channels = self.view.shape, self.work.view.shape[1]
         height, width = shape[2:]
@@ -345,7 +366,7 @@ class Group:
             batch,
             channels,
             height,
-            work.plan.top,
+            work.top,
             work.map_size,
             cells,
             kernel_size,
