@@ -14,6 +14,7 @@ from ...ops.autocast import autocast_dtype
 from ...ops.checks import check_bool, check_integer, check_number
 from ..openmmlab import build_norm_layer
 from .derived import make_permanent
+from .fused_branches import fuse_branches
 from .peripheral_conv import PeripheralConv2d, SmallConv2d
 
 
@@ -110,6 +111,9 @@ class PartialPeripheralConv2d(nn.Module):
         Returns:
             Tensor: ``(N, C, H, W)``.
         """
+        fused = fuse_branches(self, x, pos_sums)
+        if fused is not None:
+            return fused
         head, tail = x.split(self.split, 1)
         # Once for both branches, which each would keep a copy otherwise.
         dtype = autocast_dtype(head)

@@ -1,0 +1,117 @@
+"""A training step of a partial peripheral convolution in few launches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ...ops.autocast import autocast_dtype
+from ...ops.backends import BACKENDS, memory_format
+from ...ops.choice import select_backend
+from .peripheral_conv import PeripheralConv2d, SmallConv2d
+from .replacing import are_plain, is_recorded
+
+if TYPE_CHECKING:
+    from .partial_conv import PartialPeripheralConv2d
+
+
+def fuse_branches(
+    layer: PartialPeripheralConv2d, x: Tensor, pos_sums: Tensor | None
+) -> Tensor | None:
+    """Compute what the layer's parts would, if that can be done in one go.
+
+    Launched one by one, both convolutions, their BatchNorms, the sum and the
+    joining with the other channels take the host longer than the GPU. So does
+    the backward pass. Where something is attached to a part, or stands in its
+    place, or torch records what runs, the parts have to be called.
+
+    Args:
+        layer (PartialPeripheralConv2d): Any.
+        x (Tensor): ``(N, C, H, W)``.
+        pos_sums (Tensor, optional): ``(1, k', k')``.
+
+    Returns:
+        Tensor: ``(N, C, H, W)``, or None where the parts have to be called.
+    """
+    parts = layer.large, layer.small, layer.large_norm, layer.small_norm
+    if not _is_eager_gpu(x) or layer.merged or not _are_known(parts):
+        return None
+    large, small, *norms = cast(Any, parts)
+    dtype = autocast_dtype(x) or x.dtype
+    tensors = [x, *layer.parameters(), *layer.buffers()]
+    if pos_sums is not None:
+        tensors.append(pos_sums)
+    if not (
+        memory_format(x[:, : layer.split[0]]) == torch.channels_last
+        and x.numel() > x.shape[1]  # else there is no variance
+        and all(_is_plain(tensor, x) for tensor in tensors)
+        and _dtype(large.weight) == _dtype(small.weight) == dtype
+        and _is_for_triton(large, x, dtype)
+    ):
+        return None
+    # Importing it imports triton.
+    from ...ops.backends.triton_branches import join_branches
+
+    # What adding up and joining the parts would promote them to.
+    out_dtype = dtype
+    if layer.split[1]:
+        out_dtype = torch.promote_types(out_dtype, x.dtype)
+    if pos_sums is not None:
+        out_dtype = torch.promote_types(out_dtype, large.weight.dtype)
+    return join_branches(
+        x,
+        large.weight,
+        small.weight,
+        norms,
+        pos_sums,
+        large.grid,
+        small.grid,
+        dtype,
+        out_dtype,
+    )
+
+
+def _is_eager_gpu(x: Tensor) -> bool:
+    """Whether a GPU runs what is called, and nothing else sees it."""
+    return (
+        x.is_cuda
+        and not is_recorded()
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def _are_known(parts: tuple[Any, ...]) -> bool:
+    """Two convolutions, and norms that take the batch's statistics."""
+    kinds = PeripheralConv2d, SmallConv2d, nn.BatchNorm2d, nn.BatchNorm2d
+    return (
+        tuple(map(type, parts)) == kinds
+        and are_plain(parts)
+        and all(conv.bias is None for conv in parts[:2])
+        and all(
+            norm.training
+            and norm.affine
+            and norm.track_running_stats
+            and norm.momentum is not None
+            for norm in parts[2:]
+        )
+    )
+
+
+def _is_plain(tensor: Tensor, x: Tensor) -> bool:
+    """Others, such as quantised weights, know themselves what to do."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.device == x.device
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    return autocast_dtype(weight) or weight.dtype
+
+
+def _is_for_triton(
+    layer: PeripheralConv2d, x: Tensor, dtype: torch.dtype
+) -> bool:
+    size = layer.grid.kernel_size
+    chosen = select_backend(layer.backend, x.device, dtype, size)
+    return chosen is BACKENDS['triton']
