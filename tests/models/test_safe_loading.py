@@ -398,6 +398,7 @@ EXCEPTIONS = {
     ('pelk_mm/datasets/images.py', 'image.load'),
     ('pelk_mm/deployment/onnx_export.py', 'onnx.load'),
     ('pelk_mm/ops/backends/triton_kernels.py', 'tl.load'),
+    ('pelk_mm/ops/backends/triton_norm_kernels.py', 'tl.load'),
     ('pelk_mm/analysis/erf.py', 'np.load'),
     ('tools/analysis_tools/visualize_erf.py', 'np.load'),
     ('pelk_mm/models/utils/safe_loading.py', 'torch.load'),
