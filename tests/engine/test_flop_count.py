@@ -1,7 +1,5 @@
 """mmengine's counters see large kernels as torch's does."""
 
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from mmengine.analysis import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from pelk_mm.models import PeLK
+from tests.helpers import forked
 from tests.helpers.models import ARCH, CONFIG
 
 NAME = 'pelk_mm::peripheral_conv2d'
@@ -64,17 +63,13 @@ def test_dense_is_counted_as_a_convolution():
 
 
 def test_librarys_own_tool(tmp_path):
-    """mmpretrain's, whose import takes most of the time."""
+    """mmpretrain's."""
     config = tmp_path / 'config.py'
     text = CONFIG.replace("'PeLK'", "'pelk_mm.PeLK'")
     config.write_text(text.format(classes=3))
     folder = Path(find_spec('mmpretrain').origin).parent / '.mim'
     tool = folder / 'tools/analysis_tools/get_flops.py'
-    done = subprocess.run(
-        [sys.executable, str(tool), str(config), '--shape', '64'],
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(tool, config, '--shape', 64)
     assert done.returncode == 0, done.stderr[-2000:]
     info = get_model_complexity_info(PeLK(ARCH).eval(), (3, 64, 64))
     assert f'Flops: {info["flops_str"]}' in done.stdout

@@ -1,6 +1,6 @@
 """Run a tool in this process, and write how often it opened some files.
 
-python -m tests.helpers.counted_opens RESULT.json FILES... -- TOOL ARGUMENTS...
+python tests/helpers/counted_opens.py RESULT.json FILES... -- TOOL ARGUMENTS...
 """
 
 import json

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
+from tests.helpers.forked import finish
 from tests.helpers.killable_runs import (
     CONFIG,
     die_at,
-    finish,
     log_of,
     slow_disk,
     small_files,

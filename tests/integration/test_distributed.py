@@ -34,7 +34,8 @@ from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
 from tests.conftest import ROOT
 from tests.helpers.distributed_configs import BATCH, ITERS, write_config
-from tests.helpers.killable_runs import finish, log_of, start
+from tests.helpers.forked import finish
+from tests.helpers.killable_runs import log_of, start
 from tests.helpers.sparse_task import differences
 from tests.helpers.toy_task import TOY_CONFIG
 

@@ -6,10 +6,7 @@ small arch in place of a named one keeps the tests short.
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -24,6 +21,7 @@ from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.models import PeLK
 from pelk_mm.utils.command_line import parse_value
 from tests.conftest import ROOT
+from tests.helpers import forked
 
 ARCH = dict(
     depths=(1, 1, 1, 1), channels=(8, 16, 24, 32), kernel_sizes=(13, 9, 7, 5)
@@ -159,22 +157,6 @@ def test_own_config_trains_with_pelk(case):
     assert grads['stages.0.blocks.0.conv.large.weight'].abs().sum() > 0
 
 
-def run(script: str | list[str], cwd: Path) -> str:
-    """A fresh process, in which nothing has imported pelk_mm yet."""
-    command = ['-c', script] if isinstance(script, str) else script
-    environment = dict(os.environ, OMP_NUM_THREADS='1')
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return done.stdout + done.stderr
-
-
 # The two ways to write it into a config of one's own, as in the README.
 CHILD = """
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
@@ -197,8 +179,9 @@ model = dict(
 def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
     file = tmp_path / 'retinanet_pelk.py'
     file.write_text(CHILD.format(imports=imports, name=name))
-    out = run(
-        'import sys, torch\n'
+    script = tmp_path / 'build.py'
+    script.write_text(
+        'import torch\n'
         'from mmengine.config import Config\n'
         'from mmengine.registry import MODELS, init_default_scope\n'
         f'config = Config.fromfile({str(file)!r})\n'
@@ -206,12 +189,14 @@ def test_own_config_file_on_top_of_a_librarys(imports, name, tmp_path):
         "with torch.device('meta'):\n"
         '    model = MODELS.build(config.model)\n'
         'print(type(model).__name__, type(model.backbone).__module__,\n'
-        '      model.neck.in_channels)\n',
-        tmp_path,
+        '      model.neck.in_channels)\n'
     )
+    # Nothing has imported pelk_mm there.
+    done = forked.run(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert (
         'RetinaNet pelk_mm.models.backbones.pelk [124, 249, 499, 998]'
-    ) in out
+    ) in done.stdout
 
 
 @pytest.fixture(scope='module')
@@ -281,27 +266,26 @@ def examples(quick: str) -> pytest.MarkDecorator:
 
 
 def train(
-    case: tuple[str, str], command: list[str], scenes: Path, tmp_path: Path
+    case: tuple[str, str], command: list, scenes: Path, tmp_path: Path
 ) -> None:
     """Two iterations by a tool that takes a config and options."""
     library, file = case
-    run(
-        [
-            *command,
-            str(mim(library) / 'configs' / file),
-            '--work-dir',
-            str(tmp_path / 'work'),
-            '--cfg-options',
-            *exchanges(case),
-            *[option.format(root=scenes) for option in SHORT[library]],
-            *_NO_VALIDATION,
-            f'train_dataloader.batch_size={1 if library == "mmdet" else 2}',
-            'train_dataloader.num_workers=0',
-            'train_dataloader.persistent_workers=False',
-            'default_hooks.logger.interval=1',
-        ],
-        tmp_path,
+    done = forked.run(
+        *command,
+        mim(library) / 'configs' / file,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *exchanges(case),
+        *[option.format(root=scenes) for option in SHORT[library]],
+        *_NO_VALIDATION,
+        f'train_dataloader.batch_size={1 if library == "mmdet" else 2}',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'default_hooks.logger.interval=1',
+        cwd=tmp_path,
     )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     (log,) = (tmp_path / 'work').glob('*/*.log')
     assert 'pelk_mm.PeLK' in log.read_text()
     losses = re.findall(r'\[ *2/ *\d+\].* loss: (\S+)', log.read_text())
@@ -311,15 +295,14 @@ def train(
 
 @examples(quick='mask_rcnn')
 def test_librarys_own_train_script(case, scenes, tmp_path):
-    script = mim(case[0]) / 'tools/train.py'
-    train(case, [str(script)], scenes, tmp_path)
+    train(case, [mim(case[0]) / 'tools/train.py'], scenes, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', EXCHANGES, ids=ids)
 def test_on_two_processes(case, scenes, tmp_path):
     """Each waits for every gradient; the libraries' tools want GPUs for it."""
-    launcher = '-m', 'torch.distributed.run', '--standalone'
-    script = str(ROOT / 'tools/train.py'), '--launcher=pytorch'
+    launcher = find_spec('torch.distributed.run').origin, '--standalone'
+    script = ROOT / 'tools/train.py', '--launcher=pytorch'
     command = [*launcher, '--nproc-per-node=2', *script]
     train(case, command, scenes, tmp_path)

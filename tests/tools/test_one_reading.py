@@ -5,7 +5,6 @@ same open file, so that what is loaded is what was checked.
 """
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from PIL import Image
 from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state
 from pelk_mm.utils.config import build_model
 from tests.conftest import ROOT
-from tests.helpers.commands import run
+from tests.helpers import forked
 from tests.helpers.toy_task import TOY_CONFIG
 
 
@@ -26,10 +25,8 @@ def opens(tmp_path):
 
     def count(files, tool, *args) -> list[int]:
         counts = tmp_path / 'counts.json'
-        result = run(
-            sys.executable,
-            '-m',
-            'tests.helpers.counted_opens',
+        result = forked.run(
+            'tests/helpers/counted_opens.py',
             counts,
             *files,
             '--',
@@ -48,8 +45,8 @@ def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp('toy')
     config = folder / 'toy.py'
     config.write_text(TOY_CONFIG)
-    result = run(
-        sys.executable, 'tools/train.py', config, '--work-dir', folder / 'work'
+    result = forked.run(
+        'tools/train.py', config, '--work-dir', folder / 'work'
     )
     assert result.returncode == 0, result.stderr
     return config, folder / 'work'

@@ -1,14 +1,13 @@
 """The sparsity report, run as a user runs it."""
 
 import json
-import sys
 
 import pytest
 import torch
 
 from pelk_mm.engine.sparsity.state import STATE_KEY, pack_state
 from pelk_mm.models import PeLK
-from tests.helpers.commands import run
+from tests.helpers import forked
 
 CONFIG = """
 custom_imports = dict(imports=['pelk_mm'])
@@ -53,9 +52,7 @@ def checkpoint(tmp_path_factory):
 
 
 def report(*args):
-    return run(
-        sys.executable, 'tools/analysis_tools/sparsity_report.py', *args
-    )
+    return forked.run('tools/analysis_tools/sparsity_report.py', *args)
 
 
 def test_table_plot_and_merged_kernels(checkpoint, tmp_path):

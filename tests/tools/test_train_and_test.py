@@ -1,4 +1,7 @@
-"""The command-line tools, run as a user runs them, on a toy task."""
+"""The command-line tools, run as a user runs them, on a toy task.
+
+Each once in a process of its own; then in forked ones, which take no time.
+"""
 
 import re
 import sys
@@ -6,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.helpers import forked
 from tests.helpers.commands import run
 from tests.helpers.toy_task import TOY_CONFIG
 
@@ -34,8 +38,7 @@ def test_train_saves_and_validates(trained):
 
 
 def test_a_resumed_run_ends_like_an_undisturbed_one(config, trained, tmp_path):
-    result = run(
-        sys.executable,
+    result = forked.run(
         'tools/train.py',
         config,
         '--work-dir',
@@ -58,13 +61,8 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(config, trained, tmp_path):
 
 
 def test_resume_without_a_checkpoint_is_an_error(config, tmp_path):
-    result = run(
-        sys.executable,
-        'tools/train.py',
-        config,
-        '--work-dir',
-        tmp_path,
-        '--resume',
+    result = forked.run(
+        'tools/train.py', config, '--work-dir', tmp_path, '--resume'
     )
     assert result.returncode != 0
     assert result.stderr.startswith('error: --resume: there is no checkpoint')

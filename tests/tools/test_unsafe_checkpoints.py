@@ -1,9 +1,5 @@
 """Every tool that takes a checkpoint refuses one that it should not load."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +8,7 @@ from PIL import Image
 
 from pelk_mm.utils.config import build_model
 from tests.conftest import ROOT
+from tests.helpers import forked
 from tests.helpers.unsafe_checkpoints import detonate, poison
 
 PRETRAINED = (
@@ -263,18 +260,11 @@ def test_publish_model_trusts_if_told(config, contents, folder, run_tool):
 
 
 def test_a_command_line_of_its_own(config, contents, folder):
-    """In a fresh process, as it is started by a user."""
+    """In a process of its own, as it is started by a user."""
     marker, path = folder / 'ran', folder / 'evil.pth'
     poison(path, marker, contents)
     tool, *rest = arguments('train --resume', config, path, folder)
-    result = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *map(str, rest)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-    )
+    result = forked.run(ROOT / 'tools' / tool, *rest, cwd=folder)
     line = assert_refused(result.returncode, result.stderr, path)
     assert 'pickled Python objects (posix.mkdir)' in line
     detonate(path, marker)

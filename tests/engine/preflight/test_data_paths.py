@@ -1,12 +1,10 @@
 """Missing data is found before anything is built, in any library's words."""
 
-import subprocess
-import sys
-
 import pytest
 from mmengine.config import Config
 
 from pelk_mm.engine.preflight.data_paths import check_data
+from tests.helpers import forked
 
 
 def loader(**dataset):
@@ -127,17 +125,12 @@ def test_the_annotations_of_an_evaluator_are_named(data, several):
 
 
 def test_training_without_data_ends_in_one_clear_message(root, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            root / 'tools/train.py',
-            root / 'configs/upernet_pelk_t_ade20k.py',
-            '--work-dir',
-            tmp_path / 'work',
-        ],
+    done = forked.run(
+        root / 'tools/train.py',
+        root / 'configs/upernet_pelk_t_ade20k.py',
+        '--work-dir',
+        tmp_path / 'work',
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
