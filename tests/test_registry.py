@@ -1,13 +1,11 @@
-"""What a config finds by name, each case in a process that knows nothing."""
+"""What a config finds by name, each case in a process of its own."""
 
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import commands, forked
 
 #: Found and built by the registries of `library`, with names in `scope`.
 BUILD = """
@@ -58,52 +56,53 @@ BROKEN = """
 """
 
 
-@pytest.fixture(scope='module')
-def processes(tmp_path_factory):
-    """All cases at once: most of their time is importing the libraries."""
-    folder = tmp_path_factory.mktemp('registry')
-    scripts = {'broken': BROKEN}
-    for name, (library, default_scope, imports, scope) in CASES.items():
-        config = folder / f'{name.replace(" ", "_")}.py'
-        head = f'{imports}; default_scope = {default_scope!r}'.lstrip('; ')
-        text = CONFIG.format(head=head, scope=scope)
-        config.write_text(textwrap.dedent(text))
-        scripts[name] = BUILD.format(config=str(config), library=library)
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(script)],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name, script in scripts.items()
-    }
-    yield running
-    for process in running.values():
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def run(tmp_path):
+    """Run a program as ``forked.run``, or as another function does."""
+
+    def write_and_run(text, runner=forked.run):
+        program = tmp_path / 'program.py'
+        program.write_text(textwrap.dedent(text))
+        return runner(program)
+
+    return write_and_run
 
 
-@pytest.mark.parametrize('case', CASES)
-def test_names_are_found(processes, case):
-    output, errors = processes[case].communicate(timeout=600)
-    assert processes[case].returncode == 0, errors
-    assert output.splitlines()[-1] == (
+def in_a_fresh_process(program):
+    return commands.run(sys.executable, program)
+
+
+@pytest.mark.parametrize(
+    ('case', 'runner'),
+    [
+        *((case, forked.run) for case in CASES),
+        # Here the libraries are not imported either.
+        ('no import', in_a_fresh_process),
+    ],
+)
+def test_names_are_found(run, tmp_path, case, runner):
+    library, default_scope, imports, scope = CASES[case]
+    config = tmp_path / 'config.py'
+    head = f'{imports}; default_scope = {default_scope!r}'.lstrip('; ')
+    text = CONFIG.format(head=head, scope=scope)
+    config.write_text(textwrap.dedent(text))
+    done = run(BUILD.format(config=str(config), library=library), runner)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
         'built pelk_mm.models.backbones.pelk.PeLK '
         'mmengine.optim.optimizer.optimizer_wrapper.OptimWrapper '
         'pelk_mm.engine.hooks.safe_checkpoint_hook.SafeCheckpointHook'
     )
 
 
-def test_a_broken_installation_says_so(processes):
+def test_a_broken_installation_says_so(run):
     """mmengine alone would only say that PeLK is not registered."""
-    _, errors = processes['broken'].communicate(timeout=600)
-    assert processes['broken'].returncode != 0
-    last = errors.strip().splitlines()[-1]
+    done = run(BROKEN)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
     assert last.startswith('RuntimeError: pelk_mm cannot be imported')
     assert 'mmcv.cnn' in last
-    assert 'ModuleNotFoundError' in errors
+    assert 'ModuleNotFoundError' in done.stderr
 
 
 def test_own_registries_stay_empty():

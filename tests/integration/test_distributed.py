@@ -1,4 +1,4 @@
-"""Several gloo processes through tools/dist_train.sh, against one.
+"""Several gloo processes, of tools/dist_train.sh or forked, against one.
 
 Two comparisons, each exact but for the order in which floats are summed:
 
@@ -33,6 +33,7 @@ import torch
 from pelk_mm.datasets.digit_scenes import Recipe, make_digit_scenes
 from pelk_mm.engine.hooks.safe_checkpoint_hook import find_resumable
 from tests.conftest import ROOT
+from tests.helpers import forked
 from tests.helpers.distributed_configs import BATCH, ITERS, write_config
 from tests.helpers.forked import finish
 from tests.helpers.killable_runs import log_of, start
@@ -128,20 +129,51 @@ def ranks_of(work_dir: Path) -> dict[int, int]:
     }
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+def run_ranks(
+    config: Path, ranks: int, work_dir: Path, *options: str
+) -> list[tuple[int, str]]:
+    """Exit code of each of some forked processes, and what it has printed."""
+    together = dict(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port(), WORLD_SIZE=str(ranks)
+    )
+    work_dir.mkdir(exist_ok=True)
+    logs = [log_of(work_dir / f'rank{rank}') for rank in range(ranks)]
+    processes = [
+        forked.start(
+            'tools/train.py',
+            config,
+            f'--work-dir={work_dir}',
+            '--launcher=pytorch',
+            *options,
+            out=log,
+            environment=dict(together, RANK=str(rank), LOCAL_RANK=str(rank)),
+        )
+        for rank, log in enumerate(logs)
+    ]
+    codes = [finish(process, PATIENCE) for process in processes]
+    texts = [log.read_text() for log in logs]
+    return list(zip(codes, texts, strict=True))
+
+
 def several(
     config: Path, ranks: int, work_dir: Path, *options: str, batch: int = BATCH
 ) -> list[dict]:
     """Train on several processes; what each has recorded."""
-    with dist_train(
+    for code, log in run_ranks(
         config,
         ranks,
         work_dir,
         '--cfg-options',
         f'train_dataloader.batch_size={batch // ranks}',
         *options,
-    ) as process:
-        status = process.wait(PATIENCE)
-    assert status == 0, process.errors.read_text()[-3000:]
+    ):
+        assert code == 0, log[-3000:]
     return recorded(work_dir, ranks)
 
 
@@ -299,10 +331,7 @@ def test_what_the_tolerances_tell(tmp_path, data, task):
 def test_two_nodes_equal_one(tmp_path, data):
     config = write_config(tmp_path, data, 'classification', batch_norm=False)
     batch = ('--cfg-options', f'train_dataloader.batch_size={BATCH // 2}')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
-    nodes = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    nodes = dict(NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
     work_dir = tmp_path / 'nodes'
     with (
         dist_train(config, 1, work_dir, *batch, NODE_RANK='0', **nodes) as a,
@@ -569,43 +598,41 @@ def test_deepspeed_equals_one_process_and_goes_on(
         )
 
 
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (
-            'unused=True',
-            '2 trainable parameters get no gradient: unused.weight, '
-            'unused.bias. On several processes the second iteration would',
-        ),
-        pytest.param(
-            'fails_on=1',
-            'process 1 .* RuntimeError: this rank fails',
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_a_rank_that_fails_in_the_rehearsal_ends_all(
-    change, message, tmp_path
-):
-    """Over 5 s, for torchrun and two processes that import torch."""
-    config = tmp_path / 'toy.py'
-    config.write_text(
-        TOY_CONFIG.replace("type='ToyModel'", f"type='ToyModel', {change}")
-    )
-    with dist_train(config, 2, tmp_path / 'work') as process:
-        assert process.wait(PATIENCE) != 0
-    said = process.errors.read_text()
-    assert re.search(f'error: .*{message}', said), said
+@pytest.fixture
+def toy(tmp_path):
+    """Write a config whose model has these arguments."""
+
+    def write(arguments: str, more: str = '') -> Path:
+        path = tmp_path / 'toy.py'
+        model = "type='ToyModel'"
+        text = TOY_CONFIG.replace(model, f'{model}, {arguments}')
+        path.write_text(text + more)
+        return path
+
+    return write
+
+
+def test_every_rank_names_what_gets_no_gradient(toy, tmp_path):
+    for code, log in run_ranks(toy('unused=True'), 2, tmp_path / 'work'):
+        assert code != 0
+        assert (
+            'error: 2 trainable parameters get no gradient: unused.weight, '
+            'unused.bias. On several processes the second iteration would'
+        ) in log
     assert not find_resumable(str(tmp_path / 'work'))
 
 
 @pytest.mark.slow
-def test_unused_parameters_may_be_looked_for(tmp_path):
+def test_a_rank_that_fails_in_the_rehearsal_ends_all(toy, tmp_path):
     """Over 5 s, for torchrun and two processes that import torch."""
-    config = tmp_path / 'toy.py'
-    config.write_text(
-        TOY_CONFIG.replace("type='ToyModel'", "type='ToyModel', unused=True")
-        + 'find_unused_parameters = True\n'
-    )
-    with dist_train(config, 2, tmp_path / 'work') as process:
-        assert process.wait(PATIENCE) == 0, process.errors.read_text()
+    with dist_train(toy('fails_on=1'), 2, tmp_path / 'work') as process:
+        assert process.wait(PATIENCE) != 0
+    said = process.errors.read_text()
+    assert re.search('error: .*process 1 .* RuntimeError: this rank fa', said)
+    assert not find_resumable(str(tmp_path / 'work'))
+
+
+def test_unused_parameters_may_be_looked_for(toy, tmp_path):
+    config = toy('unused=True', 'find_unused_parameters = True\n')
+    for code, log in run_ranks(config, 2, tmp_path / 'work'):
+        assert code == 0, log
