@@ -1,11 +1,14 @@
 """What every test may use."""
 
+import io
 import os
 import random
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -74,25 +77,30 @@ def _fresh_state() -> Iterator[None]:
     MMLogger._instance_dict.clear()
 
 
-@pytest.fixture
-def run_tool(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+@pytest.fixture(scope='session')
+def run_tool() -> Callable[..., tuple[int, str, str]]:
     """Run a file of ``tools/`` as its command line would, in this process.
 
     Returns its exit status, and what it wrote to stdout and stderr.
     """
 
     def run(tool: str, *args) -> tuple[int, str, str]:
-        path = ROOT / 'tools' / tool
-        monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
+        path = str(ROOT / 'tools' / tool)
+        out, err = io.StringIO(), io.StringIO()
         status = 0
-        try:
-            runpy.run_path(str(path), run_name='__main__')
-        except SystemExit as stop:
-            # Python prints a text and exits with 1.
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-            status = 1 if isinstance(stop.code, str) else stop.code or 0
-        return status, *capsys.readouterr()
+        with (
+            mock.patch.object(sys, 'argv', [path, *map(str, args)]),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                runpy.run_path(path, run_name='__main__')
+            except SystemExit as stop:
+                # Python prints a text and exits with 1.
+                if isinstance(stop.code, str):
+                    print(stop.code, file=sys.stderr)
+                status = 1 if isinstance(stop.code, str) else stop.code or 0
+        return status, out.getvalue(), err.getvalue()
 
     return run
 

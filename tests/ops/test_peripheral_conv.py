@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import subprocess
-import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops import backends as backends_module
 from tests.conftest import ROOT
+from tests.helpers import forked
 from tests.helpers.operator_cases import (
     BACKENDS,
     EXPLICIT_GRIDS,
@@ -191,25 +190,16 @@ def test_gradcheck_and_gradgradcheck(backend):
 def test_autograd_without_the_library(file, words, passed, tmp_path):
     """Where it is loaded, its formulas take the place of Python's on CPUs.
 
-    Over 5 s, for a process of its own.
+    Over 5 s, since it runs tests.
     """
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider']
-    result = subprocess.run(
-        [
-            *command,
-            str(ROOT / 'tests' / 'ops' / file),
-            '-k',
-            f'fft and ({words})',
-        ],
-        env={
-            **os.environ,
-            'CXX': '/nowhere/c++',
-            'XDG_CACHE_HOME': str(tmp_path),
-        },
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
+    result = forked.run(
+        Path(pytest.__file__).with_name('__main__.py'),
+        '-q',
+        '-pno:cacheprovider',
+        ROOT / 'tests' / 'ops' / file,
+        '-k',
+        f'fft and ({words})',
+        environment=dict(CXX='/nowhere/c++', XDG_CACHE_HOME=str(tmp_path)),
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert re.search(rf'\b{passed} passed, \d+ deselected', result.stdout)

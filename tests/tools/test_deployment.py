@@ -16,23 +16,24 @@ needs_onnx = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def run(run_tool):
     """Run a tool: exit status, stdout, stderr."""
     return lambda tool, *args: run_tool(f'{tool}.py', *args)
 
 
-@pytest.fixture
-def files(trained, tmp_path, run):
+@pytest.fixture(scope='module')
+def files(trained, tmp_path_factory, run):
     """Config and checkpoint of a classifier: trained, merged, exported."""
     config, checkpoint = trained('classifier')
+    folder = tmp_path_factory.mktemp('deployment')
     status, out, err = run(
-        'model_converters/reparameterize', config, checkpoint, tmp_path
+        'model_converters/reparameterize', config, checkpoint, folder
     )
     assert status == 0, err
     assert 'largest difference' in out
-    merged = tmp_path / 'classifier_deploy'
-    package = tmp_path / 'classifier.pt2'
+    merged = folder / 'classifier_deploy'
+    package = folder / 'classifier.pt2'
     status, out, err = run(
         'deployment/export_torch',
         config,
