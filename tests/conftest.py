@@ -16,6 +16,7 @@ from hypothesis import settings
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from torch import nn
 
 from tests.helpers import trained_models
 
@@ -75,6 +76,18 @@ def _fresh_state() -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     MMLogger._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _nothing_is_drawn_on_meta() -> Iterator[None]:
+    """torch works out in Python what it draws for tensors without numbers."""
+    draw = nn.init.trunc_normal_
+
+    def trunc_normal_(tensor: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
+
+    with mock.patch.object(nn.init, 'trunc_normal_', trunc_normal_):
+        yield
 
 
 @pytest.fixture(scope='session')
