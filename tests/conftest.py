@@ -1,4 +1,8 @@
-"""What every test may use."""
+"""What every test may use.
+
+The process that hands tests out to others reads this too. It should not take
+the seconds that importing torch and the libraries takes: functions do it.
+"""
 
 import io
 import os
@@ -11,14 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-import torch
 from hypothesis import settings
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
-from torch import nn
-
-from tests.helpers import trained_models
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +40,8 @@ def pytest_addoption(parser) -> None:
 def pytest_collection_modifyitems(config, items) -> None:
     if (seed := config.getoption('--shuffle')) is not None:
         random.Random(seed).shuffle(items)
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker('gpu'):
@@ -72,6 +71,10 @@ def _fresh_state() -> Iterator[None]:
 
     A logger would go on writing to what pytest captured then.
     """
+    import torch
+    from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope
+
     torch.manual_seed(0)
     yield
     DefaultScope._instance_dict.clear()
@@ -81,12 +84,14 @@ def _fresh_state() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope='session')
 def _nothing_is_drawn_on_meta() -> Iterator[None]:
     """torch works out in Python what it draws for tensors without numbers."""
-    draw = nn.init.trunc_normal_
+    from torch.nn import init
 
-    def trunc_normal_(tensor: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    draw = init.trunc_normal_
+
+    def trunc_normal_(tensor, *args, **kwargs):
         return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
 
-    with mock.patch.object(nn.init, 'trunc_normal_', trunc_normal_):
+    with mock.patch.object(init, 'trunc_normal_', trunc_normal_):
         yield
 
 
@@ -121,6 +126,11 @@ def run_tool() -> Callable[..., tuple[int, str, str]]:
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory):
     """Paths of a task's config and checkpoint, by ``trained(task)``."""
+    import torch
+    from mmengine.config import Config
+
+    from tests.helpers import trained_models
+
     folder = tmp_path_factory.mktemp('trained')
 
     def make(task: str) -> tuple[Path, Path]:

@@ -33,8 +33,7 @@ import torch
 import torch._dynamo
 import torch.utils.flop_counter
 
-# Not of tests.conftest, which imports pelk_mm.
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([__name__])
