@@ -63,9 +63,18 @@ class Recorder:
     def __getitem__(self, grid):
         def launch(*args, **kwargs):
             self.launches.append((self.kernel, grid, args, kwargs))
-            return {grid: lambda *args: self.direct.append((self, grid, args))}
+
+            def again(*later):
+                assert dtypes(later) == dtypes(args), 'compiled for others'
+                self.direct.append((self, grid, later))
+
+            return {grid: again}
 
         return launch
+
+
+def dtypes(args):
+    return [arg.dtype for arg in args if isinstance(arg, torch.Tensor)]
 
 
 def replace_kernels(monkeypatch):
@@ -100,26 +109,29 @@ def run(shape, grid, dtype, with_bias=True, layout=torch.channels_last):
     backend.backward(input, weight, input, grid, layout)
 
 
-def run_branches(shape, grid, dtype, *_):
-    """The same of two branches and their norms, of a float32 map."""
+def run_branches(shape, grid, dtype, *_, of=torch.float32, pos_embed=True):
+    """The same of two branches and their norms, of a map and weights."""
     batch, channels, height, width = shape
     all_channels = channels * 8 // 3
     cells = grid.num_cells
 
     def empty(*size):
-        return torch.empty(size, device='meta', requires_grad=True)
+        return torch.empty(size, device='meta', dtype=of, requires_grad=True)
 
-    x = torch.empty(batch, height, width, all_channels, device='meta')
+    x = empty(batch, height, width, all_channels).detach()
     y = triton_branches.join_branches(
         x.permute(0, 3, 1, 2).requires_grad_(),
         empty(channels, 1, cells, cells),
         empty(channels, 1, 5, 5),
-        [torch.nn.BatchNorm2d(channels, device='meta') for _ in range(2)],
-        empty(1, cells, cells),
+        [
+            torch.nn.BatchNorm2d(channels, device='meta', dtype=of)
+            for _ in range(2)
+        ],
+        empty(1, cells, cells) if pos_embed else None,
         grid,
         SharingGrid.from_sizes([1] * 5),
         dtype,
-        torch.float32,
+        of,
     )
     y.backward(torch.empty_like(y))
 
@@ -333,6 +345,19 @@ def test_second_call(monkeypatch, shape):
     views = {'slice', 'select', 'detach'}
     makes = {'empty', 'new_empty', 'empty_like', 'cat', 'sum', '_to_copy'}
     assert ops.names <= views | makes, ops.names
+
+
+def test_no_kernel_is_launched_with_other_dtypes(monkeypatch):
+    """Sizes are alike under autocast, without, and with narrow weights."""
+    launches, direct = replace_kernels(monkeypatch)
+    half, single = torch.bfloat16, torch.float32
+    for _ in range(2):
+        for dtype, of in ((half, single), (single, single), (half, half)):
+            for pos_embed in (True, False):
+                options = dict(of=of, pos_embed=pos_embed)
+                run_branches((2, 5, 14, 14), GRIDS['5'], dtype, **options)
+    # The recorder compares them.
+    assert len(direct) > len(launches)
 
 
 @pytest.mark.parametrize(

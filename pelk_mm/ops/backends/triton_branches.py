@@ -272,7 +272,7 @@ class Step:
         # Scales and shift that change nothing.
         self.plain = self._floats(3, count).fill_(1)
         self.plain[2] = 0
-        self._norms: dict[bool, Launch] = {}
+        self._norms: dict[tuple, Launch] = {}
         self._norm_grad = Launch(
             'norm_grad_kernel',
             (-(-plane // _GRAD_BLOCK), count),
@@ -293,7 +293,8 @@ class Step:
         """The first channels of ``(N, C, H, W)``, ``(1, G, N, H, padded)``."""
         head = x[:, : self.count]
         planes = self.planes(1)
-        copy_launch(View.of(head), self.padded)(head, planes)
+        launch = copy_launch(View.of(head), self.padded, planes.dtype)
+        launch(head, planes)
         return planes
 
     def convolve(self, planes: Tensor, large: Tensor, small: Tensor) -> Tensor:
@@ -340,26 +341,25 @@ class Step:
         partial = self._floats(self.count, self.splits, 4)
         stats = self._floats(7, self.count)
         self._moments(results, partial)
-        launch = self._norms.get(pos_sums is not None)
+        operands = large.contiguous(), pos_sums, *norms
+        kinds = tuple(value is not None and value.dtype for value in operands)
+        launch = self._norms.get(kinds)
         if launch is None:
-            (eps_1, eps_2), momentum = (
-                self.branches.eps,
-                self.branches.momentum,
-            )
-            launch = self._norms[pos_sums is not None] = Launch(
+            (eps_1, eps_2), (momentum_1, momentum_2) = self.branches[-2:]
+            launch = self._norms[kinds] = Launch(
                 'norm_kernel',
                 (self.count,),
                 *self.numbers,
                 large[0].numel(),
                 eps_1,
-                momentum[0],
+                momentum_1,
                 eps_2,
-                momentum[1],
+                momentum_2,
                 HAS_POS=pos_sums is not None,
                 BLOCK=256,
                 num_warps=1,
             )
-        launch(partial, stats, large.contiguous(), pos_sums, *norms)
+        launch(partial, stats, *operands)
         return stats
 
     def normalise_back(
@@ -378,7 +378,7 @@ class Step:
     ) -> None:
         """Write the sum of the branches, and the channels behind them."""
         views = View.of(rest), View.of(output)
-        launch = join_launch(*views, self.count, self.padded)
+        launch = join_launch(*views, self.count, self.padded, results.dtype)
         launch(results, stats, rest, output)
 
     def _floats(self, *shape: int) -> Tensor:
@@ -390,14 +390,16 @@ make_step = lru_cache(maxsize=512)(Step)
 
 
 @lru_cache(maxsize=1024)
-def copy_launch(view: View, padded: int) -> Launch:
-    """For ``maps_kernel``, without a box."""
+def copy_launch(view: View, padded: int, dtype: torch.dtype) -> Launch:
+    """For ``maps_kernel``, without a box, into planes of a dtype."""
     return maps_launch(view, copy_plan(), padded)[0]
 
 
 @lru_cache(maxsize=1024)
-def join_launch(rest: View, output: View, count: int, padded: int) -> Launch:
-    """For ``join_kernel``."""
+def join_launch(
+    rest: View, output: View, count: int, padded: int, dtype: torch.dtype
+) -> Launch:
+    """For ``join_kernel``, of branches of a dtype."""
     batch, channels, height, _ = output.shape
     block_w = min(padded & -padded, 32)
     block_c = 2048 // block_w

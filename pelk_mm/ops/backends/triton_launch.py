@@ -158,6 +158,7 @@ class Work:
         self.first_tap = (first - self.phases) // 16 * 16
         self.taps = round_up(last + 1 - self.first_tap, 16)
         self.groups = [Group(self, part) for part in self._channel_groups()]
+        self._rows_launches: dict[tuple[bool, torch.dtype], Launch] = {}
 
     def _channel_groups(self) -> Iterator[slice]:
         """Slices of channels whose scratch is small enough."""
@@ -175,32 +176,27 @@ class Work:
         channels, cells = len(weight), self.grid.num_cells
         shape = channels, cells, self.phases, self.taps
         rows = weight.new_empty(shape, dtype=self.view.dtype)
-        launch = self._write_flipped if flipped else self._write_rows
+        launch = self._rows_launch(flipped, weight.dtype)
         launch(weight.contiguous(), rows, self.tables.column_cells)
         return rows
 
-    @cached_property
-    def _write_rows(self) -> Launch:
-        return self._rows_launch(False)
-
-    @cached_property
-    def _write_flipped(self) -> Launch:
-        return self._rows_launch(True)
-
-    def _rows_launch(self, flipped: bool) -> Launch:
-        cells, block = self.grid.num_cells, 1024
-        blocks = -(-self.phases * self.taps // block)
-        return Launch(
-            'rows_kernel',
-            (self.view.shape[1] * cells, blocks),
-            cells,
-            self.grid.kernel_size,
-            self.first_tap,
-            self.taps,
-            FLIPPED=flipped,
-            PHASES=self.phases,
-            BLOCK=block,
-        )
+    def _rows_launch(self, flipped: bool, dtype: torch.dtype) -> Launch:
+        launch = self._rows_launches.get((flipped, dtype))
+        if launch is None:
+            cells, block = self.grid.num_cells, 1024
+            blocks = -(-self.phases * self.taps // block)
+            launch = self._rows_launches[flipped, dtype] = Launch(
+                'rows_kernel',
+                (self.view.shape[1] * cells, blocks),
+                cells,
+                self.grid.kernel_size,
+                self.first_tap,
+                self.taps,
+                FLIPPED=flipped,
+                PHASES=self.phases,
+                BLOCK=block,
+            )
+        return launch
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
         precise = self.view.dtype == torch.float32
