@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ...ops.autocast import autocast_dtype
@@ -85,17 +86,20 @@ def _is_eager_gpu(x: Tensor) -> bool:
 
 def _are_known(parts: tuple[Any, ...]) -> bool:
     """Two convolutions, and norms that take the batch's statistics."""
-    kinds = PeripheralConv2d, SmallConv2d, nn.BatchNorm2d, nn.BatchNorm2d
+    large, small, *norms = parts
     return (
-        tuple(map(type, parts)) == kinds
+        type(large) is PeripheralConv2d
+        and type(small) is SmallConv2d
+        and large.bias is small.bias is None
         and are_plain(parts)
-        and all(conv.bias is None for conv in parts[:2])
         and all(
-            norm.training
+            # That of mmengine, which stands for a SyncBN in one process, too.
+            type(norm).forward is _BatchNorm.forward
+            and norm.training
             and norm.affine
             and norm.track_running_stats
             and norm.momentum is not None
-            for norm in parts[2:]
+            for norm in norms
         )
     )
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import BatchNorm2d
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..peripheral_conv import peripheral_conv2d
 from ..sharing_grid import SharingGrid
@@ -44,7 +44,7 @@ def join_branches(
     x: Tensor,
     large: Tensor,
     small: Tensor,
-    norms: Sequence[BatchNorm2d],
+    norms: Sequence[_BatchNorm],
     pos_sums: Tensor | None,
     grid: SharingGrid,
     small_grid: SharingGrid,
@@ -58,7 +58,7 @@ def join_branches(
             channels-last.
         large (Tensor): Weight ``(G, 1, k', k')``, G at most C.
         small (Tensor): Weight ``(G, 1, s, s)``.
-        norms (Sequence[BatchNorm2d]): Of either branch. The batch's
+        norms (Sequence[_BatchNorm]): Of either branch. The batch's
             statistics are taken, and the running ones updated.
         pos_sums (Tensor, optional): ``(1, k', k')``; the sum of its products
             with the large weight is added.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
@@ -66,6 +67,12 @@ def test_weights_of_bfloat16(asked):
     assert asked[0][2:] == (torch.bfloat16, torch.bfloat16)
 
 
+def test_norm_in_place_of_a_reverted_sync_bn(asked):
+    layer, x = make(norm_cfg=dict(type='SyncBN'))
+    revert_sync_batchnorm(layer)(x)
+    assert len(asked) == 1
+
+
 def evaluated(layer):
     layer.eval()
 
@@ -92,7 +99,8 @@ def patched(layer):
 
 def other_norm(layer):
     class Own(nn.BatchNorm2d):
-        pass
+        def forward(self, x):
+            return 2 * x
 
     layer.small_norm = Own(4)
 
