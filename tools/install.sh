@@ -138,8 +138,17 @@ else
     built=$venv/mmcv
     build_mmcv() {
         rm -rf "$built"
+        # torch's headers need C++20 from 2.14 on; mmcv's setup.py asks for C++17,
+        # after all that variables can name. So the compiler adds what torch is
+        # built with itself. nvcc reads a variable of its own last.
+        standard=$(python -c 'import re, torch
+print("-std=c++" + re.search(r"C\+\+ Version: 20(\d\d)", torch.__config__.show())[1])')
+        cxx=$(realpath "$venv")/c++
+        printf '#!/bin/sh\nexec %s "$@" %s\n' "${CXX:-c++}" "$standard" >"$cxx"
+        chmod +x "$cxx"
         logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p' \
-            env MMCV_WITH_OPS=1 python -m pip wheel -v --no-build-isolation \
+            env CXX="$cxx" NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} $standard" \
+            MMCV_WITH_OPS=1 python -m pip wheel -v --no-build-isolation \
             --no-deps -w "$built" -r "$mmcv" "$@"
         # mmcv-lite has the same files.
         logged "$progress" pip uninstall -y mmcv-lite

@@ -1,6 +1,8 @@
 """What the facts mean, from facts that are made up."""
 
+import os
 import re
+import subprocess
 
 import pytest
 
@@ -186,6 +188,24 @@ def test_advice_is_for_the_family_that_is_installed():
         )
     )
     assert finding.advice.endswith(' onedl-mmcv')
+
+
+def test_mmcv_is_built_with_the_cxx_of_torch(tmp_path):
+    """Its own choice comes last but for what the compiler adds."""
+    facts = found('torch', cuda=None, gpus=[], cxx=20)
+    facts['outcomes'].update(failed('mmcv_ops', NO_EXT)['outcomes'])
+    (finding,) = examine(environment(**facts))
+    made, _, built = finding.advice.partition('; CXX=')
+    assert built.startswith('"$PWD/c++20" NVCC_APPEND_FLAGS=-std=c++20 MMCV')
+    made = made[made.index('printf') :] + '; ./c++20 -c a.cpp -std=c++17'
+    done = subprocess.run(
+        ['sh', '-c', made],
+        cwd=tmp_path,
+        env={**os.environ, 'CXX': 'echo'},
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout == '-c a.cpp -std=c++17 -std=c++20\n', done.stderr
 
 
 def test_a_failing_check_stops_no_other(monkeypatch):
