@@ -12,6 +12,8 @@
 #
 # From the environment:
 #   PYTHON=python3.12   the interpreter (default python3)
+#   TORCH=2.14.1        another torch than that of requirements/torch.txt, with
+#                       the newest torchvision that pip finds for it
 #   NUMPY=1.26.4        another numpy than that of requirements/constraints.txt
 #   PIP_EXTRA_INDEX_URL=…
 #                       an index of torch without CUDA, which PyPI does not have
@@ -51,16 +53,19 @@ needed_gb=14
     fail "there are no packages $packages; known are openmmlab and onedl"
 [ -e "$mmcv" ] || fail "there is no mmcv without operators for $packages;" \
     "leave out --lite"
-[ -z "${NUMPY:-}" ] || [[ $NUMPY =~ ^[0-9]+(\.[0-9]+){1,2}$ ]] ||
+version='^[0-9]+(\.[0-9]+){1,2}(\+[a-z0-9]+)?$'
+[ -z "${TORCH:-}" ] || [[ $TORCH =~ $version ]] ||
+    fail "TORCH must be a version such as 2.14.1 or 2.14.1+cpu, got $TORCH"
+[ -z "${NUMPY:-}" ] || [[ $NUMPY =~ $version ]] ||
     fail "NUMPY must be a version such as 1.26.4, got $NUMPY"
 command -v "$python" >/dev/null ||
-    fail "there is no $python; install Python 3.10 to 3.12 (on Debian:" \
+    fail "there is no $python; install Python 3.10 to 3.13 (on Debian:" \
         "apt-get install python3 python3-venv python3-dev), or name one with PYTHON=…"
 # A name that is found need not run, as those of pyenv may not.
 "$python" -c '' ||
     fail "$python does not run, see above; name another one with PYTHON=…"
-"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' ||
-    fail "$python is $("$python" --version 2>&1), Python 3.10 to 3.12 is needed;" \
+"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+    fail "$python is $("$python" --version 2>&1), Python 3.10 to 3.13 is needed;" \
         "name another one with PYTHON=…"
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv module (on Debian: apt-get install python3-venv)"
@@ -103,6 +108,9 @@ progress='s/^ *(Downloading|Installing collected|Successfully) (.{1,90}).*/  \1 
 constraints=$venv/constraints.txt
 sed "${NUMPY:+s/^numpy==.*/numpy==$NUMPY/}" \
     requirements/constraints.txt >"$constraints"
+torch=$venv/torch.txt
+sed "${TORCH:+s/^torch==.*/torch==$TORCH/; s/^torchvision==.*/torchvision/}" \
+    requirements/torch.txt >"$torch"
 get() { logged "$progress" pip install -c "$constraints" "$@"; }
 get -r requirements/build.txt
 
@@ -111,7 +119,7 @@ if ! command -v nvidia-smi >/dev/null && ! python -c 'import torch' 2>/dev/null;
     echo '  PyPI has them for Linux with CUDA alone: 4 GB to download, GPU or not.'
     echo '  docs/install.md says how to get them without.'
 fi
-get -r requirements/torch.txt
+get -r "$torch"
 
 step "3/6 mmengine, mmdet, mmsegmentation, mmpretrain ($packages)"
 get -r "requirements/$packages.txt"

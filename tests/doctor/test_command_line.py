@@ -226,9 +226,10 @@ class TestInstaller:
         assert done.returncode == 0 and '--lite' in done.stdout
         assert 'set -e' not in done.stdout
 
-    def test_numpy_is_a_version(self, made_up):
-        done = self.install(made_up, str(made_up.folder), NUMPY='1.26/p')
-        assert 'NUMPY must be a version' in done.stderr
+    @pytest.mark.parametrize('name', ['NUMPY', 'TORCH'])
+    def test_versions(self, made_up, name):
+        done = self.install(made_up, str(made_up.folder), **{name: '1.26/p'})
+        assert f'{name} must be a version' in done.stderr
 
     def test_python_that_does_not_run(self, made_up):
         done = self.install(made_up, str(made_up.folder), PYTHON='false')
