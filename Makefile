@@ -1,13 +1,13 @@
-# The commands of the README. Everything runs in .venv, which they make;
-# test-onedl in .venv-onedl, wheel in .venv-wheel. NUMPY=1.26.4 installs that
-# numpy instead.
+# The commands of the README. Everything runs in VENV, which they make; wheel in
+# .venv-wheel. What is installed there is for tools/install.sh to say: TORCH= and
+# NUMPY= name other versions.
 VENV ?= .venv
 PYTHON ?= python3
+PACKAGES ?= openmmlab
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 # Without what has to be compiled, unless that is there: see tools/install.sh.
 LITE = $(firstword $(wildcard $(INSTALLED)) $(VENV)/.lite)
-ONEDL ?= .venv-onedl
 # The suite runs in JOBS processes of one thread each: what it computes is small.
 # Files come in their order: sorted by how many tests they have, those of a few
 # long ones would come last, and one process wait for the other.
@@ -16,10 +16,11 @@ SUITE = -m pytest -m 'not slow and not gpu' -n $(JOBS) --dist loadfile \
     --no-loadscope-reorder
 CSRC = pelk_mm/ops/backends/csrc
 CXX_FILES = $(CSRC)/*.h $(CSRC)/*.cpp $(CSRC)/*.inc tests/native/*.h tests/native/*.cpp
+INSTALL = PYTHON=$(PYTHON) TORCH=$(TORCH) NUMPY=$(NUMPY) bash tools/install.sh
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl coverage doctor lint sanitize wheel clean
+        test-gpu test-onedl test-newest test-oldest test-no-compiler coverage doctor lint sanitize wheel clean
 
 help:
 	@echo 'make demo                 train and draw UperNet + PeLK on digit scenes'
@@ -30,8 +31,12 @@ help:
 	@echo 'make test                 the test suite, ten minutes on two cores (make'
 	@echo '                          test-slow: the long ones, make test-gpu: those'
 	@echo '                          that need a GPU)'
-	@echo 'make test-onedl           the test suite with the maintained fork of the'
-	@echo '                          OpenMMLab packages, in .venv-onedl'
+	@echo 'make test-STACK           the test suite in an environment .venv-STACK of'
+	@echo '                          its own: test-onedl with the maintained fork of the'
+	@echo '                          OpenMMLab packages, test-newest and test-oldest'
+	@echo '                          with the newest and the oldest torch,'
+	@echo '                          test-python3.13 (or 3.10 to 3.12) with that Python;'
+	@echo '                          test-no-compiler as if .venv had no C++ compiler'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
 	@echo 'make lint                 style, types, who imports whom, C++ warnings'
@@ -42,13 +47,10 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): $(WHAT_IT_NEEDS)
-	PYTHON=$(PYTHON) NUMPY=$(NUMPY) bash tools/install.sh $(VENV)
+	$(INSTALL) $(VENV) $(PACKAGES)
 
 $(VENV)/.lite: $(WHAT_IT_NEEDS)
-	PYTHON=$(PYTHON) NUMPY=$(NUMPY) bash tools/install.sh --lite $(VENV)
-
-$(ONEDL)/.installed: $(WHAT_IT_NEEDS)
-	PYTHON=$(PYTHON) bash tools/install.sh $(ONEDL) onedl
+	$(INSTALL) --lite $(VENV) $(PACKAGES)
 
 demo: $(LITE)
 	$(RUN) tools/demo.py segmentation
@@ -59,7 +61,7 @@ demo-classification: $(LITE)
 demo-detection: $(INSTALLED)
 	$(RUN) tools/demo.py detection
 
-test test-onedl: export OMP_NUM_THREADS = 1
+test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(RUN) $(SUITE) $(ARGS)
 
@@ -71,8 +73,22 @@ test-gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(ARGS)
 
-test-onedl: $(ONEDL)/.installed
-	$(ONEDL)/bin/python $(SUITE) $(ARGS)
+# Other stacks, see docs/versions.md.
+test-onedl:
+	$(MAKE) test VENV=.venv-onedl PACKAGES=onedl
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest TORCH=2.14.1 NUMPY=2.4.6
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PYTHON=python3.10 TORCH=2.1.2 NUMPY=1.26.4
+
+test-python3.%:
+	$(MAKE) test VENV=.venv-python3.$* PYTHON=python3.$*
+
+# An empty cache has no kernels that were compiled before.
+test-no-compiler: $(INSTALLED)
+	CXX=false XDG_CACHE_HOME=$$(mktemp -d) $(MAKE) test
 
 doctor: $(LITE)
 	$(RUN) -m pelk_mm.doctor
