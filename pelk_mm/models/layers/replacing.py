@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as calls
 from torch.nn.utils import parametrize
 
 
@@ -25,13 +25,25 @@ def is_recorded() -> bool:
     )
 
 
+def _has_global_hooks() -> bool:
+    """As torch itself asks, by a function that torch 2.4 has not yet."""
+    return any(
+        (
+            calls._global_forward_pre_hooks,
+            calls._global_forward_hooks,
+            calls._global_backward_pre_hooks,
+            calls._global_backward_hooks,
+        )
+    )
+
+
 def is_changed(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says.
 
     Because of hooks, parametrizations or a ``forward`` of its own.
     """
     return (
-        _has_any_global_hook()
+        _has_global_hooks()
         or parametrize.is_parametrized(module)
         or any(
             (
@@ -47,4 +59,4 @@ def is_changed(module: nn.Module) -> bool:
 
 def are_plain(modules: Iterable[nn.Module]) -> bool:
     """Whether calling them does what their classes say and no more."""
-    return not _has_any_global_hook() and not any(map(is_changed, modules))
+    return not _has_global_hooks() and not any(map(is_changed, modules))
