@@ -42,17 +42,13 @@ def is_changed(module: nn.Module) -> bool:
 
     Because of hooks, parametrizations or a ``forward`` of its own.
     """
-    return (
-        _has_global_hooks()
-        or parametrize.is_parametrized(module)
-        or any(
-            (
-                module._forward_pre_hooks,
-                module._forward_hooks,
-                module._backward_pre_hooks,
-                module._backward_hooks,
-                'forward' in vars(module),
-            )
+    return parametrize.is_parametrized(module) or any(
+        (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._backward_pre_hooks,
+            module._backward_hooks,
+            'forward' in vars(module),
         )
     )
 
