@@ -106,6 +106,14 @@ def _nothing_is_drawn_on_meta() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _runners_start_soon() -> Iterator[None]:
+    from tests.helpers.short_logs import short_logs
+
+    with short_logs():
+        yield
+
+
 @pytest.fixture(scope='session')
 def run_tool() -> Callable[..., tuple[int, str, str]]:
     """Run a file of ``tools/`` as its command line would, in this process.

@@ -20,7 +20,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from unittest import mock
 
 # For the server: also what a program imports only when it needs it.
 import matplotlib.backends.backend_agg  # noqa: F401
@@ -34,6 +33,7 @@ import torch._dynamo
 import torch.utils.flop_counter
 
 from tests.conftest import ROOT
+from tests.helpers.short_logs import short_logs
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([__name__])
@@ -115,18 +115,7 @@ def _live(
     os.chdir(cwd)
     sys.argv = command
 
-    # Asking the compiler for its version and the like takes a second a run,
-    # and so does the layout of the config, which is in every checkpoint. The
-    # fork of mmengine imports what does that at each use.
-    def as_it_is(text: str, **_) -> tuple[str, bool]:
-        return text, True
-
-    with (
-        _printed_to(out, err),
-        mock.patch('mmengine.runner.runner.collect_env', dict),
-        mock.patch('yapf.yapflib.yapf_api.FormatCode', as_it_is),
-        mock.patch('mmengine.config.config.FormatCode', as_it_is, create=True),
-    ):
+    with _printed_to(out, err), short_logs():
         if before is not None:
             before()
         runpy.run_path(command[0], run_name='__main__')

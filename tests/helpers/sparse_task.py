@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from pelk_mm.engine.hooks import DynamicSparsityHook
+from tests.helpers.short_logs import short_logs
 
 
 class SparseNet(BaseModel):
@@ -112,37 +112,33 @@ def make_runner(
             device_ids=None,
         )
     )
-    # Asking the compiler for its version and the like takes a second a run.
-    with mock.patch('mmengine.runner.runner.collect_env', dict):
-        return Runner(
-            model=model or SparseNet(),
-            work_dir=str(work_dir),
-            train_dataloader=dict(
-                dataset=data or samples(),
-                batch_size=4,
-                sampler=dict(type='InfiniteSampler', seed=0),
-                collate_fn=dict(
-                    type='pseudo_collate' if data else 'default_collate'
-                ),
+    return Runner(
+        model=model or SparseNet(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=data or samples(),
+            batch_size=4,
+            sampler=dict(type='InfiniteSampler', seed=0),
+            collate_fn=dict(
+                type='pseudo_collate' if data else 'default_collate'
             ),
-            train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
-            optim_wrapper=dict(
-                dict(type='OptimWrapper', optimizer=optimizer), **wrapper or {}
-            ),
-            default_hooks=dict(
-                checkpoint=dict(
-                    type='SafeCheckpointHook',
-                    by_epoch=False,
-                    interval=save_every,
-                )
-            ),
-            custom_hooks=list(hooks),
-            launcher='pytorch' if distributed else 'none',
-            randomness=dict(seed=0),
-            experiment_name=f'run{os.urandom(6).hex()}',
-            cfg=Config(cfg),
-            **kwargs,
-        )
+        ),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=iters),
+        optim_wrapper=dict(
+            dict(type='OptimWrapper', optimizer=optimizer), **wrapper or {}
+        ),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='SafeCheckpointHook', by_epoch=False, interval=save_every
+            )
+        ),
+        custom_hooks=list(hooks),
+        launcher='pytorch' if distributed else 'none',
+        randomness=dict(seed=0),
+        experiment_name=f'run{os.urandom(6).hex()}',
+        cfg=Config(cfg),
+        **kwargs,
+    )
 
 
 def train(work_dir: str | Path, *args, **kwargs) -> Runner:
@@ -204,6 +200,7 @@ def in_two_processes(rank: int, rendezvous: str, function, *args) -> None:
         'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2
     )
     try:
-        function(*args)
+        with short_logs():
+            function(*args)
     finally:
         dist.destroy_process_group()

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from pelk_mm.engine.hooks import DynamicSparsityHook
 from pelk_mm.engine.sparsity.masks import erk_densities
 from pelk_mm.engine.sparsity.state import STATE_KEY, unpack_masks
+from tests.helpers import forked
 from tests.helpers.sparse_task import (
     SparseNet,
     differences,
@@ -377,7 +378,7 @@ def test_two_processes_resume_to_the_bit_and_agree(tmp_path):
         in_two_processes,
         (str(tmp_path / 'rendezvous'), _two_process_run, str(tmp_path)),
         nprocs=2,
-        start_method='spawn',
+        start_method=forked.CONTEXT.get_start_method(),
     )
     straight = load(tmp_path / 'straight', 40)
     resumed = load(tmp_path / 'resumed', 40)

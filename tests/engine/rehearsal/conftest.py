@@ -178,9 +178,3 @@ def rehearse(tmp_path) -> Callable[[Config], Runner]:
         return runner
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch) -> None:
-    """Runners log what compilers say of themselves, which takes its time."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
