@@ -127,6 +127,7 @@ def run_tool() -> Callable[..., tuple[int, str, str]]:
         status = 0
         with (
             mock.patch.object(sys, 'argv', [path, *map(str, args)]),
+            mock.patch.object(sys, 'path', [os.path.dirname(path), *sys.path]),
             redirect_stdout(out),
             redirect_stderr(err),
         ):

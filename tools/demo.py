@@ -1,14 +1,9 @@
 """Train a small PeLK on digit scenes in minutes, on a CPU too."""
 
 import argparse
-import os
 import sys
 
-# Where other programs keep the cores busy, threads that wait have to sleep: to
-# spin takes many times as long there, and is faster elsewhere. It is read when
-# torch is imported.
-if os.getloadavg()[0] > 0.75 * os.cpu_count():
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+import share_cores  # noqa: F401  # isort: skip (before torch)
 
 from pelk_mm.demo import TASKS, run_demo
 from pelk_mm.utils.command_line import add_config_options, command

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import share_cores  # noqa: F401  # isort: skip (before torch)
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track

@@ -2,6 +2,8 @@
 
 import argparse
 
+import share_cores  # noqa: F401  # isort: skip (before torch)
+
 from mmengine.dist import is_main_process
 from torch.distributed.elastic.multiprocessing.errors import record
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+import share_cores  # noqa: F401  # isort: skip (before torch)
+
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import pelk_mm  # noqa: F401, registers PeLK also for a config that does not

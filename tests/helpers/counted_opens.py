@@ -14,6 +14,7 @@ def main() -> None:
     split = sys.argv.index('--')
     result, *files = sys.argv[1:split]
     sys.argv = sys.argv[split + 1 :]
+    sys.path[0] = os.path.dirname(sys.argv[0])
     opened: Counter[str] = Counter()
 
     def count(event: str, args: tuple) -> None:

@@ -114,6 +114,7 @@ def _live(
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = command
+    sys.path.insert(0, os.path.dirname(os.path.abspath(command[0])))
 
     with _printed_to(out, err), short_logs():
         if before is not None:
