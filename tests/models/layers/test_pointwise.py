@@ -239,7 +239,8 @@ def test_only_where_a_gpu_multiplies_16_bits():
             torch.empty(1024, 1024, dtype=dtype, device='cuda')
             for dtype in dtypes
         ]
-        assert pointwise.padded_dtype(tensors[0][0]) is None
+        few = torch.empty(1024, dtype=torch.bfloat16, device='cuda')
+        assert pointwise.padded_dtype(few) is None
         got = [pointwise.padded_dtype(x) for x in tensors]
         assert got == [torch.bfloat16, torch.float16, None, None]
         before = torch.is_autocast_enabled('cuda')
