@@ -26,6 +26,8 @@ from pelk_mm.ops.backends.triton_launch import View, make_work
 from tests.helpers.operator_cases import GRIDS
 
 triton = pytest.importorskip('triton')
+if not hasattr(triton, 'knobs'):
+    pytest.skip('the kernels need a newer Triton', allow_module_level=True)
 pytestmark = pytest.mark.skipif(
     os.environ.get('TRITON_INTERPRET') == '1',
     reason='the interpreter compiles nothing',
