@@ -110,6 +110,9 @@ def _live(
     torch.set_num_threads(1)
     # The collector would look through all of the libraries time and again.
     gc.freeze()
+    # A program starts others as it likes, which a daemon may not.
+    multiprocessing.current_process()._config['daemon'] = False
+    multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
