@@ -128,6 +128,7 @@ def run_tool() -> Callable[..., tuple[int, str, str]]:
         with (
             mock.patch.object(sys, 'argv', [path, *map(str, args)]),
             mock.patch.object(sys, 'path', [os.path.dirname(path), *sys.path]),
+            mock.patch.dict(os.environ),
             redirect_stdout(out),
             redirect_stderr(err),
         ):
