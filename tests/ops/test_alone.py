@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
+from tests.helpers.operator_cases import require
 from tests.helpers.without_libraries import LIBRARIES, run_without
 
 
@@ -28,6 +29,7 @@ def exported(tmp_path_factory):
 
 
 def test_the_operator_runs_and_loads_a_pt2(exported):
+    require('cpp')
     done = run_without(f"""
         import torch
         import pelk_mm.ops
@@ -71,4 +73,5 @@ def test_importing_the_package_says_what_is_missing(absent, said):
     assert "['cpp', 'dense', 'fft', 'triton']" in backends
     assert engine in absent
     assert said in done.stderr
-    assert len(done.stderr.splitlines()) == bool(said)
+    lines = [each for each in done.stderr.splitlines() if 'cpp' not in each]
+    assert len(lines) == bool(said)
