@@ -54,12 +54,12 @@ def test_text(doctor):
 
 
 def test_no_library(doctor):
-    backends = {'cpu': {'cpp': 'there is no compiler'}}
+    backends = {'cpu': {'cpp': 'it was cut short'}}
     facts = {'backends': backends, 'library': None}
     status, (out, _) = doctor(outcomes={'operator': Outcome('works', facts)})
     assert status == 1
     assert 'C++ kernels: not loaded, see below\n' in out
-    assert '  cpp       there is no compiler\n' in out
+    assert '  cpp       it was cut short\n' in out
 
 
 def test_json(doctor):
