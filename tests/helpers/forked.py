@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from pathlib import Path
 import matplotlib.backends.backend_agg  # noqa: F401
 import mmengine.analysis
 import mmengine.runner  # noqa: F401
+import mmpretrain.apis  # noqa: F401
 import torch
 import torch._dynamo
 import torch.utils.flop_counter
@@ -33,10 +34,9 @@ import torch.utils.flop_counter
 from tests.conftest import ROOT
 from tests.helpers.short_logs import short_logs
 
-for library in ('mmpretrain.apis', 'mmseg.models', 'mmdet.models'):
-    # With mmcv-lite those that need its operators fail, and are left out.
-    with contextlib.suppress(ImportError):
-        import_module(library)
+if find_spec('mmcv._ext'):  # with mmcv-lite pelk_mm has to come first
+    import mmdet.models  # noqa: F401
+    import mmseg.models  # noqa: F401
 
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload([__name__])
