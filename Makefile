@@ -20,7 +20,8 @@ INSTALL = PYTHON=$(PYTHON) TORCH=$(TORCH) NUMPY=$(NUMPY) bash tools/install.sh
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl test-newest test-oldest test-no-compiler coverage doctor lint sanitize wheel clean
+        test-gpu test-onedl test-newest test-oldest test-lite test-no-compiler \
+        coverage doctor lint sanitize wheel clean
 
 help:
 	@echo 'make demo                 train and draw UperNet + PeLK on digit scenes'
@@ -36,6 +37,7 @@ help:
 	@echo '                          OpenMMLab packages, test-newest and test-oldest'
 	@echo '                          with the newest and the oldest torch,'
 	@echo '                          test-python3.13 (or 3.10 to 3.12) with that Python;'
+	@echo '                          test-lite with mmcv-lite, for what runs with it;'
 	@echo '                          test-no-compiler as if .venv had no C++ compiler'
 	@echo 'make doctor               what .venv is made of, and what is wrong there'
 	@echo 'make coverage             the test suite, and what of pelk_mm/ it runs'
@@ -61,7 +63,7 @@ demo-classification: $(LITE)
 demo-detection: $(INSTALLED)
 	$(RUN) tools/demo.py detection
 
-test: export OMP_NUM_THREADS = 1
+test test-lite: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(RUN) $(SUITE) $(ARGS)
 
@@ -78,17 +80,25 @@ test-onedl:
 	$(MAKE) test VENV=.venv-onedl PACKAGES=onedl
 
 test-newest:
-	$(MAKE) test VENV=.venv-newest TORCH=2.14.1 NUMPY=2.4.6
+	$(MAKE) test VENV=.venv-newest TORCH=2.15.0 NUMPY=2.4.6
 
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest PYTHON=python3.10 TORCH=2.1.2 NUMPY=1.26.4
+	$(MAKE) test VENV=.venv-oldest PYTHON=python3.10 TORCH=2.4.1 NUMPY=1.26.4
 
 test-python3.%:
 	$(MAKE) test VENV=.venv-python3.$* PYTHON=python3.$*
 
-# An empty cache has no kernels that were compiled before.
+# What needs no compiled operators of mmcv, which take long to build.
+LITE_TESTS = tests/ops tests/models tests/deployment tests/doctor tests/test_compat.py
+test-lite:
+	$(INSTALL) --lite .venv-lite
+	.venv-lite/bin/python -m pip install -q -c .venv-lite/constraints.txt \
+	    -r requirements/tests.txt -r requirements/deploy.txt
+	.venv-lite/bin/python $(SUITE) $(LITE_TESTS) $(ARGS)
+
+# CXX names no program, and an empty cache has no kernels that were compiled before.
 test-no-compiler: $(INSTALLED)
-	CXX=false XDG_CACHE_HOME=$$(mktemp -d) $(MAKE) test
+	CXX=none XDG_CACHE_HOME=$$(mktemp -d) $(MAKE) test
 
 doctor: $(LITE)
 	$(RUN) -m pelk_mm.doctor

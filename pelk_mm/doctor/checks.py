@@ -19,6 +19,7 @@ from typing import Any
 
 from ..distributions import FAMILIES, installed_families, providers
 from .processes import Outcome
+from .stacks import ends, release
 
 TROUBLE = 'trouble'
 NOTE = 'note'
@@ -80,13 +81,24 @@ def examine(environment: Environment) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != TROUBLE)
 
 
-def python(environment: Environment) -> Iterator[Finding]:
-    oldest, newest = (3, 10), (3, 12)
-    major, minor = environment.python
-    if not oldest <= (major, minor) <= newest:
-        level = TROUBLE if (major, minor) < oldest else NOTE
-        text = f'this is Python {major}.{minor}, tested are 3.10 to 3.12'
-        yield Finding('python', level, text, 'use one of these')
+def tested(environment: Environment) -> Iterator[Finding]:
+    """What is older than every tested release does not run; newer may."""
+    python = '.'.join(map(str, environment.python))
+    torch = environment.packages.get('torch')
+    for name, version in (('Python', python), ('torch', torch)):
+        if version is None:
+            continue
+        oldest, newest = ends(name.lower())
+        span = f'than all tested, {oldest} to {newest}'
+        if release(version) < release(oldest):
+            text = f'{name} {version} is older {span}'
+            yield Finding(
+                name.lower(), TROUBLE, text, f'use {oldest} at least'
+            )
+        elif release(version) > release(newest):
+            text = f'{name} {version} is newer {span}'
+            advice = f'if something fails, try {name} {newest}'
+            yield Finding(name.lower(), NOTE, text, advice)
 
 
 def forks(environment: Environment) -> Iterator[Finding]:
@@ -165,17 +177,6 @@ def accepted(environment: Environment) -> Iterator[Finding]:
             advice = f'pip install {shlex.quote(extra.split(";")[0].strip())}'
             text = f'{text}, {version} is installed'
             yield Finding(needed.name, NOTE, text, advice)
-
-
-def newer_torch(environment: Environment) -> Iterator[Finding]:
-    torch = environment.packages.get('torch', '')
-    found = re.match(r'(\d+)\.(\d+)', torch)
-    if found and (int(found[1]), int(found[2])) > _NEWEST_TORCH:
-        newest = '.'.join(map(str, _NEWEST_TORCH))
-        text = f'torch {torch} is newer than the newest tested, {newest}'
-        advice = 'if something fails, try the tested one: pip install '
-        advice += f'"torch=={newest}.*" torchvision'
-        yield Finding('torch', NOTE, text, advice)
 
 
 def declared_limits(module: str) -> list[tuple[str, str, str]]:
@@ -307,11 +308,10 @@ def backends(environment: Environment) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
-    python,
+    tested,
     forks,
     missing,
     torch_and_torchvision,
-    newer_torch,
     accepted,
     limits,
     undeclared,
@@ -322,7 +322,6 @@ CHECKS: tuple[Callable[[Environment], Iterator[Finding]], ...] = (
 )
 #: Packages without which nothing of pelk_mm works, or parts of mmengine.
 _REQUIRED = ('numpy', 'torch', 'cv2', 'mmengine', 'pkg_resources', 'mmcv')
-_NEWEST_TORCH = (2, 14)
 _UNDECLARED = ('ftfy', 'regex')
 #: What pip is to be given for a name that is imported, where the family does
 #: not say.
