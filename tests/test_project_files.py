@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pelk_mm import __version__
+from pelk_mm.doctor.stacks import TESTED
 
 WORKFLOWS = ('docs', 'release', 'test')
 
@@ -41,6 +42,15 @@ def test_workflows_run_what_is_there(name, root, targets):
         elif used:
             # Of one version, not of a branch that moves.
             assert re.fullmatch(r'[\w./-]+@v\d+\.\d+\.\d+', used), used
+
+
+def test_workflows_test_stacks_that_are_there(root, targets):
+    text = (root / '.github/workflows/test.yml').read_text()
+    jobs = yaml.safe_load(text)['jobs']
+    stacks = jobs['stacks']['strategy']['matrix']['stack']
+    assert targets.issuperset(stacks)
+    pythons = jobs['test']['strategy']['matrix']['python']
+    assert set(pythons) == {stack.python for stack in TESTED}
 
 
 def test_all_workflows_are_looked_at(root):
