@@ -25,6 +25,8 @@ from mmengine.runner import Runner
 from studies import (
     add_folders,
     earlier_run,
+    kept_runs,
+    kernel_sizes,
     make_parser,
     processes,
     provenance,
@@ -94,11 +96,6 @@ def parse_args() -> argparse.Namespace:
     text = 'accuracy by distance'
     parser.add_argument('--picture', default=picture, help=text)
     return parser.parse_args()
-
-
-def kernel_sizes(first: int) -> list[int]:
-    """Halved from stage to stage, as the maps are, and 7 at least."""
-    return [2 * max(3, first // 2 >> stage) + 1 for stage in range(4)]
 
 
 def load_demo(name: str, kernel_size: int, paper: bool, data: Path) -> Config:
@@ -442,4 +439,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with kept_runs():
+        main()

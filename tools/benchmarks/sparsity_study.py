@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from studies import (
     add_folders,
     earlier_run,
+    kept_runs,
     make_parser,
     processes,
     provenance,
@@ -224,4 +225,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with kept_runs():
+        main()
