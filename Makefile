@@ -29,7 +29,7 @@ help:
 	@echo 'make demo-detection       the same for Cascade Mask R-CNN'
 	@echo 'make install              .venv with torch, OpenMMLab and pelk_mm; compiles'
 	@echo '                          mmcv, which the demos but detection do without'
-	@echo 'make test                 the test suite, ten minutes on two cores (make'
+	@echo 'make test                 the test suite, six minutes on two cores (make'
 	@echo '                          test-slow: the long ones, make test-gpu: those'
 	@echo '                          that need a GPU)'
 	@echo 'make test-STACK           the test suite in an environment .venv-STACK of'

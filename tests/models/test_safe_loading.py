@@ -405,6 +405,8 @@ EXCEPTIONS = {
     ('pelk_mm/ops/backends/triton_norm_kernels.py', 'tl.load'),
     ('pelk_mm/analysis/erf.py', 'np.load'),
     ('tools/analysis_tools/visualize_erf.py', 'np.load'),
+    ('tools/benchmarks/structure_report.py', 'np.load'),
+    ('tools/benchmarks/structure_scenes.py', 'np.load'),
     ('pelk_mm/models/utils/safe_loading.py', 'torch.load'),
     (
         'pelk_mm/models/utils/safe_loading.py',
