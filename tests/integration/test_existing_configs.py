@@ -248,7 +248,7 @@ SHORT = {
     ],
     'mmdet': [
         'train_dataloader.dataset.data_root={root}/coco',
-        'train_dataloader.dataset.indices=2',
+        'train_dataloader.dataset.indices=4',
         'train_dataloader.dataset.pipeline.2.scale=(64,64)',
         'train_cfg.max_epochs=1',
         # Of detectors with two stages.
