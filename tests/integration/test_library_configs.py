@@ -68,6 +68,7 @@ _ADVICE = re.compile(r'\bset (model[\w.]*)=(\[.*?\]|\(.*?\)|-?\w+)')
 _TOLD = re.compile(
     r'is skipped since (its requires_grad=False|bypass_duplicate=True)'
     r'|trainable parameters get no gradient'
+    r'|the backbone starts from random weights'
 )
 
 
