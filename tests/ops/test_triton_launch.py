@@ -263,7 +263,7 @@ def test_norms_compile_without_spills(
 ):
     launches, _ = replace_kernels(monkeypatch)
     run_branches(shape, GRIDS[grid], torch.bfloat16)
-    # Two at each end where the parts launch some fifty.
+    # Part by part they are some fifty.
     assert len(launches) <= 20
     names = {'moments', 'norm', 'join', 'norm_sums', 'norm_grad'}
     for kernel, _, args, kwargs in launches:

@@ -21,7 +21,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..peripheral_conv import peripheral_conv2d
 from ..sharing_grid import SharingGrid
 from .triton import join_groups, on_device
-from .triton_launch import Group, Launch, View, kernels, make_work, maps_launch
+from .triton_launch import (
+    Group,
+    Launch,
+    View,
+    interleave_tiles,
+    kernels,
+    make_work,
+    maps_launch,
+)
 from .triton_plan import Tiles, copy_plan
 
 # The lines of a channel are split until about this many programs share all.
@@ -231,7 +239,7 @@ class Step:
         device: torch.device,
         branches: Branches,
     ) -> None:
-        batch, self.channels, height, width = shape
+        batch, _, height, width = shape
         self.count, self.device, self.branches = count, device, branches
         self.shape = batch, count, height, width
         dtype = branches.dtype
@@ -400,24 +408,9 @@ def join_launch(
     rest: View, output: View, count: int, padded: int, dtype: torch.dtype
 ) -> Launch:
     """For ``join_kernel``, of branches of a dtype."""
-    batch, channels, height, _ = output.shape
-    block_w = min(padded & -padded, 32)
-    block_c = 2048 // block_w
-    run_c, run_w = output.runs()
-    return Launch(
-        'join_kernel',
-        (batch * height, -(-channels // block_c) * (padded // block_w)),
-        count,
-        *output.shape,
-        *output.strides,
-        *rest.strides,
-        padded,
-        RUN_C=run_c,
-        RUN_W=run_w,
-        BLOCK_C=block_c,
-        BLOCK_W=block_w,
-        num_warps=4,
-    )
+    grid, constants = interleave_tiles(output, padded)
+    numbers = *output.shape, *output.strides, *rest.strides, padded
+    return Launch('join_kernel', grid, count, *numbers, **constants)
 
 
 def _as_images(planes: Tensor) -> Tensor:

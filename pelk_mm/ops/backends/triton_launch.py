@@ -414,20 +414,20 @@ def maps_launch(
 
 def interleave_launch(view: View, padded: int) -> Launch:
     """For ``interleave_kernel``, into a tensor like that."""
+    grid, constants = interleave_tiles(view, padded)
+    numbers = *view.shape, *view.strides, padded
+    return Launch('interleave_kernel', grid, *numbers, **constants)
+
+
+def interleave_tiles(
+    view: View, padded: int
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """Grid and constants of what writes planes into a tensor like that."""
     batch, channels, height, _ = view.shape
     block_w = min(padded & -padded, 32)
     block_c = 2048 // block_w
-    blocks = -(-channels // block_c) * (padded // block_w)
     run_c, run_w = view.runs()
-    return Launch(
-        'interleave_kernel',
-        (batch * height, blocks),
-        *view.shape,
-        *view.strides,
-        padded,
-        RUN_C=run_c,
-        RUN_W=run_w,
-        BLOCK_C=block_c,
-        BLOCK_W=block_w,
-        num_warps=4,
+    grid = batch * height, -(-channels // block_c) * (padded // block_w)
+    return grid, dict(
+        RUN_C=run_c, RUN_W=run_w, BLOCK_C=block_c, BLOCK_W=block_w, num_warps=4
     )
