@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -13,7 +13,7 @@ from ...ops.autocast import autocast_dtype
 from ...ops.backends import BACKENDS, memory_format
 from ...ops.choice import select_backend
 from .peripheral_conv import PeripheralConv2d, SmallConv2d
-from .replacing import are_plain, is_recorded
+from .replacing import are_ordinary, are_plain, is_recorded
 
 if TYPE_CHECKING:
     from .partial_conv import PartialPeripheralConv2d
@@ -37,18 +37,21 @@ def fuse_branches(
     Returns:
         Tensor: ``(N, C, H, W)``, or None where the parts have to be called.
     """
+    if not _is_eager_gpu(x) or layer.merged:
+        return None
     parts = layer.large, layer.small, layer.large_norm, layer.small_norm
-    if not _is_eager_gpu(x) or layer.merged or not _are_known(parts):
+    if not _are_known(parts):
         return None
     large, small, *norms = cast(Any, parts)
-    dtype = autocast_dtype(x) or x.dtype
+    dtype = _dtype(x)
     tensors = [x, *layer.parameters(), *layer.buffers()]
     if pos_sums is not None:
         tensors.append(pos_sums)
     if not (
         memory_format(x[:, : layer.split[0]]) == torch.channels_last
         and x.numel() > x.shape[1]  # else there is no variance
-        and all(_is_plain(tensor, x) for tensor in tensors)
+        and are_ordinary(tensors)
+        and all(tensor.device == x.device for tensor in tensors)
         and _dtype(large.weight) == _dtype(small.weight) == dtype
         and _is_for_triton(large, x, dtype)
     ):
@@ -104,13 +107,8 @@ def _are_known(parts: tuple[Any, ...]) -> bool:
     )
 
 
-def _is_plain(tensor: Tensor, x: Tensor) -> bool:
-    """Others, such as quantised weights, know themselves what to do."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device == x.device
-
-
-def _dtype(weight: Tensor) -> torch.dtype:
-    return autocast_dtype(weight) or weight.dtype
+def _dtype(operand: Tensor) -> torch.dtype:
+    return autocast_dtype(operand) or operand.dtype
 
 
 def _is_for_triton(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from ...ops.autocast import autocast_dtype
-from .replacing import are_plain, is_recorded
+from .replacing import are_ordinary, are_plain, is_recorded
 
 #: Elements of 16 bits that a GPU loads at once.
 _STEP = 8
@@ -67,8 +67,7 @@ def _can_pad(x: Tensor, layers: Sequence[Any]) -> bool:
     ):
         return False
     operands = x, first.weight, first.bias, last.weight, last.bias
-    # Others, such as quantised weights, know themselves what to do.
-    if any(type(value) not in (Tensor, nn.Parameter) for value in operands):
+    if not are_ordinary(operands):
         return False
     # Without autocast, another dtype is an error.
     autocast = autocast_dtype(x) is not None

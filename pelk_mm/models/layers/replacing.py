@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as calls
 from torch.nn.utils import parametrize
@@ -56,3 +56,8 @@ def is_changed(module: nn.Module) -> bool:
 def are_plain(modules: Iterable[nn.Module]) -> bool:
     """Whether calling them does what their classes say and no more."""
     return not _has_global_hooks() and not any(map(is_changed, modules))
+
+
+def are_ordinary(values: Iterable[Tensor]) -> bool:
+    """Others, such as quantised weights, know themselves what to do."""
+    return all(type(value) in (Tensor, nn.Parameter) for value in values)
