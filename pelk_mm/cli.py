@@ -19,6 +19,10 @@ TOOLS = Path(__file__).parent / '.mim' / 'tools'
 COMMANDS: dict[str, tuple[str, str]] = {
     'demo': ('demo.py', 'make a small data set, train on it, draw'),
     'doctor': ('pelk_mm.doctor', 'check the environment'),
+    'build-mmcv': (
+        'mmcv_build/build_mmcv.py',
+        'build mmcv with its operators for the torch that is here',
+    ),
     'train': ('train.py', 'train a model'),
     'test': ('test.py', 'evaluate a checkpoint'),
     'dist-train': ('dist_train.sh', 'train on several GPUs'),

@@ -139,36 +139,11 @@ else
     step '4/6 mmcv with its operators'
     echo '  Detectors and the test suite use them, and PyPI has no mmcv that is built.'
     # The right version, and built for this torch?
-    has_ops() {
-        pip install --no-index --no-deps -r "$mmcv" >>"$log" 2>&1 &&
-            python -c 'import torch, mmcv._ext' 2>>"$log"
-    }
-    built=$venv/mmcv
-    build_mmcv() {
-        rm -rf "$built"
-        # torch's headers need C++20 from 2.14 on; mmcv's setup.py asks for C++17,
-        # after all that variables can name. nvcc reads a variable of its own last.
-        standard=$(python -c 'import re, torch
-print("-std=c++" + re.search(r"C\+\+ Version: 20(\d\d)", torch.__config__.show())[1])')
-        logged 's/^ *(\[[0-9]+\/[0-9]+\]) .*/  compiled \1/p' \
-            env MMCV_CXX="${CXX:-c++}" CXX="$PWD/tools/mmcv_build/cxx.sh" \
-            CXX_APPEND_FLAGS="$standard -g0" \
-            NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} $standard" \
-            PYTHONPATH="$PWD/tools/mmcv_build${PYTHONPATH:+:$PYTHONPATH}" \
-            MMCV_WITH_OPS=1 python -m pip wheel -v --no-build-isolation \
-            --no-deps -w "$built" -r "$mmcv" "$@"
-        # mmcv-lite has the same files.
-        logged "$progress" pip uninstall -y mmcv-lite
-        get --no-deps --force-reinstall "$built"/*.whl
-    }
-    if ! has_ops; then
+    if ! { pip install --no-index --no-deps -r "$mmcv" &&
+        python -c 'import torch, mmcv._ext'; } >>"$log" 2>&1; then
         echo '  Compiling them takes 3 to 8 minutes on two cores; pip then has them in its cache.'
-        build_mmcv
-    fi
-    if ! has_ops; then
-        echo '  The mmcv in the cache of pip is built for another torch, or without its operators.'
-        build_mmcv --no-cache-dir
-        has_ops || fail "mmcv has no operators after building it; the log is $log"
+        python tools/mmcv_build/build_mmcv.py --log "$log" \
+            "$(sed '/^#/d' "$mmcv")" || fail "this step failed; the whole log is $log"
     fi
 fi
 

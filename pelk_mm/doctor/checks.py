@@ -332,14 +332,6 @@ _REQUIREMENTS = {
 }
 #: What is built; mmdet 3.3.0 and mmsegmentation 1.2.2 accept no newer mmcv.
 _MMCV = {'openmmlab': 'mmcv<2.2', 'onedl': 'onedl-mmcv'}
-#: The C++ that its setup.py asks for, after all that variables can name; and
-#: what makes the compilers add a newer one, as torch's headers may need.
-_MMCV_CXX = 17
-_NEWER_CXX = (
-    """printf '#!/bin/sh\\nexec %s "$@" -std=c++{0}\\n' "${{CXX:-c++}}" """
-    '> c++{0}; chmod +x c++{0}; '
-    'CXX="$PWD/c++{0}" NVCC_APPEND_FLAGS=-std=c++{0} '
-)
 _LITE = (
     'mmcv-lite has no compiled operators: classification and segmentation '
     'work once pelk_mm is imported, detection and the test suite need them'
@@ -419,14 +411,6 @@ def _uninstall(names: list[str]) -> str:
 
 
 def _build_mmcv(environment: Environment, variables: str = '') -> str:
-    """The command that builds mmcv, and against the torch that is there."""
-    name = _MMCV[environment.family]
-    without = f'{_uninstall(["mmcv-lite"])}; ' if environment.lite else ''
-    cxx = environment.facts('torch').get('cxx', _MMCV_CXX)
-    newer = _NEWER_CXX.format(cxx) if cxx > _MMCV_CXX else ''
-    return (
-        f'{_install(environment, ["pkg_resources"])} wheel ninja psutil; '
-        f'{without}{newer}{variables}MMCV_WITH_OPS=1 pip install '
-        '--no-build-isolation --no-deps --no-cache-dir --force-reinstall '
-        f'{shlex.quote(name)}'
-    )
+    """The command that builds mmcv for the torch that is there."""
+    name = shlex.quote(_MMCV[environment.family])
+    return f'{variables}pelk build-mmcv {name}'

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,10 +53,7 @@ def torch() -> Facts:
     facts = _version('torch')
     import torch
 
-    # Of the C++ that it is built with, the year: 17 or 20.
-    built = re.search(r'C\+\+ Version: 20(\d\d)', torch.__config__.show())
     facts.update(cuda=torch.version.cuda, gpus=[])
-    facts.update({'cxx': int(built[1])} if built else {})
     # The driver may count GPUs that torch cannot use.
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for index in range(count):
