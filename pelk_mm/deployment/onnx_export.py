@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..utils.errors import need
+from ..utils.errors import LaunchError, need
 from ..utils.files import atomic_path
 from ..utils.output import silent
 from .compare import TOLERANCE, Difference, check_close
@@ -20,6 +21,8 @@ from .standard_layers import to_standard_layers
 from .variants import METADATA, load_onnx
 
 OPSET = 18
+#: torch 2.4 exports from TorchScript alone.
+EXPORTS = 'dynamic_shapes' in inspect.signature(torch.onnx.export).parameters
 INPUT = 'image'
 
 
@@ -80,6 +83,11 @@ def export_onnx(
     """
     check_shape(shape)
     onnx, _, _ = need('onnx', 'onnxscript', 'onnxruntime')
+    if not EXPORTS:
+        raise LaunchError(
+            'ONNX files are written with torch 2.6 or newer, this is '
+            f'{torch.__version__}'
+        )
     network.merge()
     standard = to_standard_layers(network, kernels)
     images, dimensions = example(shape, dynamic)

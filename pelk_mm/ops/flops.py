@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from .sharing_grid import SharingGrid
 
@@ -53,7 +53,9 @@ def _count_both(*operands: Any, **_: Any) -> int:
     return 2 * count_flops(*operands)
 
 
+# The function that registers formulas files those of custom operators, in
+# torch 2.4, where the counter does not look.
 _ops = torch.ops.pelk_mm
-register_flop_formula(_ops.peripheral_conv2d)(count_flops)
-register_flop_formula(_ops.peripheral_conv2d_weight_grad)(count_flops)
-register_flop_formula(_ops.peripheral_conv2d_backward)(_count_both)
+flop_registry[_ops.peripheral_conv2d] = shape_wrapper(count_flops)
+flop_registry[_ops.peripheral_conv2d_weight_grad] = shape_wrapper(count_flops)
+flop_registry[_ops.peripheral_conv2d_backward] = shape_wrapper(_count_both)

@@ -58,14 +58,11 @@ def register_symbolic() -> None:
     from torch.onnx import register_custom_op_symbolic
     from torch.onnx.symbolic_helper import parse_args
 
+    # torch 2.4 asks whether the type of the first is one of its own, and Any
+    # is no type before Python 3.11.
     @parse_args('v', 'v', 'v', 'is', 's')
-    def symbolic(
-        g: Any,
-        input: Any,
-        weight: Any,
-        bias: Any,
-        sizes: list[int],
-        backend: str,
+    def symbolic(  # type: ignore[no-untyped-def]
+        g, input: Any, weight: Any, bias: Any, sizes: list[int], backend: str
     ) -> Any:
         index = g.op('Constant', value_t=_index(sizes))
         kernel = g.op('Gather', weight, index, axis_i=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _codecs
 from pickle import UnpicklingError
 from typing import Any
 
@@ -118,6 +119,8 @@ _STAND_INS = [
     _stand_in(_Dtype, 'numpy.dtype'),
     _stand_in(_Empty, 'builtins.bytes'),
     _stand_in(_Method, 'builtins.getattr'),
+    # Bytes, in the pickles of protocol 2; torch 2.5 and later know it.
+    _codecs.encode,
     # numpy 2 renamed the module.
     *(
         _stand_in(kind, f'numpy.{core}.multiarray.{name}')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageFilter
 
 pytest.importorskip('sklearn')
@@ -535,6 +536,9 @@ def _arguments(root: Path) -> list[str]:
     ]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < '2.6', reason='this torch warns of mmengine'
+)
 def test_command_line(scenes, tmp_path):
     result = subprocess.run(
         [

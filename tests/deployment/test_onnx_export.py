@@ -15,6 +15,8 @@ from pelk_mm.deployment.variants import load_onnx
 from pelk_mm.utils.config import build_model, load_config
 from pelk_mm.utils.errors import LaunchError
 
+if not onnx_export.EXPORTS:
+    pytest.skip('this torch exports otherwise', allow_module_level=True)
 onnx = pytest.importorskip('onnx', reason='needs requirements/deploy.txt')
 pytest.importorskip('onnxscript', reason='needs requirements/deploy.txt')
 pytest.importorskip('onnxruntime', reason='needs requirements/deploy.txt')

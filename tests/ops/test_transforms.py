@@ -128,7 +128,7 @@ def test_forward_mode_of_a_backward_pass(operator):
                 for x, t in zip(values, tangents, strict=True)
             ]
             grads = torch.autograd.grad(loss(f)(*duals), duals)
-            return [forward_ad.unpack_dual(grad) for grad in grads]
+            return [tuple(forward_ad.unpack_dual(grad)) for grad in grads]
 
     same(transformed, operator)
 
@@ -262,7 +262,12 @@ def test_errors_speak_of_what_the_mapped_function_sees():
     [
         lambda f: func.vmap(func.grad(loss(f), ALL)),
         lambda f: lambda *x: func.jvp(func.vmap(f), x, x),
-        lambda f: lambda *x: func.hessian(loss(f), 1)(*(y[0] for y in x)),
+        pytest.param(
+            lambda f: lambda *x: func.hessian(loss(f), 1)(*(y[0] for y in x)),
+            marks=pytest.mark.skipif(
+                torch.__version__ < '2.6', reason='not in that torch'
+            ),
+        ),
     ],
     ids=['vmap(grad)', 'jvp', 'hessian'],
 )
