@@ -241,7 +241,8 @@ def test_drawing_is_tried_and_leaves_nothing(
         name=tmp_path.name,
     )
     runner = rehearse(segmentation)
-    assert len(drawn) == 4
+    # All of two batches of two; the maintained fork draws the first of each.
+    assert len(drawn) in (2, 4)
     assert runner.visualizer._vis_backends
     pictures = [*(tmp_path / 'work').rglob('*.png')]
     assert not pictures
