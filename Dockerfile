@@ -5,7 +5,7 @@
 #   docker build -t pelk_mm .
 #   docker run --rm -it --shm-size=2g -v "$PWD/work_dirs:/pelk_mm/work_dirs" pelk_mm make demo
 #
-# Without an NVIDIA GPU it becomes 4 GB smaller with torch for CPUs. PyTorch's
+# Without an NVIDIA GPU it becomes 3 GB smaller with torch for CPUs. PyTorch's
 # installation page names the index that has it:
 #
 #   docker build -t pelk_mm --build-arg PIP_EXTRA_INDEX_URL=ADDRESS .
@@ -15,7 +15,7 @@
 # compiler:
 #
 #   docker build -t pelk_mm:cuda --build-arg FORCE_CUDA=1 \
-#       --build-arg BASE=nvidia/cuda:12.8.1-devel-ubuntu24.04 .
+#       --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 .
 ARG BASE=debian:12-slim
 # hadolint ignore=DL3006
 FROM ${BASE} AS system

@@ -12,7 +12,7 @@
 #
 # From the environment:
 #   PYTHON=python3.12   the interpreter (default python3)
-#   TORCH=2.14.1        another torch than that of requirements/torch.txt, with
+#   TORCH=2.10.0        another torch than that of requirements/torch.txt, with
 #                       the newest torchvision that pip finds for it
 #   NUMPY=1.26.4        another numpy than that of requirements/constraints.txt
 #   PIP_EXTRA_INDEX_URL=…
@@ -116,7 +116,7 @@ get -r requirements/build.txt
 
 step '2/6 torch and torchvision'
 if ! command -v nvidia-smi >/dev/null && ! python -c 'import torch' 2>/dev/null; then
-    echo '  PyPI has them for Linux with CUDA alone: 4 GB to download, GPU or not.'
+    echo '  PyPI has them for Linux with CUDA alone: 3 GB to download, GPU or not.'
     echo '  docs/install.md says how to get them without.'
 fi
 get -r "$torch"

@@ -19,13 +19,13 @@ class Stack(NamedTuple):
 
 #: The first is what `make install` installs.
 TESTED = (
-    Stack('3.11', '2.10.0', '2.2.6', 'openmmlab'),
-    Stack('3.10', '2.10.0', '2.2.6', 'openmmlab'),
-    Stack('3.12', '2.10.0', '2.2.6', 'openmmlab'),
-    Stack('3.13', '2.10.0', '2.2.6', 'openmmlab'),
-    Stack('3.11', '2.10.0', '1.26.4', 'openmmlab'),
-    Stack('3.11', '2.10.0', '2.2.6', 'onedl'),
+    Stack('3.11', '2.14.1', '2.2.6', 'openmmlab'),
+    Stack('3.10', '2.14.1', '2.2.6', 'openmmlab'),
+    Stack('3.12', '2.14.1', '2.2.6', 'openmmlab'),
+    Stack('3.13', '2.14.1', '2.2.6', 'openmmlab'),
     Stack('3.11', '2.14.1', '2.4.6', 'openmmlab'),
+    Stack('3.11', '2.14.1', '2.2.6', 'onedl'),
+    Stack('3.11', '2.10.0', '2.2.6', 'openmmlab'),
     Stack('3.11', '2.15.0', '2.4.6', 'openmmlab'),
     Stack('3.10', '2.4.1', '1.26.4', 'openmmlab'),
 )
