@@ -62,6 +62,8 @@ def main() -> None:
     if not for_gpus():
         tries.insert(0, [])
     for options in tries:
+        if options and len(tries) > 1:
+            print("pip's cache has it for another torch, or without operators")
         with tempfile.TemporaryDirectory() as folder:
             build = [*PIP, 'wheel', '-v', '--no-build-isolation', '--no-deps']
             build += [*options, '-w', folder, args.wanted]
@@ -71,9 +73,6 @@ def main() -> None:
         if operators_run():
             print('mmcv with its operators is installed')
             return
-        print(
-            "pip's cache has an mmcv for another torch, or without operators"
-        )
     sys.exit(
         'error: mmcv was built and installed, but its operators do not run: '
         'python -c "import torch, mmcv._ext"'

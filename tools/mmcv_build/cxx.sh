@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The C++ compiler that tools/install.sh builds mmcv's operators with.
+# The C++ compiler that build_mmcv.py builds mmcv's operators with.
 #
 #   CXX=FOLDER/cxx.sh CXX_APPEND_FLAGS='-std=c++20 -g0' MMCV_WITH_OPS=1 pip install …
 #
