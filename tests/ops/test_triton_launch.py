@@ -310,6 +310,19 @@ def test_launches_stay_within_grid_and_scratch(monkeypatch):
                     )
 
 
+def test_usual_batches_are_one_group_of_channels(monkeypatch):
+    """Launches take the host longer than the GPU: no more for K = 101."""
+    counts = [
+        len(record_launches(monkeypatch, shape, GRIDS[name], torch.bfloat16))
+        for name, shape in (
+            ('51', STAGE_1),
+            ('101', STAGE_1),
+            ('51', (128, *STAGE_1[1:])),
+        )
+    ]
+    assert counts == [counts[0]] * 3
+
+
 class Ops(TorchDispatchMode):
     """Notes what torch itself runs."""
 

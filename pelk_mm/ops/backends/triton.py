@@ -33,7 +33,7 @@ class TritonBackend(Backend):
     PeLK's kernels 1 to 7 planes of the input's size in all, 4 for stage 1 of
     PeLK-T at 224 x 224 in bfloat16. One more plane holds a channels-last
     output, and one the input of the weight's gradient. Channels are taken in
-    groups to keep this below 128 MiB. The weight's gradient has at most some
+    groups to keep this below 256 MiB. The weight's gradient has at most some
     thousand partial sums for each of its k' columns, or one per tile of the
     map if those are more. The weight is expanded to k' rows, each padded and
     as often as 16 bytes have numbers, never to K x K.

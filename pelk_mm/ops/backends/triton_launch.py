@@ -23,8 +23,8 @@ from .triton_plan import (
 )
 
 # Channels go in groups whose scratch stays below this; one that is larger by
-# itself goes alone.
-_SCRATCH_BYTES = 128 << 20
+# itself goes alone. Every group has launches of its own.
+_SCRATCH_BYTES = 256 << 20
 # The last dimension of a CUDA grid.
 _MAX_CHANNELS = 65535
 
