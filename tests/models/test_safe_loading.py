@@ -403,6 +403,7 @@ EXCEPTIONS = {
     ('pelk_mm/deployment/onnx_export.py', 'onnx.load'),
     ('pelk_mm/ops/backends/triton_kernels.py', 'tl.load'),
     ('pelk_mm/ops/backends/triton_norm_kernels.py', 'tl.load'),
+    ('pelk_mm/ops/backends/triton_residual_kernels.py', 'tl.load'),
     ('pelk_mm/analysis/erf.py', 'np.load'),
     ('tools/analysis_tools/visualize_erf.py', 'np.load'),
     ('tools/benchmarks/structure_report.py', 'np.load'),

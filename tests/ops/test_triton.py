@@ -2,7 +2,7 @@
 
 Whether kernels are interpreted is settled when triton is first imported, so
 ``TestInterpreted`` runs in a process of its own, which ``test_interpreted``
-starts, for ``test_triton_branches.py`` too.
+starts, for other files too.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ def test_interpreted():
             '-k',
             'TestInterpreted',
             __file__,
-            Path(__file__).with_name('test_triton_branches.py'),
+            'tests/ops/test_triton_branches.py',
+            'tests/ops/test_triton_residual.py',
+            'tests/models/layers/test_residual.py',
         ],
         cwd=ROOT,
         env={**os.environ, 'TRITON_INTERPRET': '1'},

@@ -21,7 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pelk_mm.ops import SharingGrid
 from pelk_mm.ops.backends import triton as triton_backend
-from pelk_mm.ops.backends import triton_branches, triton_launch
+from pelk_mm.ops.backends import (
+    triton_branches,
+    triton_launch,
+    triton_residual,
+)
 from pelk_mm.ops.backends.triton_launch import View, make_work
 from tests.helpers.operator_cases import GRIDS
 
@@ -48,6 +52,8 @@ def forget():
         triton_branches.make_step,
         triton_branches.copy_launch,
         triton_branches.join_launch,
+        triton_residual._launch,
+        triton_residual._grad_launch,
     ):
         kept.cache_clear()
 
@@ -136,6 +142,27 @@ def run_branches(shape, grid, dtype, *_, of=torch.float32, pos_embed=True):
         of,
     )
     y.backward(torch.empty_like(y))
+
+
+def run_block(shape, grid, dtype, *_, **options):
+    """The same of what a block has of kernels, with stochastic depth."""
+    run_branches(shape, grid, dtype, **options)
+    batch, channels, *size = shape
+    all_channels = channels * 8 // 3
+
+    def empty(*size, of=torch.float32):
+        return torch.empty(size, device='meta', dtype=of, requires_grad=True)
+
+    for kept in (0.9, 1.0):
+        y = triton_residual.add_scaled(
+            empty(batch, *size, all_channels).permute(0, 3, 1, 2),
+            empty(batch, *size, -(-all_channels // 8) * 8, of=dtype),
+            empty(all_channels),
+            torch.empty(batch, device='meta') if kept < 1 else None,
+            kept,
+            torch.float32,
+        )
+        y.backward(torch.empty_like(y))
 
 
 def record_launches(monkeypatch, *kind):
@@ -258,25 +285,35 @@ def test_compiles_without_spills(
     ('arch', 'shape', 'grid'),
     [(90, STAGE_1, '51'), pytest.param(80, (2, 93, 28, 28), '51', marks=SLOW)],
 )
-def test_norms_compile_without_spills(
+def test_the_rest_of_a_block_compiles_without_spills(
     monkeypatch, tmp_path, arch, shape, grid
 ):
     launches, _ = replace_kernels(monkeypatch)
-    run_branches(shape, GRIDS[grid], torch.bfloat16)
-    # Part by part they are some fifty.
-    assert len(launches) <= 20
-    names = {'moments', 'norm', 'join', 'norm_sums', 'norm_grad'}
+    run_block(shape, GRIDS[grid], torch.bfloat16)
+    found = set()
     for kernel, _, args, kwargs in launches:
         name = kernel.__name__.removesuffix('_kernel')
-        if name not in names:
+        if name in ('rows', 'maps', 'forward', 'weight_grad') or (
+            name in found and name != 'join'
+        ):
             continue
-        if name != 'join':
-            names.remove(name)
+        found.add(name)
         compiled = compile_launch(kernel, args, kwargs, arch)
         registers, stack = resources(compiled, tmp_path)
         print(f'{name} sm_{arch}: {registers} registers, {stack} of stack')
         assert stack == 0
-    assert names == {'join'}
+    norms = {'moments', 'norm', 'join', 'norm_sums', 'norm_grad'}
+    assert found == norms | {'residual', 'residual_grad'}
+
+
+@pytest.mark.parametrize(
+    ('run', 'most'), [(run_branches, 21), (run_block, 25)]
+)
+def test_launches_of_a_block(monkeypatch, run, most):
+    """Part by part the branches are some fifty, the residual some fifteen."""
+    launches, direct = replace_kernels(monkeypatch)
+    run(STAGE_1, GRIDS['51'], torch.bfloat16)
+    assert len(launches) + len(direct) <= most
 
 
 def test_planar_output_is_written_in_wide_words(monkeypatch):
@@ -370,7 +407,7 @@ def test_no_kernel_is_launched_with_other_dtypes(monkeypatch):
         for dtype, of in ((half, single), (single, single), (half, half)):
             for pos_embed in (True, False):
                 options = dict(of=of, pos_embed=pos_embed)
-                run_branches((2, 5, 14, 14), GRIDS['5'], dtype, **options)
+                run_block((2, 5, 14, 14), GRIDS['5'], dtype, **options)
     # The recorder compares them.
     assert len(direct) > len(launches)
 
@@ -399,7 +436,7 @@ def test_runs(layout, channels, start, expected):
     assert View.of(tensor).runs() == expected
 
 
-@pytest.mark.parametrize(('run', 'every'), [(run, 1), (run_branches, 3)])
+@pytest.mark.parametrize(('run', 'every'), [(run, 1), (run_block, 3)])
 def test_multi_scale_training_compiles_few_kernels(monkeypatch, run, every):
     """2000 steps of PeLK-T on two COCO images, resized and padded."""
     choose = random.Random(0).choice

@@ -23,6 +23,7 @@ from ..layers import (
     LayerNorm2d,
     PartialPeripheralConv2d,
     PeripheralConv2d,
+    add_residual_branch,
     density,
     make_permanent,
     pointwise_mlp,
@@ -92,15 +93,9 @@ class PeLKBlock(nn.Module):
         y = self.norm(self.conv(x, pos_sums).permute(0, 2, 3, 1))
         mlp = self.pointwise_conv1, self.act, self.grn, self.pointwise_conv2
         y = pointwise_mlp(y, mlp)
-        scale = self.gamma
-        if scale is None:
-            y = self.drop_path(y)
-        else:
-            if self.training:
-                # Of a scale a sample, which is quicker than of its maps.
-                scale = self.drop_path(scale.expand(y.shape[0], 1, 1, -1))
-            y = y * scale
-        return x + y.permute(0, 3, 1, 2)
+        return add_residual_branch(
+            x, y, self.gamma, self.drop_path, self.conv.large
+        )
 
 
 class PeLKStage(nn.Module):

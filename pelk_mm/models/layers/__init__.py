@@ -6,6 +6,7 @@ from .layer_norm import LayerNorm2d, reach_all
 from .partial_conv import PartialPeripheralConv2d
 from .peripheral_conv import PeripheralConv2d, SmallConv2d, density
 from .pointwise import pointwise_mlp
+from .residual import add_residual_branch
 
 __all__ = [
     'GRN',
@@ -15,6 +16,7 @@ __all__ = [
     'PartialPeripheralConv2d',
     'PeripheralConv2d',
     'SmallConv2d',
+    'add_residual_branch',
     'density',
     'embed_weights',
     'make_permanent',

@@ -19,12 +19,21 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep each sample of ``(N, ...)`` or set it to zero."""
-        if not (self.training and self.drop_prob):
+        drawn = self.draw(x)
+        if drawn is None:
             return x
         kept = 1 - self.drop_prob
-        shape = x.shape[0], *[1] * (x.ndim - 1)
-        drawn = torch.rand(shape, device=x.device)
-        return x * ((drawn < kept) / kept).to(x.dtype)
+        scale = ((drawn < kept) / kept).to(x.dtype)
+        return x * scale.view(-1, *[1] * (x.ndim - 1))
+
+    def draw(self, x: Tensor) -> Tensor | None:
+        """A number in [0, 1) for each sample of ``(N, ...)``, float32.
+
+        Those from ``1 - drop_prob`` on are dropped. None if none can be.
+        """
+        if not (self.training and self.drop_prob):
+            return None
+        return torch.rand(x.shape[0], device=x.device)
 
     def extra_repr(self) -> str:
         return f'{self.drop_prob}'

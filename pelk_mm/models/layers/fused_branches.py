@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ...ops.autocast import autocast_dtype
-from ...ops.backends import BACKENDS, memory_format
-from ...ops.choice import select_backend
+from ...ops.backends import memory_format
 from .peripheral_conv import PeripheralConv2d, SmallConv2d
-from .replacing import are_ordinary, are_plain, is_recorded
+from .replacing import are_ordinary, are_plain, is_eager_gpu, is_for_triton
 
 if TYPE_CHECKING:
     from .partial_conv import PartialPeripheralConv2d
@@ -37,7 +35,7 @@ def fuse_branches(
     Returns:
         Tensor: ``(N, C, H, W)``, or None where the parts have to be called.
     """
-    if not _is_eager_gpu(x) or layer.merged:
+    if not is_eager_gpu(x) or layer.merged:
         return None
     parts = layer.large, layer.small, layer.large_norm, layer.small_norm
     if not _are_known(parts):
@@ -53,7 +51,7 @@ def fuse_branches(
         and are_ordinary(tensors)
         and all(tensor.device == x.device for tensor in tensors)
         and _dtype(large.weight) == _dtype(small.weight) == dtype
-        and _is_for_triton(large, x, dtype)
+        and is_for_triton(large, x, dtype)
     ):
         return None
     # Importing it imports triton.
@@ -75,15 +73,6 @@ def fuse_branches(
         small.grid,
         dtype,
         out_dtype,
-    )
-
-
-def _is_eager_gpu(x: Tensor) -> bool:
-    """Whether a GPU runs what is called, and nothing else sees it."""
-    return (
-        x.is_cuda
-        and not is_recorded()
-        and _get_current_dispatch_mode() is None
     )
 
 
@@ -109,11 +98,3 @@ def _are_known(parts: tuple[Any, ...]) -> bool:
 
 def _dtype(operand: Tensor) -> torch.dtype:
     return autocast_dtype(operand) or operand.dtype
-
-
-def _is_for_triton(
-    layer: PeripheralConv2d, x: Tensor, dtype: torch.dtype
-) -> bool:
-    size = layer.grid.kernel_size
-    chosen = select_backend(layer.backend, x.device, dtype, size)
-    return chosen is BACKENDS['triton']

@@ -36,7 +36,8 @@ def pointwise_mlp(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
         layers (Sequence[nn.Module]): The first and the last one linear.
 
     Returns:
-        Tensor: ``(..., C')`` with the width of the last layer.
+        Tensor: ``(..., C')``. C' is the width of the last layer, or where
+        zeros are filled in more, which lie behind the others.
     """
     dtype = padded_dtype(x)
     if dtype is not None and _can_pad(x, layers):
@@ -88,7 +89,7 @@ def _padded_mlp(
     y = F.linear(y, *padded[:2])
     for layer in between:
         y = layer(y)
-    return F.linear(y, *padded[2:])[..., : last.out_features]
+    return F.linear(y, *padded[2:])
 
 
 def _round_up(width: int) -> int:

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules import module as calls
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ...ops.backends import BACKENDS
+from ...ops.choice import select_backend
+from .peripheral_conv import PeripheralConv2d
 
 
 def is_recorded() -> bool:
@@ -23,6 +28,24 @@ def is_recorded() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
+
+
+def is_eager_gpu(x: Tensor) -> bool:
+    """Whether a GPU runs what is called, and nothing else sees it."""
+    return (
+        x.is_cuda
+        and not is_recorded()
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def is_for_triton(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a peripheral convolution runs on Triton with such numbers."""
+    if type(layer) is not PeripheralConv2d:
+        return False
+    size = layer.grid.kernel_size
+    chosen = select_backend(layer.backend, x.device, dtype, size)
+    return chosen is BACKENDS['triton']
 
 
 def _has_global_hooks() -> bool:

@@ -409,6 +409,9 @@ def join_launch(
 ) -> Launch:
     """For ``join_kernel``, of branches of a dtype."""
     grid, constants = interleave_tiles(output, padded)
+    if constants['RUN_C'] < 4:
+        # Two at a time gain little for one more kernel to compile.
+        constants['RUN_C'] = 1
     numbers = *output.shape, *output.strides, *rest.strides, padded
     return Launch('join_kernel', grid, count, *numbers, **constants)
 

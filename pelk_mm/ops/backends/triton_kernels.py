@@ -158,7 +158,7 @@ def maps_kernel(
 
 
 @triton.jit(
-    do_not_specialize=['num_cells', 'kernel_size'],
+    do_not_specialize=['num_cells', 'kernel_size', 'flipped'],
     do_not_specialize_on_alignment=['weight'],
 )
 def rows_kernel(
@@ -168,7 +168,7 @@ def rows_kernel(
     num_cells, kernel_size,
     first_tap,
     taps,
-    FLIPPED: tl.constexpr,  # whether to read the weight from its end
+    flipped,  # 1 to read the weight from its end, or 0
     PHASES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write every row cell's K numbers out, with zeros on either side.
@@ -184,9 +184,9 @@ def rows_kernel(
         column_cells + tap, mask=(tap >= 0) & (tap < kernel_size), other=-1
     )
     source = row.to(tl.int64) * num_cells + column
-    if FLIPPED:
-        source = (row // num_cells * 2 + 1).to(tl.int64) * num_cells
-        source = (source - row) * num_cells - 1 - column
+    from_end = (row // num_cells * 2 + 1).to(tl.int64) * num_cells
+    from_end = (from_end - row) * num_cells - 1 - column
+    source = tl.where(flipped == 1, from_end, source)
     values = tl.load(weight + source, mask=column >= 0, other=0.0)
     values = _rounded(values, rows.dtype.element_ty)
     end = PHASES * taps

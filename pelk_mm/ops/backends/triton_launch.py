@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
 from math import gcd
@@ -32,9 +33,10 @@ _MAX_CHANNELS = 65535
 @lru_cache(maxsize=1)
 def kernels() -> SimpleNamespace:
     """All kernels by name; importing them imports triton."""
-    from . import triton_kernels, triton_norm_kernels
+    from . import triton_kernels, triton_norm_kernels, triton_residual_kernels
 
-    return SimpleNamespace(**vars(triton_norm_kernels) | vars(triton_kernels))
+    modules = triton_residual_kernels, triton_norm_kernels, triton_kernels
+    return SimpleNamespace(**ChainMap(*map(vars, modules)))
 
 
 class Launch:
@@ -192,7 +194,7 @@ class Work:
                 self.grid.kernel_size,
                 self.first_tap,
                 self.taps,
-                FLIPPED=flipped,
+                int(flipped),
                 PHASES=self.phases,
                 BLOCK=block,
             )

@@ -14,7 +14,11 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pelk_mm.models.layers import PartialPeripheralConv2d, fused_branches
+from pelk_mm.models.layers import (
+    PartialPeripheralConv2d,
+    fused_branches,
+    replacing,
+)
 from pelk_mm.ops import SharingGrid
 
 pytest.importorskip('triton')
@@ -32,7 +36,7 @@ def asked(monkeypatch):
         return torch.zeros_like(x, dtype=operands[-1])
 
     monkeypatch.setattr(triton_branches, 'join_branches', join_branches)
-    for name in ('_is_eager_gpu', '_is_for_triton'):
+    for name in ('is_eager_gpu', 'is_for_triton'):
         monkeypatch.setattr(fused_branches, name, lambda *_: True)
     return calls
 
@@ -171,9 +175,7 @@ def test_other_inputs_are_given_to_the_parts(asked):
 
 def test_what_is_recorded_or_watched_is_not_fused():
     def is_eager(x=None):
-        seen.append(
-            fused_branches._is_eager_gpu(SimpleNamespace(is_cuda=True))
-        )
+        seen.append(replacing.is_eager_gpu(SimpleNamespace(is_cuda=True)))
         return x
 
     seen = []
@@ -187,7 +189,7 @@ def test_what_is_recorded_or_watched_is_not_fused():
     with TorchDispatchMode():
         is_eager()
     assert len(seen) >= 5 and not any(seen[1:])
-    assert not fused_branches._is_eager_gpu(x)
+    assert not replacing.is_eager_gpu(x)
 
 
 def test_global_hooks_are_called(asked):
