@@ -70,7 +70,11 @@ def measure(
 def measure_step(
     step: Call, rounds: int, budget_s: float
 ) -> dict[str, object]:
-    """Time a step of a training, which no step after it waits for."""
+    """Time a step of a training, which no step after it waits for.
+
+    ``'gpu_ms'`` is what the GPU spends in its kernels, of which the longest
+    are listed.
+    """
     first_s = seconds(step)
     seconds(step)
     again_s = seconds(step)
@@ -79,13 +83,26 @@ def measure_step(
     times, _ = _passes(_in_turn([step] * count), rounds)
     # Alone: launches that have queued up make the host wait for the GPU.
     _, host = _passes(step, 3)
+    rows = kernels(step, 3)
     return {
         'median_ms': statistics.median(times) / count,
         'best_ms': min(times) / count,
         'rounds': rounds,
         'host_ms': min(host),
         'first_s': first_s,
+        'gpu_ms': sum(us for us, _ in rows.values()) / 1e3,
+        'launches': sum(count for _, count in rows.values()),
+        'kernels': dict(list(rows.items())[:12]),
     }
+
+
+def show_step(entry: dict) -> None:
+    """Print what :func:`measure_step` has found beside the time."""
+    host, busy = entry['host_ms'], entry['gpu_ms']
+    print(f'    first {entry["first_s"]:.1f} s, host {host:.1f} ms', end='')
+    print(f', {entry["launches"]:.0f} kernels of {busy:.1f} ms, the longest:')
+    for kernel, (us, count) in entry['kernels'].items():
+        print(f'    {us:10.1f} us {count:4g} x {kernel[:60]}')
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:

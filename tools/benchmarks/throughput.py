@@ -221,13 +221,18 @@ def measure(
             peak = bench.peak_memory(calls[name], args.device)
             entry['peak_memory'] = peak
     for name, entry in times.items():
-        entry['images_per_s'] = 1e3 * args.batch / entry['median_ms']
-        speed, ms = entry['images_per_s'], entry['median_ms']
-        mib = entry.get('peak_memory', math.nan) / 2**20
-        print(f'  {name:26}{speed:9.2f} images/s{ms:10.1f} ms{mib:10.1f} MiB')
-        if 'kernels' in entry:
-            show_kernels(entry)
+        show(name, entry, args.batch)
     return times
+
+
+def show(name: str, entry: dict, batch: int) -> None:
+    """Print one network's times, and add how many images a second that is."""
+    entry['images_per_s'] = 1e3 * batch / entry['median_ms']
+    speed, ms = entry['images_per_s'], entry['median_ms']
+    mib = entry.get('peak_memory', math.nan) / 2**20
+    print(f'  {name:26}{speed:9.2f} images/s{ms:10.1f} ms{mib:10.1f} MiB')
+    if 'kernels' in entry:
+        gpu.show_step(entry)
 
 
 def measure_on_gpu(
@@ -246,19 +251,7 @@ def measure_on_gpu(
     entry = gpu.measure_step(call, args.rounds, args.budget)
     if not in_graph:
         entry['peak_memory'] = bench.peak_memory(call, args.device)
-    kernels = gpu.kernels(call, 3)
-    entry['gpu_ms'] = sum(us for us, _ in kernels.values()) / 1e3
-    entry['launches'] = sum(count for _, count in kernels.values())
-    entry['kernels'] = dict(list(kernels.items())[:12])
     return entry
-
-
-def show_kernels(entry: dict) -> None:
-    host, busy = entry['host_ms'], entry['gpu_ms']
-    print(f'    first {entry["first_s"]:.1f} s, host {host:.1f} ms', end='')
-    print(f', {entry["launches"]:.0f} kernels of {busy:.1f} ms, the longest:')
-    for kernel, (us, count) in entry['kernels'].items():
-        print(f'    {us:10.1f} us {count:4g} x {kernel[:60]}')
 
 
 def main() -> None:
