@@ -20,7 +20,7 @@ INSTALL = PYTHON=$(PYTHON) TORCH=$(TORCH) NUMPY=$(NUMPY) bash tools/install.sh
 WHAT_IT_NEEDS = $(wildcard requirements/*.txt) setup.cfg tools/install.sh
 
 .PHONY: help install demo demo-classification demo-detection test test-slow \
-        test-gpu test-onedl test-newest test-oldest test-lite test-no-compiler \
+        test-gpu bench-gpu test-onedl test-newest test-oldest test-lite test-no-compiler \
         coverage doctor lint sanitize wheel clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make test                 the test suite, six minutes on two cores (make'
 	@echo '                          test-slow: the long ones, make test-gpu: those'
 	@echo '                          that need a GPU)'
+	@echo 'make bench-gpu            all that a GPU has to show, into work_dirs/gpu'
 	@echo 'make test-STACK           the test suite in an environment .venv-STACK of'
 	@echo '                          its own: test-onedl with the maintained fork of the'
 	@echo '                          OpenMMLab packages, test-newest and test-oldest'
@@ -74,6 +75,9 @@ test-slow: $(INSTALLED)
 test-gpu: export CUBLAS_WORKSPACE_CONFIG = :4096:8
 test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(ARGS)
+
+bench-gpu: $(INSTALLED)
+	PYTHON=$(RUN) bash tools/benchmarks/on_gpu.sh
 
 # Other stacks, see docs/versions.md.
 test-onedl:
