@@ -29,11 +29,23 @@ if 'wheel' in words and '-w' in words:
     with open('variables', 'w') as file:
         file.writelines(f'{name}={os.environ[name]}\\n' for name in os.environ)
     sys.exit('no room' if 'broken==0' in words else 0)
+if '--target' in words:
+    home = pathlib.Path(words[words.index('--target') + 1], 'nvidia/cu13')
+    (home / 'lib').mkdir(parents=True)
+    (home / 'lib/libcudart.so.13').touch()
 """,
     'torch/__init__.py': """
+import os
 from types import SimpleNamespace
-cuda = SimpleNamespace(is_available=lambda: False)
+__version__ = '2.14.1'
+cuda = SimpleNamespace(is_available=lambda: 'A_GPU' in os.environ)
+version = SimpleNamespace(cuda=os.environ.get('TORCH_CUDA'), hip=None)
 __config__ = SimpleNamespace(show=lambda: '  - C++ Version: 202002')
+""",
+    'torch/utils/__init__.py': '',
+    'torch/utils/cpp_extension.py': """
+import os
+CUDA_HOME = os.environ.get('CUDA_HOME')
 """,
     'mmcv/__init__.py': '',
     'pip/__init__.py': '',
@@ -109,7 +121,7 @@ def test_setup_py_runs_with_python_3_13(tmp_path):
 @pytest.fixture
 def build(tmp_path):
     for name, text in PACKAGES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
 
     def run(wanted: str = 'mmcv==2.1.0', **variables: str):
@@ -154,10 +166,71 @@ def test_what_the_cache_has_is_not_trusted(build, tmp_path):
     assert 'its operators do not run' in done.stderr
 
 
-def test_a_build_for_gpus_never_comes_from_the_cache(build, tmp_path):
+@pytest.fixture
+def for_gpus(build, tmp_path):
+    """A build of mmcv by a torch for some CUDA; what it found, and says."""
     (tmp_path / 'mmcv' / '_ext.py').touch()
-    assert build(FORCE_CUDA='1').returncode == 0
+
+    def run(cuda: str = '13.0', nvcc: str | None = None, **variables: str):
+        if nvcc:
+            program = tmp_path / 'toolkit' / 'bin' / 'nvcc'
+            program.parent.mkdir(parents=True)
+            program.write_text(f'#!/bin/sh\necho "tools, release {nvcc}, V1"')
+            program.chmod(0o755)
+        done = build(
+            TORCH_CUDA=cuda, CUDA_HOME=str(tmp_path / 'toolkit'), **variables
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / 'variables').read_text().splitlines()
+        return dict(line.split('=', 1) for line in lines if '=' in line), done
+
+    return run
+
+
+@pytest.mark.parametrize('nvcc', ['13.0', '13.2'])
+def test_for_gpus_with_a_toolkit(for_gpus, tmp_path, nvcc):
+    headers = tmp_path / 'nvidia' / 'cu13' / 'include'
+    headers.mkdir(parents=True)
+    found, done = for_gpus(nvcc=nvcc, A_GPU='1', CPATH='/mine')
     assert wheels_asked_for(tmp_path) == [False]
+    assert found['CUDA_HOME'] == str(tmp_path / 'toolkit')
+    # torch's headers include those that came with it.
+    mine, *came = found['CPATH'].split(os.pathsep)
+    assert mine == '/mine' and str(headers) in came
+    assert 'PyPI' not in done.stdout
+
+
+@pytest.mark.parametrize('nvcc', [None, '12.4'])
+@pytest.mark.parametrize('why', ['A_GPU', 'FORCE_CUDA'])
+def test_for_gpus_with_an_nvcc_of_pypi(for_gpus, tmp_path, nvcc, why):
+    found, done = for_gpus(nvcc=nvcc, **{why: '1'})
+    assert wheels_asked_for(tmp_path) == [False]
+    assert found['CUDA_HOME'].endswith('/nvidia/cu13')
+    assert not Path(found['CUDA_HOME']).exists()  # for the build alone
+    here = nvcc or 'none'
+    assert f'CUDA 13.0, {"that" if nvcc else here}' in done.stdout
+    calls = (tmp_path / 'calls').read_text()
+    assert 'nvidia-cuda-nvcc==13.0.*' in calls
+
+
+@pytest.mark.parametrize('nvcc', [None, '13.0'])
+def test_on_a_gpu_with_no_nvcc_to_have(for_gpus, tmp_path, nvcc):
+    """The operators run on CPUs then, as those of pip's cache may."""
+    found, done = for_gpus('12.8', nvcc, A_GPU='1')
+    assert wheels_asked_for(tmp_path) == [True]
+    assert found['FORCE_CUDA'] == '0' and found['CUDA_VISIBLE_DEVICES'] == ''
+    (line,) = (x for x in done.stdout.splitlines() if 'warning' in x)
+    assert 'CUDA 12.8' in line and 'will run on CPUs' in line
+
+
+@pytest.mark.parametrize('cuda', [None, '12.8'])
+def test_for_gpus_that_cannot_be(build, tmp_path, cuda):
+    variables = {'TORCH_CUDA': cuda} if cuda else {}
+    done = build(FORCE_CUDA='1', **variables)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('error: ') and (cuda or 'without CUDA') in line
+    assert not wheels_asked_for(tmp_path)
 
 
 def test_a_build_that_fails_replaces_nothing(build, tmp_path):
