@@ -7,7 +7,8 @@
 #
 # Each step has a limit of its own and stops no other; BUDGET is for all, in
 # seconds. PYTHON is the interpreter, of an environment as tools/install.sh
-# makes it. What is printed is in FOLDER/log.txt, figures are in its *.json.
+# makes it. Tests run in JOBS processes (2), which share the memory of the GPU.
+# What is printed is in FOLDER/log.txt, figures are in its *.json.
 set -u
 cd "$(dirname "$0")/../.."
 FOLDER=${1:-work_dirs/gpu}
@@ -42,7 +43,7 @@ report() {
 
     step environment 60 "$PYTHON" -m pelk_mm.doctor
     step tests 300 "$PYTHON" -m pytest -q -m 'gpu and not slow' \
-        -n 2 -p no:cacheprovider
+        -n "${JOBS:-2}" -p no:cacheprovider
     step operator 120 "$PYTHON" $BENCHMARKS/peripheral_conv.py "${on_gpu[@]}" \
         --dtype bfloat16 --budget 0.2 --json "$FOLDER/peripheral_conv.json"
     step networks 180 "$PYTHON" $BENCHMARKS/throughput.py "${on_gpu[@]}" \
