@@ -281,8 +281,8 @@ def gpu(environment: Environment) -> Iterator[Finding]:
     mmcv = environment.facts('mmcv_ops')
     if facts['gpus'] and mmcv and mmcv['cuda'] is None:
         text = 'mmcv was built without CUDA: detectors do not run on the GPU'
-        advice = _build_mmcv(environment, 'FORCE_CUDA=1 ')
-        yield Finding('mmcv.ops', TROUBLE, text, advice)
+        advice = _build_mmcv(environment)
+        yield Finding('mmcv.ops', NOTE, text, advice)
 
 
 def backends(environment: Environment) -> Iterator[Finding]:
@@ -410,7 +410,6 @@ def _uninstall(names: list[str]) -> str:
     return f'pip uninstall -y {" ".join(names)}'
 
 
-def _build_mmcv(environment: Environment, variables: str = '') -> str:
+def _build_mmcv(environment: Environment) -> str:
     """The command that builds mmcv for the torch that is there."""
-    name = shlex.quote(_MMCV[environment.family])
-    return f'{variables}pelk build-mmcv {name}'
+    return f'pelk build-mmcv {shlex.quote(_MMCV[environment.family])}'
