@@ -252,6 +252,16 @@ def test_a_flipped_bit_of_a_weight_says_where(checkpoint):
         read_checkpoint(checkpoint)
 
 
+def test_a_weight_marked_as_a_folder(checkpoint):
+    """torch reads nothing of it, and returns what was in memory."""
+    content = bytearray(checkpoint.read_bytes())
+    # The attributes in the directory, in front of the name.
+    content[content.rfind(b'model/data/0') - 8] ^= 0x10
+    checkpoint.write_bytes(content)
+    with pytest.raises(CheckpointError, match='folder'):
+        read_checkpoint(checkpoint)
+
+
 def test_a_file_that_changes_is_checked_again(checkpoint):
     assert same(read_checkpoint(checkpoint))
     content = bytearray(checkpoint.read_bytes())

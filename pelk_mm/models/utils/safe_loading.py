@@ -33,6 +33,9 @@ _ZIP, _PICKLE = b'PK\x03\x04', b'\x80'
 #: How a safetensors file goes on after the first half of its header's length,
 #: which is never more than 100 MB.
 _SAFETENSORS = b'\x00\x00\x00\x00{'
+#: The mark of a folder in a zip. torch reads nothing of an entry that has it,
+#: and zipfile does not look: memory that nobody wrote would be the weights.
+_FOLDER = 0x10
 #: A part of a model, or the list of the parts.
 _SHARD = re.compile(r'(-\d{5}-of-\d{5}\.|\.index\.json$)')
 #: What torch's restricted unpickler says of objects that it does not build.
@@ -227,6 +230,8 @@ def _wrong_sums(file: BinaryIO) -> str | None:
             entries = archive.infolist()
             if any(entry.compress_type != ZIP_STORED for entry in entries):
                 return 'it has compressed entries, and torch writes none'
+            if any(entry.external_attr & _FOLDER for entry in entries):
+                return 'it has folders in it, and torch writes none'
             # All of them are 0 where torch was told not to compute any.
             summed = any(entry.CRC for entry in entries)
             wrong = archive.testzip() if summed else None
