@@ -69,7 +69,9 @@ def test_librarys_own_tool(tmp_path):
     config.write_text(text.format(classes=3))
     folder = Path(find_spec('mmpretrain').origin).parent / '.mim'
     tool = folder / 'tools/analysis_tools/get_flops.py'
-    done = forked.run(tool, config, '--shape', 64)
+    # So wide that no word ends with an ellipsis: not all locales have one.
+    wide = dict(COLUMNS='400')
+    done = forked.run(tool, config, '--shape', 64, environment=wide)
     assert done.returncode == 0, done.stderr[-2000:]
     info = get_model_complexity_info(PeLK(ARCH).eval(), (3, 64, 64))
     assert f'Flops: {info["flops_str"]}' in done.stdout

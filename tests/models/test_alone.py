@@ -81,7 +81,7 @@ def test_the_page_about_it_runs(tmp_path, root):
 
     What takes seconds is importing torch, and exporting with it.
     """
-    text = (root / 'docs/pytorch.md').read_text()
+    text = (root / 'docs/pytorch.md').read_text('utf-8')
     blocks = re.findall(
         r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE
     )
@@ -90,14 +90,14 @@ def test_the_page_about_it_runs(tmp_path, root):
     if find_spec('huggingface_hub') is None:
         blocks.remove(*hub)
     code = tmp_path / 'page.py'
-    code.write_text(''.join(blocks))
+    code.write_text(''.join(blocks), 'utf-8')
     done = run_without(f"""
         import os
         from pelk_mm.models.archs import ARCHS
 
         ARCHS['tiny'].update({ARCH})
         os.chdir({str(tmp_path)!r})
-        exec(open('page.py').read())
+        exec(open('page.py', 'rb').read())
         assert (network(images) - expected).abs().max() < 1e-4
     """)
     assert done.returncode == 0, done.stderr

@@ -474,7 +474,7 @@ def test_nothing_else_reads_pickles():
     found = {
         (str(path.relative_to(ROOT)), name)
         for path in sources
-        for name in unpicklers(path.read_text())
+        for name in unpicklers(path.read_text('utf-8'))
     }
     assert found <= EXCEPTIONS, 'use pelk_mm.models.utils.read_checkpoint'
 
