@@ -11,14 +11,10 @@
 #   docker build -t pelk_mm --build-arg PIP_EXTRA_INDEX_URL=ADDRESS .
 #
 # With `docker run --gpus all` torch and the operator use an NVIDIA GPU. mmcv's
-# own ops, which detectors need, are built for the CPU; for CUDA they need its
-# compiler:
+# own ops, which detectors need, are built for the CPU; for GPUs it takes longer:
 #
-#   docker build -t pelk_mm:cuda --build-arg FORCE_CUDA=1 \
-#       --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 .
-ARG BASE=debian:12-slim
-# hadolint ignore=DL3006
-FROM ${BASE} AS system
+#   docker build -t pelk_mm:cuda --build-arg FORCE_CUDA=1 .
+FROM debian:12-slim AS system
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \

@@ -141,7 +141,8 @@ else
     # The right version, and built for this torch?
     if ! { pip install --no-index --no-deps -r "$mmcv" &&
         python -c 'import torch, mmcv._ext'; } >>"$log" 2>&1; then
-        echo '  Compiling them takes about five minutes on two cores; pip then has them in its cache.'
+        echo '  Compiling them takes about five minutes on two cores, and half an hour'
+        echo '  for a GPU; those for CPUs pip then has in its cache.'
         python tools/mmcv_build/build_mmcv.py --log "$log" \
             "$(sed '/^#/d' "$mmcv")" || fail "this step failed; the whole log is $log"
     fi
