@@ -41,8 +41,8 @@ from tests.helpers.sparse_task import differences
 from tests.helpers.toy_task import TOY_CONFIG
 
 #: Losses agree so closely. Ranks and one process sum the same numbers in
-#: another order, 6e-8 relative a sum, and AdamW turns differences of gradients
-#: near zero into differences of steps.
+#: another order, 6e-8 relative a sum, and that grows: most in detection, which
+#: chooses among boxes, and where BatchNorm has two numbers a channel.
 EXACT = 1e-4
 
 #: And so closely before that has grown, in the first two steps. The second
@@ -323,7 +323,7 @@ def test_what_the_tolerances_tell(tmp_path, data, task):
     assert still[1] > 1000 * AT_FIRST
     assert still.max() > 100 * EXACT
     # Otherwise EXACT could be as small as AT_FIRST.
-    assert task == 'classification' or bits.max() > AT_FIRST
+    assert task != 'detection' or bits.max() > AT_FIRST
 
 
 @pytest.mark.slow
