@@ -42,7 +42,11 @@ def fuse_branches(
         return None
     large, small, *norms = cast(Any, parts)
     dtype = _dtype(x)
-    tensors = [x, *layer.parameters(), *layer.buffers()]
+    # By name: listing all members takes the host as long as some launches.
+    tensors = [x, large.weight, small.weight]
+    for norm in norms:
+        tensors += [norm.weight, norm.bias, norm.running_mean]
+        tensors += [norm.running_var, norm.num_batches_tracked]
     if pos_sums is not None:
         tensors.append(pos_sums)
     if not (

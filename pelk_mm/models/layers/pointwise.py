@@ -105,8 +105,10 @@ class _Pad(Function):
 
     @staticmethod
     def forward(
-        dtype: torch.dtype, shapes: list[list[int]], *tensors: Tensor
+        ctx: Any, dtype: torch.dtype, shapes: list[list[int]], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
+        ctx.origins = [(value.shape, value.dtype) for value in tensors]
+        ctx.set_materialize_grads(False)
         sizes = [prod(shape) for shape in shapes]
         zeros = tensors[0].new_zeros(sum(sizes), dtype=dtype).split(sizes)
         padded = []
@@ -114,11 +116,6 @@ class _Pad(Function):
             padded.append(flat.view(shape))
             padded[-1][_inside(tensor.shape)].copy_(tensor)
         return tuple(padded)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.origins = [(value.shape, value.dtype) for value in inputs[2:]]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple:

@@ -86,7 +86,10 @@ def join_branches(
         tuple(float(norm.eps) for norm in norms),
         tuple(float(norm.momentum or 0) for norm in norms),
     )
-    buffers = [tuple(norm.buffers()) for norm in norms]
+    buffers = [
+        (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+        for norm in norms
+    ]
     link = _Link.apply(x) if torch.is_grad_enabled() else None
     affine = [value for norm in norms for value in (norm.weight, norm.bias)]
     parameters = large, small, *affine, pos_sums
@@ -113,7 +116,7 @@ class _Join(Function):
     def forward(
         ctx: Any,
         branches: Branches,
-        buffers: Sequence[tuple[Tensor, ...]],
+        buffers: Sequence[tuple[Any, ...]],
         x: Tensor,
         link: Tensor | None,
         large: Tensor,
