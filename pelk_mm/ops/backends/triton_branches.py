@@ -104,10 +104,12 @@ class _Link(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(x.shape)
+        # A first derivative has none for it: zeros would be added to x's.
+        ctx.set_materialize_grads(False)
+        return _zero(x.dtype, x.device).expand(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor | None) -> Tensor | None:
         return grad
 
 
@@ -190,6 +192,11 @@ class _Join(Function):
             for grad, parameter in zip(grads, parameters, strict=True)
         )
         return None, None, of_x, None, *like
+
+
+@lru_cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def _gradients_again(
