@@ -36,7 +36,9 @@ PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
 NVCC_PARTS = 'cuda-nvcc', 'nvvm', 'cuda-crt', 'cuda-cccl', 'cuda-runtime'
 FIRST_ON_PYPI = 13
 FOR_CPUS = {'FORCE_CUDA': '0', 'CUDA_VISIBLE_DEVICES': ''}
-ADVICE = "for GPUs install NVIDIA's toolkit of that version, or a torch for 13"
+ADVICE = (
+    "for GPUs install NVIDIA's toolkit of that version, or a torch for CUDA 13"
+)
 COMPILED = re.compile(r'^ *(\[\d+/\d+\]) ')
 
 
@@ -75,7 +77,9 @@ def main() -> None:
             tries.insert(0, [])
         for options in tries:
             if options and len(tries) > 1:
-                print("pip's cache has it for another torch, or without them")
+                print(
+                    "pip's cache has it for another torch, or has no operators"
+                )
             build(args.wanted, options, environment, args.log)
             if operators_run():
                 print('mmcv with its operators is installed')
