@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...ops.autocast import autocast_dtype
-from ...ops.backends import memory_format
+from ...ops.backends import memory_format, triton_branches
 from .peripheral_conv import PeripheralConv2d, SmallConv2d
 from .replacing import are_ordinary, are_plain, is_eager_gpu, is_for_triton
 
@@ -58,16 +58,13 @@ def fuse_branches(
         and is_for_triton(large, x, dtype)
     ):
         return None
-    # Importing it imports triton.
-    from ...ops.backends.triton_branches import join_branches
-
     # What adding up and joining the parts would promote them to.
     out_dtype = dtype
     if layer.split[1]:
         out_dtype = torch.promote_types(out_dtype, x.dtype)
     if pos_sums is not None:
         out_dtype = torch.promote_types(out_dtype, large.weight.dtype)
-    return join_branches(
+    return triton_branches.join_branches(
         x,
         large.weight,
         small.weight,

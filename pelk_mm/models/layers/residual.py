@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
+from ...ops.backends import triton_residual
 from .drop_path import DropPath
 from .replacing import are_ordinary, are_plain, is_eager_gpu, is_for_triton
 
@@ -74,9 +75,6 @@ def _fused(
         and is_for_triton(conv, x, dtype)
     ):
         return None
-    # Importing it imports triton.
-    from ...ops.backends import triton_residual
-
     drawn = drop_path.draw(x)
     kept = 1.0 if drawn is None else 1 - drop_path.drop_prob
     return triton_residual.add_scaled(x, y, scale, drawn, kept, dtype)
