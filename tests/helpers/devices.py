@@ -25,6 +25,14 @@ def captured(call: Callable) -> tuple[Callable[[], None], object]:
     return graph.replay, results
 
 
+def distance(got: list[torch.Tensor], truth: list[torch.Tensor]) -> float:
+    """Of all tensors at once, over the length of the true ones."""
+    pairs = zip(got, truth, strict=True)
+    error = sum((a.double() - b).square().sum() for a, b in pairs)
+    length = sum(b.double().square().sum() for b in truth)
+    return (error / length).sqrt().item()
+
+
 def peak_memory(call: Callable) -> int:
     """Bytes that a call adds on the GPU, at its peak."""
     torch.cuda.synchronize()

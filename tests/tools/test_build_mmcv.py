@@ -207,8 +207,8 @@ def test_for_gpus_with_an_nvcc_of_pypi(for_gpus, tmp_path, nvcc, why):
     assert wheels_asked_for(tmp_path) == [False]
     assert found['CUDA_HOME'].endswith('/nvidia/cu13')
     assert not Path(found['CUDA_HOME']).exists()  # for the build alone
-    here = nvcc or 'none'
-    assert f'CUDA 13.0, {"that" if nvcc else here}' in done.stdout
+    here = 'that' if nvcc else 'none'
+    assert f'CUDA 13.0, {here}' in done.stdout
     calls = (tmp_path / 'calls').read_text()
     assert 'nvidia-cuda-nvcc==13.0.*' in calls
 

@@ -17,6 +17,7 @@ from pelk_mm.models.backbones.pelk import PeLKBlock
 from pelk_mm.models.layers import DropPath, fused_branches, pointwise, residual
 from pelk_mm.models.layers.peripheral_conv import PeripheralConv2d, SmallConv2d
 from pelk_mm.ops import SharingGrid
+from tests.helpers.devices import distance
 from tests.ops.test_triton import INTERPRETED
 
 pytest.importorskip('triton')
@@ -143,14 +144,6 @@ def test_drop_path_keeps_or_drops_samples():
     assert set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
     assert 0.95 < y.mean() < 1.05
     assert drop_path.eval()(x) is x and drop_path.draw(x) is None
-
-
-def distance(got, expected):
-    """Of all gradients at once, over their length."""
-    pairs = zip(got, expected, strict=True)
-    error = sum((a.double() - b).square().sum().item() for a, b in pairs)
-    length = sum(b.double().square().sum().item() for b in expected)
-    return (error / length) ** 0.5
 
 
 class TestInterpreted:
