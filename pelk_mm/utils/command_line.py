@@ -12,6 +12,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from .errors import LaunchError, explain, from_config
 from .output import fewer_warnings
 from .trust import weights_only
@@ -173,6 +175,10 @@ def command(
     with weights_only(), fewer_warnings():
         try:
             yield
+            # Threads of the backend that are left at the end of Python can
+            # end a process that has done its work with an abort.
+            if dist.is_available() and dist.is_initialized():
+                dist.destroy_process_group()
         except (LaunchError, *expected) as error:
             _end(error, explain(error), about)
         except Exception as error:
