@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import traceback
@@ -175,10 +176,12 @@ def command(
     with weights_only(), fewer_warnings():
         try:
             yield
-            # Threads of the backend that are left at the end of Python can
-            # end a process that has done its work with an abort.
+            # A thread of gloo that frees a tensor while Python ends aborts the
+            # process. They end with the group, which the model holds too, and
+            # that is in reference cycles.
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
+                gc.collect()
         except (LaunchError, *expected) as error:
             _end(error, explain(error), about)
         except Exception as error:

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import ConfigDict, DictAction
 from mmengine.registry import MODELS, init_default_scope
+from torch.nn.parallel import DistributedDataParallel
 
 import pelk_mm  # noqa: F401, registers PeLK
 from pelk_mm.utils.command_line import (
@@ -118,6 +120,29 @@ def test_nothing_runs_code_in_a_command(tmp_path):
     with pytest.raises(Exception, match='(?i)weights'), command():
         torch.load(path, weights_only=False)
     detonate(path, marker)
+
+
+def gloo_threads() -> int:
+    names = Path('/proc/self/task').glob('*/comm')
+    return sum('gloo' in name.read_text() for name in names)
+
+
+@pytest.mark.skipif(
+    not Path('/proc/self/task').is_dir(), reason='lists threads as Linux does'
+)
+def test_no_thread_of_a_process_group_is_left(tmp_path):
+    before = gloo_threads()
+    store = torch.distributed.FileStore(str(tmp_path / 'store'), 1)
+    with command():
+        torch.distributed.init_process_group(
+            'gloo', store=store, rank=0, world_size=1
+        )
+        model = DistributedDataParallel(torch.nn.Linear(1, 1))
+        # As a runner and its hooks hold each other.
+        model.hook = [model]
+        del model
+        assert gloo_threads() > before
+    assert gloo_threads() == before
 
 
 def test_config_options(capsys):
