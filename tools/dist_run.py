@@ -32,11 +32,11 @@ def explain(failures: dict[int, ProcessFailure], training: bool) -> str:
     """In one line what ended the run; failures are this machine's by rank."""
     rank, first = min(failures.items(), key=_order)
     where = f'process {rank} (pid {first.pid})'
-    if first.exitcode < 0:
+    text = _recorded(first)
+    if first.exitcode < 0 and not text:
         name = signal.Signals(-first.exitcode).name
         why = ', as when memory runs out' if name == 'SIGKILL' else ''
         return f'{where} was ended by {name}{why}{RESUME * training}'
-    text = _recorded(first)
     kind, _, message = text.partition(': ')
     if kind == 'LaunchError':
         return message
@@ -60,13 +60,16 @@ def _order(item: tuple[int, ProcessFailure]) -> tuple:
     A process that is killed takes its peers with it: their connections break,
     or torchrun ends them by SIGTERM, and by SIGKILL where that does not help,
     as with one that hangs. Its peers say that they have waited too long.
+    What has recorded an error ended by that, even if a thread of its process
+    group has aborted it on the way out.
     """
     _, failure = item
     text = _recorded(failure)
+    raised = failure.exitcode > 0 or text != ''
     return (
         failure.exitcode == -signal.SIGTERM,
         'timed out' not in text.lower(),
-        failure.exitcode > 0 and not text.startswith('LaunchError'),
+        raised and not text.startswith('LaunchError'),
         failure.exitcode == -signal.SIGKILL,
         failure.timestamp,
     )

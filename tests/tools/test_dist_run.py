@@ -56,6 +56,17 @@ def test_a_kill_comes_before_what_it_causes(explain, failure):
     assert '--resume' in line
 
 
+def test_an_abort_behind_an_error_is_not_the_cause(explain, failure):
+    """As of a thread that still frees tensors while Python ends."""
+    ended = {0: failure(10, -6, 'KeyError: x', 4)}
+    line = explain(ended, training=True)
+    assert line.startswith('process 0 (pid 10) failed with KeyError: x;')
+    ended[0] = failure(10, -6, 'RuntimeError: Connection closed by peer', 5)
+    ended[1] = failure(11, 1, 'KeyError: y', 4)
+    line = explain(ended, training=True)
+    assert line.startswith('process 1 (pid 11) failed with KeyError: y;')
+
+
 def test_a_message_is_repeated(explain, failure):
     line = explain(
         {
@@ -99,6 +110,6 @@ def test_one_that_hangs_is_killed_last(explain, failure):
         'process 0 (pid 10) failed with RuntimeError: Timed out '
         'waiting 20000ms; its traceback is above'
     )
-    assert 'process 0 (pid 10) was ended by SIGABRT' in explain(
-        {0: failure(10, -6), 1: failure(11, -9)}, training=False
+    assert 'process 0 (pid 12) was ended by SIGABRT' in explain(
+        {0: failure(12, -6), 1: failure(11, -9)}, training=False
     )
