@@ -134,10 +134,11 @@ def for_cuda(folder: Path, log: Path | None) -> dict[str, str] | None:
             f'torch {torch.__version__} here is without CUDA'
         )
     found = {}
-    if here is None or here[0] != wanted.split('.')[0]:
+    major = wanted.split('.')[0]
+    if here is None or here[0] != major:
         why = f'that here is for {".".join(here)}' if here else 'none is here'
         why = f'torch needs an nvcc of CUDA {wanted}, {why}'
-        if int(wanted.split('.')[0]) < FIRST_ON_PYPI:
+        if int(major) < FIRST_ON_PYPI:
             if os.environ.get('FORCE_CUDA') == '1':
                 sys.exit(f'error: {why}; {ADVICE}')
             print(f'warning: {why}: the operators will run on CPUs; {ADVICE}')
