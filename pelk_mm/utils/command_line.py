@@ -176,9 +176,9 @@ def command(
     with weights_only(), fewer_warnings():
         try:
             yield
-            # A thread of gloo that frees a tensor while Python ends aborts the
-            # process. They end with the group, which the model holds too, and
-            # that is in reference cycles.
+            # Threads of gloo that free a tensor while Python ends abort the
+            # process. They end with the group, which the model holds, too: it
+            # and its hooks are in reference cycles.
             if dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
                 gc.collect()
